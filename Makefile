@@ -1,0 +1,50 @@
+# dev sets up .venv; demo shows the thing at work; test, lint and check verify; proto writes the stubs.
+# On a machine with an NVIDIA GPU, `make clean dev CUDA=1` takes PyTorch's CUDA build (gigabytes), not the CPU build.
+PYTHON ?= python3
+CUDA ?=
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+TORCH := 2.13.0
+CPU_WHEELS := https://download.pytorch.org/whl/cpu
+ROOMS := attention_workers checkpoint cluster demo expert_workers gateway kernels membership proto router settings
+
+.PHONY: dev proto test lint check demo clean
+
+dev: .venv/.installed
+
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "expertfleet needs Python 3.11 or newer: make dev PYTHON=python3.12"; exit 1; }
+	@echo "setting up .venv (about two minutes the first time)"
+	@$(PYTHON) -m venv .venv
+ifeq ($(CUDA)$(filter-out Linux,$(shell uname -s)),)
+	@$(PIP) install "torch==$(TORCH)+cpu" 2>/dev/null || \
+		$(PIP) install "torch==$(TORCH)+cpu" --index-url $(CPU_WHEELS)
+	@$(PIP) install -c constraints.txt setuptools
+	@$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev]'
+else
+	@$(PIP) install -c constraints.txt setuptools
+	@$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev,gpu]'
+endif
+	@mkdir -p .link && ln -sfn .. .link/expertfleet
+	@touch $@
+
+demo: dev
+	@$(BIN)/python -m expertfleet.demo
+
+test: dev
+	@$(BIN)/pytest -q
+
+lint: dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy $(addprefix -p expertfleet.,$(ROOMS))
+
+check: lint
+	@$(BIN)/python -m expertfleet.proto.make_stubs --check
+
+proto: dev
+	@$(BIN)/python -m expertfleet.proto.make_stubs
+
+clean:
+	rm -rf .venv .link

@@ -1,0 +1,1 @@
+"""An attention worker: sequences, scheduler, latent cache, model, sampler, engine."""

@@ -1,0 +1,53 @@
+"""What one attention worker is told at start; knows nothing of the fleet's other members."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..settings.reader import option
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """Configuration of one attention worker."""
+
+    model: Path = option(help="checkpoint directory")
+    seat: str = option("attention-0", "the seat this process takes")
+    controller: str | None = option(None, "HOST:PORT of the controller; without one --shards names the expert shards")
+    shards: tuple[str, ...] = option((), "HOST:PORT of every expert shard, when there is no controller")
+    host: str = option("127.0.0.1", "address to listen on")
+    port: int = option(0, "port to listen on; 0 takes any free one")
+    node: str = option("", "name of the machine in status; the host name if empty")
+    dtype: Literal["bfloat16", "float32"] = option("bfloat16", "dtype of activations, cache and frames")
+    threads: int = option(1, "threads of the engine")
+    max_model_len: int | None = option(None, "most positions of a sequence; the checkpoint's own limit if not given")
+    max_num_seqs: int = option(64, "most sequences in one forward step")
+    max_num_batched_tokens: int = option(512, "most tokens in one forward step")
+    max_micro_batches: int = option(1, "forward steps under way at once; 2 hides a remote shard's latency")
+    cache_gib: float | None = option(None, "latent cache, GiB; if not given 1 or one full-length sequence, if larger")
+    layer_deadline_s: float = option(10.0, "seconds that one layer's experts may take, retries and all")
+    max_frame_mib: int = option(64, "largest frame accepted, MiB")
+    drain_s: float = option(30.0, "seconds that running sequences may take after SIGTERM")
+
+    def __post_init__(self) -> None:
+        _within("threads", self.threads, 1, 1024)
+        _within("port", self.port, 0, 65535)
+        _within("max_model_len", self.max_model_len if self.max_model_len is not None else 1, 1, 1 << 24)
+        _within("max_num_seqs", self.max_num_seqs, 1, 1 << 16)
+        _within("max_num_batched_tokens", self.max_num_batched_tokens, 1, 1 << 20)
+        _within("max_micro_batches", self.max_micro_batches, 1, 8)
+        _within("cache_gib", self.cache_gib if self.cache_gib is not None else 1, 1e-3, 1 << 14)
+        _within("layer_deadline_s", self.layer_deadline_s, 0.001, 3600)
+        _within("max_frame_mib", self.max_frame_mib, 1, 1024)
+        _within("drain_s", self.drain_s, 0, 86_400)
+        if self.controller is not None and self.shards:
+            raise ValueError(f"shards: {', '.join(self.shards)} are the controller's to name; give one of the two")
+
+    @property
+    def max_frame_bytes(self) -> int:
+        return self.max_frame_mib << 20
+
+
+def _within(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"{name}: {value} is not within {low} to {high}")

@@ -1,0 +1,186 @@
+"""The engine: the one thread that owns torch and steps every forward pass.
+
+Knows nothing of the wire and of who computes experts. A forward pass is a coroutine that stops at each layer's experts;
+the engine resumes it when they have answered, and steps another meanwhile. 1. take messages; 2. start a micro-batch
+while there is room and work; 3. resume what is ready; 4. sample, publish, repeat.
+"""
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+
+import torch
+
+from ..proto.errors import Code, FleetError
+from ..router.dispatch import Dispatch
+from .sampler import sample
+from .scheduler import Chunk, Scheduler
+from .sequence import Sequence
+
+logger = logging.getLogger(__name__)
+
+Forward = Callable[[list[Chunk]], Coroutine[Dispatch, None, torch.Tensor]]
+
+
+@dataclass(slots=True)
+class Counters:
+    """What the engine has done since it started; written by its thread alone."""
+
+    steps: int = 0
+    tokens_computed: int = 0
+    tokens_generated: int = 0
+    sequences_stepped: int = 0
+    max_sequences_in_step: int = 0
+    failed_sequences: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """One micro-batch under way."""
+
+    chunks: list[Chunk]
+    forward: Coroutine[Dispatch, None, torch.Tensor]
+
+
+class Engine:
+    """``forward`` maps chunks to logits [S, V] fp32, one row for each chunk that samples, in order."""
+
+    def __init__(self, scheduler: Scheduler, forward: Forward, max_micro_batches: int, threads: int) -> None:
+        self.counters = Counters()
+        self._scheduler = scheduler
+        self._forward = forward
+        self._max_micro_batches = max_micro_batches
+        self._threads = threads
+        self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._flights: set[Flight] = set()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def add(self, sequence: Sequence) -> None:
+        """From any thread; the sequence's ``publish`` gets its tokens, or one error."""
+        self._inbox.put(lambda: self._add(sequence))
+
+    def cancel(self, sequence: Sequence) -> None:
+        """From any thread: frees the sequence now, or when the step it is part of comes back."""
+        self._inbox.put(lambda: self._cancel(sequence))
+
+    def stop(self) -> None:
+        """Ends the thread once every running forward pass has come back; sequences left get DRAINING."""
+        self._inbox.put(None)
+        self._thread.join()
+
+    @property
+    def num_sequences(self) -> int:
+        return self._scheduler.num_running + self._scheduler.num_waiting
+
+    def _run(self) -> None:
+        torch.set_num_threads(self._threads)
+        with torch.inference_mode():
+            while not self._stopping or self._flights:
+                message = self._inbox.get()
+                while True:
+                    self._handle(message)
+                    try:
+                        message = self._inbox.get_nowait()
+                    except queue.Empty:
+                        break
+                self._launch()
+        for sequence in list(self._scheduler.sequences()):
+            sequence.publish(FleetError(Code.DRAINING, "the worker was stopped"))
+
+    def _handle(self, message: Callable[[], None] | None) -> None:
+        if message is None:
+            self._stopping = True
+        else:
+            message()
+
+    def _launch(self) -> None:
+        while not self._stopping and len(self._flights) < self._max_micro_batches:
+            for sequence in [each for each in self._scheduler.sequences() if each.expired and not each.in_flight]:
+                self._fail(sequence, FleetError(Code.DEADLINE, "the request's deadline passed"))
+            chunks = self._scheduler.schedule()
+            if not chunks:
+                return
+            self._count(chunks)
+            flight = Flight(chunks, self._forward(chunks))
+            self._flights.add(flight)
+            self._step(flight)
+
+    def _step(self, flight: Flight) -> None:
+        try:
+            dispatch = flight.forward.send(None)
+        except StopIteration as result:
+            self._land(flight, result.value)
+        except FleetError as error:
+            self._crash(flight, error)
+        except Exception:
+            logger.exception("a forward step of %d sequences failed", len(flight.chunks))
+            self._crash(flight, FleetError(Code.INTERNAL, "a forward step failed; see the worker's log"))
+        else:
+            dispatch.when_done(lambda: self._inbox.put(lambda: self._step(flight)))
+
+    def _land(self, flight: Flight, logits: torch.Tensor) -> None:
+        self._flights.discard(flight)
+        rows = iter(logits)
+        for chunk in flight.chunks:
+            self._scheduler.landed(chunk)
+            row = next(rows) if chunk.samples else None
+            if chunk.sequence.cancelled:
+                self._scheduler.remove(chunk.sequence)
+            elif row is not None:
+                self._advance(chunk.sequence, row)
+        self._keep_going()
+
+    def _advance(self, sequence: Sequence, logits: torch.Tensor) -> None:
+        if not torch.isfinite(logits).all():
+            self._fail(sequence, FleetError(Code.NON_FINITE, "the sequence's logits are not finite"))
+            return
+        token = sample(logits, sequence)
+        reason = sequence.append(token.token_id)
+        self.counters.tokens_generated += 1
+        if reason:
+            self._scheduler.remove(sequence)
+        sequence.publish(([token], reason))
+
+    def _crash(self, flight: Flight, error: FleetError) -> None:
+        self._flights.discard(flight)
+        for chunk in flight.chunks:
+            chunk.sequence.in_flight = False
+            self._fail(chunk.sequence, error)
+        self._keep_going()
+
+    def _fail(self, sequence: Sequence, error: FleetError) -> None:
+        self._scheduler.remove(sequence)
+        self.counters.failed_sequences += 1
+        sequence.publish(error)
+
+    def _keep_going(self) -> None:
+        """The next turn of the loop must come even when nobody sends a message."""
+        self._inbox.put(_nothing)
+
+    def _add(self, sequence: Sequence) -> None:
+        if self._stopping:
+            sequence.publish(FleetError(Code.DRAINING, "the worker is stopping"))
+        else:
+            self._scheduler.add(sequence)
+
+    def _cancel(self, sequence: Sequence) -> None:
+        sequence.cancelled = True
+        if not sequence.in_flight:
+            self._scheduler.remove(sequence)
+
+    def _count(self, chunks: list[Chunk]) -> None:
+        counters = self.counters
+        counters.steps += 1
+        counters.tokens_computed += sum(chunk.count for chunk in chunks)
+        counters.sequences_stepped += len(chunks)
+        counters.max_sequences_in_step = max(counters.max_sequences_in_step, len(chunks))
+
+
+def _nothing() -> None:
+    return None

@@ -1,0 +1,58 @@
+"""The latent cache: one page is one attention split of one sequence.
+
+Knows nothing of sequences beyond the pages they hold. A position stores kv_lora_rank + qk_rope_head_dim values a layer:
+the normalised latent, then the rotated shared key. Pages start zeroed, so that the unused tail of a split is finite.
+"""
+
+import torch
+
+PAGE = 256
+
+
+class PageAllocator:
+    """Hands out page numbers; the lowest free ones first, so that a small load touches little memory."""
+
+    def __init__(self, num_pages: int) -> None:
+        self.num_pages = num_pages
+        self._free = list(range(num_pages - 1, -1, -1))
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    @staticmethod
+    def needed(num_positions: int) -> int:
+        return -(-num_positions // PAGE)
+
+    def take(self, count: int) -> list[int]:
+        assert count <= len(self._free), (count, len(self._free))
+        return [self._free.pop() for _ in range(count)]
+
+    def give_back(self, pages: list[int]) -> None:
+        self._free.extend(reversed(pages))
+
+
+class LatentCache:
+    """[num_layers, num_pages, PAGE, width], in the worker's dtype."""
+
+    def __init__(self, num_layers: int, num_pages: int, width: int, dtype: torch.dtype) -> None:
+        self._pages = torch.zeros(num_layers, num_pages, PAGE, width, dtype=dtype)
+        self._flat = self._pages.view(num_layers, num_pages * PAGE, width)
+
+    def write(self, layer: int, slots: torch.Tensor, latents: torch.Tensor) -> None:
+        """``latents`` [T, width] to slot ids [T] int64 (page × PAGE + offset)."""
+        self._flat[layer].index_copy_(0, slots, latents)
+
+    def splits(self, layer: int, pages: list[int], num_positions: int) -> list[torch.Tensor]:
+        """The pages [PAGE, width] that hold the first ``num_positions`` positions, in order, uncopied."""
+        cache = self._pages[layer]
+        return [cache[page] for page in pages[: PageAllocator.needed(num_positions)]]
+
+    @staticmethod
+    def page_bytes(num_layers: int, width: int, dtype: torch.dtype) -> int:
+        return num_layers * PAGE * width * dtype.itemsize
+
+
+def slots_of(pages: list[int], first: int, count: int) -> list[int]:
+    """Slot ids of ``count`` positions from ``first`` on."""
+    return [pages[position // PAGE] * PAGE + position % PAGE for position in range(first, first + count)]

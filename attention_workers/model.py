@@ -1,0 +1,163 @@
+"""The model without its routed experts, in reading order: embedding, latent attention, gate, dense and shared MLP, head.
+
+Knows nothing of sequences' fate, of shards, and of the wire: routed experts are awaited from the router. Formulas:
+DeepSeek-V2 (arXiv 2405.04434, section 2.1) and V3 (arXiv 2412.19437), as in transformers' ``modeling_deepseek_v3.py``;
+attention in its absorbed form. Every operation is row-exact: a row's bits do not depend on its neighbours in the step.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from ..checkpoint.model_config import ModelConfig
+from ..kernels.exact_linear import ExactHeads, ExactLinear
+from ..kernels.mla import mla_attend
+from ..kernels.norm import rms_norm
+from ..kernels.rope import RopeTable, apply_rope
+from ..kernels.silu import silu_mul
+from ..router.gate import Gate
+from ..router.router import Router
+from .kv_cache import LatentCache, slots_of
+from .scheduler import Chunk
+
+Watcher = Callable[[int, torch.Tensor], None]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One forward step: the tokens of several chunks, one after the other."""
+
+    token_ids: torch.Tensor  # [T] int64
+    positions: torch.Tensor  # [T] int64
+    slots: torch.Tensor  # [T] int64, where each token's latent goes
+    chunks: list[Chunk]
+    sampled_rows: torch.Tensor  # [S] int64, the last row of every chunk that samples
+    priority: int
+
+    @staticmethod
+    def of(chunks: list[Chunk]) -> "Batch":
+        token_ids: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        sampled: list[int] = []
+        for chunk in chunks:
+            last = chunk.first + chunk.count
+            token_ids += chunk.sequence.tokens[chunk.first : last]
+            positions += range(chunk.first, last)
+            slots += slots_of(chunk.sequence.pages, chunk.first, chunk.count)
+            if chunk.samples:
+                sampled.append(len(token_ids) - 1)
+        tensors = [torch.tensor(values, dtype=torch.int64) for values in (token_ids, positions, slots, sampled)]
+        priority = min(chunk.sequence.priority for chunk in chunks)
+        return Batch(tensors[0], tensors[1], tensors[2], chunks, tensors[3], priority)
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Multi-head latent attention of one layer."""
+
+    config: ModelConfig
+    layer: int
+    q_down: ExactLinear | None  # [q_lora_rank, H]; None: q_up takes the hidden row itself
+    q_norm: torch.Tensor | None  # [q_lora_rank]
+    q_up: ExactLinear  # [heads · (nope + rope), q_lora_rank or H]
+    kv_down: ExactLinear  # [kv_lora_rank + rope, H]
+    kv_norm: torch.Tensor  # [kv_lora_rank]
+    absorb_key: ExactHeads  # per head [kv_lora_rank, nope]: W_UK transposed
+    absorb_value: ExactHeads  # per head [v, kv_lora_rank]: W_UV
+    out: ExactLinear  # [H, heads · v]
+
+    def __call__(self, x: torch.Tensor, batch: Batch, cache: LatentCache, rope: RopeTable) -> torch.Tensor:
+        """[T, H] normalised hidden rows to [T, H]; the rows' latents are in the cache afterwards."""
+        config, T = self.config, x.shape[0]
+        rank, nope = config.kv_lora_rank, config.qk_nope_head_dim
+        latent, key = self.kv_down(x).split([rank, config.qk_rope_head_dim], dim=-1)
+        latent = rms_norm(latent, self.kv_norm, config.latent_norm_eps)
+        key = apply_rope(key.unsqueeze(1), batch.positions, rope).squeeze(1)
+        cache.write(self.layer, batch.slots, torch.cat((latent, key), dim=-1))
+
+        if self.q_down is not None and self.q_norm is not None:
+            x = rms_norm(self.q_down(x), self.q_norm, config.latent_norm_eps)
+        query = self.q_up(x).view(T, config.num_heads, config.qk_head_dim)
+        q_latent = self.absorb_key(query[..., :nope])  # [T, heads, rank]
+        q_rope = apply_rope(query[..., nope:], batch.positions, rope)  # [T, heads, rope]
+        attended = torch.empty_like(q_latent)
+        row = 0
+        for chunk in batch.chunks:
+            rows = slice(row, row + chunk.count)
+            splits = cache.splits(self.layer, chunk.sequence.pages, chunk.first + chunk.count)
+            attended[rows] = mla_attend(q_latent[rows], q_rope[rows], splits, chunk.first, rope.softmax_scale)
+            row += chunk.count
+        return self.out(self.absorb_value(attended).reshape(T, -1))
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """SwiGLU: the dense layers' MLP, and the shared expert."""
+
+    gate: ExactLinear
+    up: ExactLinear
+    down: ExactLinear
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(silu_mul(self.gate(x), self.up(x)))
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One decoder layer; ``gate`` is None for a dense one, whose MLP is then all there is."""
+
+    attention_norm: torch.Tensor  # [H]
+    attention: Attention
+    mlp_norm: torch.Tensor  # [H]
+    mlp: Mlp
+    gate: Gate | None
+
+
+class Model:
+    """All layers; ``forward`` is a coroutine that stops wherever experts of other machines are needed."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        embedding: torch.Tensor,  # [V, H]
+        layers: list[Layer],
+        norm: torch.Tensor,  # [H]
+        head: ExactLinear,  # [V, H]
+        rope: RopeTable,
+    ) -> None:
+        self.config = config
+        self._embedding = embedding
+        self._layers = layers
+        self._norm = norm
+        self._head = head
+        self._rope = rope
+
+    async def forward(
+        self, batch: Batch, cache: LatentCache, router: Router, watch: Watcher | None = None
+    ) -> torch.Tensor:
+        """Logits [S, V] fp32 of the sampled rows; ``watch`` sees (layer, hidden [T, H]) after every layer."""
+        eps = self.config.rms_norm_eps
+        x = self._embedding[batch.token_ids]
+        for index, layer in enumerate(self._layers):
+            x = x + layer.attention(rms_norm(x, layer.attention_norm, eps), batch, cache, self._rope)
+            normed = rms_norm(x, layer.mlp_norm, eps)
+            if layer.gate is None:
+                x = x + layer.mlp(normed)
+            else:
+                x = x + await _mixture(index, layer, layer.gate, normed, router, batch.priority)
+            if watch is not None:
+                watch(index, x)
+        return self._head(rms_norm(x[batch.sampled_rows], self._norm, eps)).float()
+
+
+async def _mixture(
+    index: int, layer: Layer, gate: Gate, x: torch.Tensor, router: Router, priority: int
+) -> torch.Tensor:
+    """Routed experts plus shared expert [T, H]; the shared one is computed while the routed rows travel."""
+    topk_ids, topk_weights = gate(x)
+    dispatch = router.dispatch(index, x, topk_ids, topk_weights, priority)
+    shared = layer.mlp(x)
+    await dispatch
+    return (dispatch.combined() + shared.float()).to(x.dtype)

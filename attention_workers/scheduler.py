@@ -1,0 +1,122 @@
+"""The scheduler: which sequences compute how many tokens in the next forward step.
+
+Handles no tensor and no clock beyond deadlines. Decode rows go first, prompts fill what is left of the token budget in
+chunks. When the cache is full the youngest sequence gives its pages back and is computed again later: by contract its
+tokens come out the same.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .kv_cache import PageAllocator
+from .sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """``count`` tokens of a sequence from position ``first`` on."""
+
+    sequence: Sequence
+    first: int
+    count: int
+
+    @property
+    def samples(self) -> bool:
+        """Whether the chunk ends with the newest token, so that its last row yields the next one."""
+        return self.first + self.count == len(self.sequence.tokens)
+
+
+class Scheduler:
+    """Waiting and running sequences, and the pages they hold."""
+
+    def __init__(self, pages: PageAllocator, max_num_seqs: int, max_num_batched_tokens: int) -> None:
+        self.num_preemptions = 0
+        self._pages = pages
+        self._max_num_seqs = max_num_seqs
+        self._max_num_batched_tokens = max_num_batched_tokens
+        self._waiting: list[Sequence] = []
+        self._running: list[Sequence] = []
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    def sequences(self) -> Iterator[Sequence]:
+        yield from self._running
+        yield from self._waiting
+
+    def add(self, sequence: Sequence) -> None:
+        self._waiting.append(sequence)
+        self._waiting.sort(key=_urgency)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Frees a sequence's pages; one that is in flight must have come back first."""
+        assert not sequence.in_flight, sequence.request_id
+        self._release(sequence)
+        if sequence in self._running:
+            self._running.remove(sequence)
+        elif sequence in self._waiting:
+            self._waiting.remove(sequence)
+
+    def schedule(self) -> list[Chunk]:
+        """The next forward step: each chunk has its pages, each sequence is marked in flight."""
+        self._admit()
+        room = self._max_num_batched_tokens
+        chunks: list[Chunk] = []
+        idle = [sequence for sequence in self._running if not sequence.in_flight]
+        for sequence in sorted(idle, key=lambda sequence: (sequence.num_to_compute > 1, *_urgency(sequence))):
+            count = min(sequence.num_to_compute, room)
+            if not count or len(chunks) == self._max_num_seqs or sequence not in self._running:
+                continue
+            if not self._extend(sequence, sequence.num_cached + count, {chunk.sequence for chunk in chunks}):
+                continue
+            chunks.append(Chunk(sequence, sequence.num_cached, count))
+            sequence.in_flight = True
+            room -= count
+        return chunks
+
+    def landed(self, chunk: Chunk) -> None:
+        """The chunk's latents are in the cache."""
+        chunk.sequence.in_flight = False
+        chunk.sequence.num_cached = chunk.first + chunk.count
+
+    def _admit(self) -> None:
+        while self._waiting and len(self._running) < self._max_num_seqs:
+            needed = self._pages.needed(len(self._waiting[0].tokens) + 1)
+            if needed > self._pages.num_free:
+                return
+            sequence = self._waiting.pop(0)
+            sequence.pages = self._pages.take(needed)
+            self._running.append(sequence)
+
+    def _extend(self, sequence: Sequence, num_positions: int, chosen: set[Sequence]) -> bool:
+        """Whether ``sequence`` now has pages for ``num_positions``, the youngest others giving way if they must."""
+        missing = self._pages.needed(num_positions) - len(sequence.pages)
+        while missing > self._pages.num_free:
+            victims = [other for other in self._running if not other.in_flight and other not in chosen]
+            victim = max(victims, key=_urgency, default=sequence)
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+        if missing > 0:
+            sequence.pages += self._pages.take(missing)
+        return True
+
+    def _preempt(self, victim: Sequence) -> None:
+        self._release(victim)
+        self._running.remove(victim)
+        self.num_preemptions += 1
+        self.add(victim)
+
+    def _release(self, sequence: Sequence) -> None:
+        self._pages.give_back(sequence.pages)
+        sequence.pages = []
+        sequence.num_cached = 0
+
+
+def _urgency(sequence: Sequence) -> tuple[int, int]:
+    return (sequence.priority, sequence.arrival)

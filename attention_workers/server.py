@@ -1,0 +1,216 @@
+"""One attention worker as a running server: composes model, cache, scheduler, engine, router and service.
+
+Knows nothing of Ray. ``start`` returns when the port is bound; a loader thread then runs the numerics self-test, takes
+the seat, loads the weights, and reports ready.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Coroutine
+
+import grpc
+import torch
+
+from ..checkpoint.tensors import Checkpoint
+from ..kernels.numerics import attention_self_test
+from ..membership.epoch import NO_EPOCH
+from ..membership.tenancy import Tenancy
+from ..membership.watch import EpochWatch
+from ..proto.codec import DTYPE_NAMES, Hello
+from ..proto.errors import FleetError
+from ..proto.generated import generate_pb2_grpc, membership_pb2
+from ..proto.io_thread import IoThread
+from ..router.dispatch import Dispatch
+from ..router.router import Router
+from .config import AttentionConfig
+from .engine import Engine
+from .kv_cache import PAGE, LatentCache, PageAllocator
+from .model import Batch, Model
+from .scheduler import Chunk, Scheduler
+from .service import GenerateService, Limits
+from .static_shards import describe_shards
+from .weights import Loader, linear_shapes
+
+logger = logging.getLogger(__name__)
+
+_GIB = 1 << 30
+
+
+class AttentionServer:
+    """Construction checks the configuration against the checkpoint; nothing runs before ``start``."""
+
+    def __init__(self, config: AttentionConfig) -> None:
+        self.config = config
+        self.checkpoint = Checkpoint.open(config.model)
+        self.dtype = DTYPE_NAMES[config.dtype]
+        model = self.checkpoint.config
+        self.max_model_len = min(config.max_model_len or model.max_position_embeddings, model.max_position_embeddings)
+        page_bytes = LatentCache.page_bytes(model.num_layers, model.latent_width, self.dtype)
+        num_pages = cache_pages(config.cache_gib, page_bytes, self.max_model_len)
+        self.pages = PageAllocator(num_pages)
+        self.cache = LatentCache(model.num_layers, num_pages, model.latent_width, self.dtype)
+        self.scheduler = Scheduler(self.pages, config.max_num_seqs, config.max_num_batched_tokens)
+        self.engine = Engine(self.scheduler, self._forward, config.max_micro_batches, config.threads)
+        self.address = ""
+        self.numerics = ""
+        self._model: Model | None = None
+        self._loader: Loader | None = None
+        self._stopping = threading.Event()
+        self._ended = threading.Event()
+
+    def start(self) -> None:
+        """Binds the port and starts loading in the background. Raises OSError when the port is taken."""
+        config = self.config
+        self._io = IoThread("attention-io")
+        self.tenancy = Tenancy(self._io, config.seat, config.controller, self._fill, config.node)
+        hello = Hello(config.seat, self.checkpoint.fingerprint, config.dtype, config.max_frame_bytes)
+        self.router = Router(self._io, hello, config.layer_deadline_s)
+        self._io.submit(self._bind())
+        self._loading = threading.Thread(target=self._load, name="attention-loader", daemon=True)
+        self._loading.start()
+
+    def wait(self) -> None:
+        """Blocks until the server has stopped."""
+        self._ended.wait()
+
+    def stop(self, drain_s: float | None = None) -> bool:
+        """Finishes running sequences, then ends everything; whether all finished in time. Not from the IO thread."""
+        if self._stopping.is_set():
+            self._ended.wait()
+            return True
+        self._stopping.set()
+        self.service.draining = True
+        self.tenancy.enter("draining")
+        finished = self._wait_idle(self.config.drain_s if drain_s is None else drain_s)
+        self._loading.join()
+        if self._model is not None:
+            self.engine.stop()
+        self._io.submit(self._server.stop(grace=1.0))
+        self._io.submit(self.router.close())
+        self.tenancy.close()
+        self._io.stop()
+        self._ended.set()
+        return finished
+
+    def _load(self) -> None:
+        model, config = self.checkpoint.config, self.config
+        torch.set_num_threads(config.threads)
+        try:
+            report = attention_self_test(model, linear_shapes(model), config.dtype, config.threads)
+            self.numerics = report.class_name
+            logger.info("%s: numerics %s", config.seat, self.numerics)
+            self.tenancy.take(self.address, self.checkpoint.fingerprint, config.dtype)
+            self.tenancy.enter("loading")
+            self._loader = Loader(self.checkpoint, report.rules, self.dtype, self.max_model_len, self._stopping.is_set)
+            self._model = self._loader.load()
+        except InterruptedError:
+            return
+        except (FleetError, ValueError, OSError, MemoryError) as error:
+            self.tenancy.enter("failed", str(error) or type(error).__name__)
+            return
+        self.engine.start()
+        self._io.post(self._follow)
+        self.tenancy.enter("ready")
+
+    def _forward(self, chunks: list[Chunk]) -> Coroutine[Dispatch, None, torch.Tensor]:
+        assert self._model is not None
+        return self._model.forward(Batch.of(chunks), self.cache, self.router)
+
+    def _sequence_numerics(self) -> str:
+        """The class of a token's bits: this worker's and its shards'; empty while no epoch is known."""
+        plan = self.router.plan
+        return f"{self.numerics}/{plan.numerics}" if plan.epoch > NO_EPOCH and self._model is not None else ""
+
+    async def _bind(self) -> None:
+        config = self.config
+        limits = Limits(self.checkpoint.config.vocab_size, self.max_model_len)
+        self.service = GenerateService(
+            config.seat, self.engine, limits, self._sequence_numerics, self.tenancy.report, self._drain
+        )
+        self._server = grpc.aio.server(
+            options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 64 << 20)]
+        )
+        generate_pb2_grpc.add_AttentionWorkerServicer_to_server(self.service, self._server)
+        try:
+            port = self._server.add_insecure_port(f"{config.host}:{config.port}")
+        except RuntimeError as error:
+            raise OSError(
+                f"{config.host}:{config.port} cannot be bound; is the port taken? choose another --port"
+            ) from error
+        await self._server.start()
+        self.address = f"{config.host}:{port}"
+
+    def _follow(self) -> None:
+        """Starts following the controller's epochs, or takes the given shards as the only epoch there is."""
+        if self.config.controller is not None:
+            watch = EpochWatch(self.config.controller, self.config.seat)
+            self._following = self._io.loop.create_task(watch.run(self.router.set_epoch))
+        else:
+            self._following = self._io.loop.create_task(self._ask_shards())
+
+    async def _ask_shards(self) -> None:
+        self.router.set_epoch(await describe_shards(self.config.shards, self.checkpoint, self.config.dtype))
+
+    async def _drain(self, timeout_s: float) -> bool:
+        finished = asyncio.get_running_loop().create_future()
+        threading.Thread(target=self._drain_aside, args=(timeout_s, finished), daemon=True).start()
+        return bool(await finished)
+
+    def _drain_aside(self, timeout_s: float, finished: "asyncio.Future[bool]") -> None:
+        self.service.draining = True
+        done = self._wait_idle(timeout_s)
+        self._io.post(finished.set_result, done)
+        self.stop(0.0)
+
+    def _wait_idle(self, timeout_s: float) -> bool:
+        deadline = time.monotonic() + timeout_s
+        while self.service.num_open and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return not self.service.num_open
+
+    def _fill(self, report: membership_pb2.WorkerReport) -> None:
+        engine, router = self.engine.counters, self.router.counters
+        report.numerics = self.numerics
+        report.backend = f"cpu torch {torch.__version__}, {self.config.dtype}, {self.config.threads} threads"
+        report.fingerprint = self.checkpoint.fingerprint
+        report.epoch.CopyFrom(self.router.plan.epoch.to_proto())
+        report.tokens = engine.tokens_generated
+        if self._loader is not None:
+            report.bytes_loaded, report.bytes_total = self._loader.bytes_loaded, self._loader.bytes_total
+        metrics = {
+            "forward_steps_total": engine.steps,
+            "forward_tokens_total": engine.tokens_computed,
+            "forward_sequences_total": engine.sequences_stepped,
+            "forward_sequences_max": engine.max_sequences_in_step,
+            "generated_tokens_total": engine.tokens_generated,
+            "failed_sequences_total": engine.failed_sequences,
+            "preemptions_total": self.scheduler.num_preemptions,
+            "sequences_running": self.scheduler.num_running,
+            "sequences_waiting": self.scheduler.num_waiting,
+            "cache_pages_total": self.pages.num_pages,
+            "cache_pages_free": self.pages.num_free,
+            "max_model_len": self.max_model_len,
+            "dispatches_total": router.dispatches,
+            "dispatched_routes_total": router.routes,
+            "dispatched_frames_total": router.frames,
+            "retried_frames_total": router.retried_parts,
+            "failed_dispatches_total": router.failed_dispatches,
+        }
+        for name, value in metrics.items():
+            report.metrics[name] = float(value)
+
+
+def cache_pages(cache_gib: float | None, page_bytes: int, max_model_len: int) -> int:
+    """Pages of the latent cache. Raises ValueError when one full-length sequence would not fit."""
+    needed = PageAllocator.needed(max_model_len)
+    if cache_gib is None:
+        return max(needed, _GIB // page_bytes)
+    num_pages = int(cache_gib * _GIB) // page_bytes
+    if num_pages < needed:
+        raise ValueError(
+            f"cache_gib: {cache_gib:g} GiB holds {num_pages * PAGE} positions, max_model_len is {max_model_len}; "
+            f"give --cache-gib {needed * page_bytes / _GIB:.2f} or a smaller --max-model-len"
+        )
+    return num_pages

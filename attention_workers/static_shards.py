@@ -1,0 +1,40 @@
+"""An epoch without a controller: the shards named on the command line, as they describe themselves.
+
+Knows nothing of leases; who is named here is asked until it is ready, and never replaced.
+"""
+
+import asyncio
+
+import grpc
+
+from ..checkpoint.tensors import Checkpoint
+from ..membership.epoch import Epoch, EpochId, ExpertSet, Member
+from ..proto.generated import expert_pb2, expert_pb2_grpc, membership_pb2
+
+_AGAIN_S = 0.2
+
+
+async def describe_shards(addresses: tuple[str, ...], checkpoint: Checkpoint, dtype: str) -> Epoch:
+    """Waits until every shard is ready; the epoch that they form."""
+    reports = await asyncio.gather(*(_ready_report(address) for address in addresses))
+    members = tuple(
+        Member(report.seat, address, report.numerics, ExpertSet.from_proto(report.held))
+        for address, report in zip(addresses, reports, strict=True)
+    )
+    config = checkpoint.config
+    everything = ExpertSet.full(config.num_layers, config.num_experts, config.num_dense_layers)
+    held = ExpertSet.empty(config.num_layers, config.num_experts).mask
+    for member in members:
+        held = held | member.held.mask
+    complete = bool((held >= everything.mask).all())
+    return Epoch(EpochId(0, 1), checkpoint.fingerprint, dtype, members, (), complete)
+
+
+async def _ready_report(address: str) -> membership_pb2.WorkerReport:
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = expert_pb2_grpc.ExpertShardStub(channel)
+        while True:
+            report: membership_pb2.WorkerReport = await stub.Describe(expert_pb2.DescribeRequest(), wait_for_ready=True)
+            if report.state == "ready":
+                return report
+            await asyncio.sleep(_AGAIN_S)

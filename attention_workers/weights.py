@@ -1,0 +1,137 @@
+"""Builds the model from the checkpoint's bytes: everything but the routed experts.
+
+Knows nothing of forward passes. Each tensor is read by byte range, cast to the worker's dtype, and given to the row-exact
+kernels under the rules that the numerics self-test chose.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+from ..checkpoint.model_config import ModelConfig
+from ..checkpoint.tensors import Checkpoint
+from ..kernels.exact_linear import ExactHeads, ExactLinear
+from ..kernels.numerics import AttentionRules
+from ..kernels.rope import RopeTable
+from ..router.gate import Gate
+from .model import Attention, Layer, Mlp, Model
+
+
+class Loader:
+    """Reads one checkpoint into one model; ``bytes_loaded`` grows while it works."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        rules: AttentionRules,
+        dtype: torch.dtype,
+        max_model_len: int,
+        stop: Callable[[], bool],
+    ) -> None:
+        self.bytes_loaded = 0
+        self.bytes_total = sum(checkpoint.tensors[name].num_bytes for name in dense_tensors(checkpoint))
+        self._checkpoint = checkpoint
+        self._config = checkpoint.config
+        self._rules = rules
+        self._dtype = dtype
+        self._max_model_len = max_model_len
+        self._stop = stop
+
+    def load(self) -> Model:
+        """Raises CheckpointError, and InterruptedError once ``stop()`` is true."""
+        config = self._config
+        rope = RopeTable(config, self._max_model_len)
+        embedding = self._tensor("model.embed_tokens.weight")
+        layers = [self._layer(index) for index in range(config.num_layers)]
+        norm = self._tensor("model.norm.weight")
+        head = embedding if config.tie_word_embeddings else self._tensor("lm_head.weight")
+        return Model(config, embedding, layers, norm, self._exact(head), rope)
+
+    def _layer(self, index: int) -> Layer:
+        name = f"model.layers.{index}"
+        dense = index < self._config.num_dense_layers
+        return Layer(
+            attention_norm=self._tensor(f"{name}.input_layernorm.weight"),
+            attention=self._attention(index, f"{name}.self_attn"),
+            mlp_norm=self._tensor(f"{name}.post_attention_layernorm.weight"),
+            mlp=self._mlp(f"{name}.mlp" if dense else f"{name}.mlp.shared_experts"),
+            gate=None if dense else self._gate(f"{name}.mlp.gate"),
+        )
+
+    def _attention(self, index: int, name: str) -> Attention:
+        config = self._config
+        low_rank = config.q_lora_rank is not None
+        up = self._tensor(f"{name}.kv_b_proj.weight")
+        up = up.view(config.num_heads, config.qk_nope_head_dim + config.v_head_dim, config.kv_lora_rank)
+        keys, values = up.split([config.qk_nope_head_dim, config.v_head_dim], dim=1)
+        return Attention(
+            config=config,
+            layer=index,
+            q_down=self._linear(f"{name}.q_a_proj.weight") if low_rank else None,
+            q_norm=self._tensor(f"{name}.q_a_layernorm.weight") if low_rank else None,
+            q_up=self._linear(f"{name}.q_b_proj.weight" if low_rank else f"{name}.q_proj.weight"),
+            kv_down=self._linear(f"{name}.kv_a_proj_with_mqa.weight"),
+            kv_norm=self._tensor(f"{name}.kv_a_layernorm.weight"),
+            absorb_key=self._heads(keys.transpose(1, 2)),
+            absorb_value=self._heads(values),
+            out=self._linear(f"{name}.o_proj.weight"),
+        )
+
+    def _mlp(self, name: str) -> Mlp:
+        return Mlp(*(self._linear(f"{name}.{part}_proj.weight") for part in ("gate", "up", "down")))
+
+    def _gate(self, name: str) -> Gate:
+        config = self._config
+        return Gate(
+            self._exact(self._tensor(f"{name}.weight", torch.float32)),
+            self._tensor(f"{name}.e_score_correction_bias", torch.float32),
+            config.top_k,
+            config.n_group,
+            config.topk_group,
+            config.norm_topk_prob,
+            config.routed_scaling_factor,
+        )
+
+    def _linear(self, name: str) -> ExactLinear:
+        return self._exact(self._tensor(name))
+
+    def _exact(self, weight: torch.Tensor) -> ExactLinear:
+        return ExactLinear(weight, self._rules.linear(weight))
+
+    def _heads(self, weight: torch.Tensor) -> ExactHeads:
+        weight = weight.contiguous()
+        return ExactHeads(weight, self._rules.heads(weight))
+
+    def _tensor(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
+        if self._stop():
+            raise InterruptedError("loading was interrupted")
+        self.bytes_loaded += self._checkpoint.tensors[name].num_bytes
+        return self._checkpoint.read(name).to(dtype or self._dtype)
+
+
+def dense_tensors(checkpoint: Checkpoint) -> list[str]:
+    """The tensors that an attention worker reads: all of the model's layers but the routed experts."""
+    config = checkpoint.config
+    layers = tuple(f"model.layers.{index}." for index in range(config.num_layers))
+    outer = ["model.embed_tokens.weight", "model.norm.weight"]
+    if not config.tie_word_embeddings:
+        outer.append("lm_head.weight")
+    return [name for name in checkpoint.tensors if name.startswith(layers) and ".mlp.experts." not in name] + outer
+
+
+def linear_shapes(config: ModelConfig) -> list[tuple[int, int]]:
+    """(out, in) of every linear of the worker's dtype, the gate's excepted."""
+    heads, H = config.num_heads, config.hidden_size
+    shapes = [
+        (heads * config.qk_head_dim, config.q_lora_rank or H),
+        (config.latent_width, H),
+        (H, heads * config.v_head_dim),
+        (config.vocab_size, H),
+    ]
+    if config.q_lora_rank is not None:
+        shapes.append((config.q_lora_rank, H))
+    widths = [config.shared_width] if config.num_shared_experts else []
+    widths += [config.intermediate_size] if config.num_dense_layers else []
+    for width in widths:
+        shapes += [(width, H), (H, width)]
+    return sorted(set(shapes))

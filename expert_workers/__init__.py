@@ -1,0 +1,1 @@
+"""An expert shard: handler (wire), pool (batches), runtime (owns the device), backend (math)."""

@@ -1,0 +1,61 @@
+"""What one expert shard is told at start; knows nothing of the fleet's other members."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..settings.reader import option
+
+
+@dataclass(frozen=True)
+class ExpertConfig:
+    """Configuration of one expert shard."""
+
+    model: Path = option(help="checkpoint directory")
+    seat: str = option("expert-0", "the seat this process takes")
+    controller: str | None = option(None, "HOST:PORT of the controller; without one the shard holds --experts")
+    experts: str = option("all", "experts of every MoE layer to hold when no controller assigns them: all, or 0-15,40")
+    host: str = option("127.0.0.1", "address to listen on")
+    port: int = option(0, "port to listen on; 0 takes any free one")
+    node: str = option("", "name of the machine in status; the host name if empty")
+    dtype: Literal["bfloat16", "float32"] = option("bfloat16", "dtype of hidden rows")
+    backend: str = option("auto", "expert GEMM: auto, cpu-int4pack or reference")
+    threads: int = option(1, "threads of the expert GEMM")
+    max_frame_mib: int = option(64, "largest frame accepted, MiB")
+    max_queued_frames: int = option(1024, "frames of one lane waiting before the shard answers OVERLOADED")
+    slice_ms: float = option(20.0, "how long one GEMM may keep more urgent work waiting")
+    drain_s: float = option(30.0, "seconds that queued work may take after SIGTERM")
+
+    def __post_init__(self) -> None:
+        _within("threads", self.threads, 1, 1024)
+        _within("port", self.port, 0, 65535)
+        _within("max_frame_mib", self.max_frame_mib, 1, 1024)
+        _within("max_queued_frames", self.max_queued_frames, 1, 1 << 20)
+        _within("slice_ms", self.slice_ms, 0.1, 10_000)
+        _within("drain_s", self.drain_s, 0, 86_400)
+        if self.controller is not None and self.experts != "all":
+            raise ValueError(f"experts: {self.experts!r} is the controller's to choose; give --experts or --controller")
+
+    @property
+    def max_frame_bytes(self) -> int:
+        return self.max_frame_mib << 20
+
+
+def parse_experts(text: str, num_experts: int) -> tuple[int, ...]:
+    """``"all"`` or ``"0-15,40"`` as sorted expert ids below ``num_experts``."""
+    if text == "all":
+        return tuple(range(num_experts))
+    chosen: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        if not first.isdigit() or (last and not last.isdigit()):
+            raise ValueError(f"experts: {part!r} is neither an expert id nor a range such as 0-15")
+        chosen.update(range(int(first), int(last or first) + 1))
+    if not chosen or max(chosen) >= num_experts:
+        raise ValueError(f"experts: {text!r} names ids outside 0 to {num_experts - 1}")
+    return tuple(sorted(chosen))
+
+
+def _within(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"{name}: {value} is not within {low} to {high}")

@@ -1,0 +1,93 @@
+"""What a shard holds and which frames it may answer; loading experts by byte range.
+
+Knows nothing of lanes and leases. ``admit`` is the fence: a frame passes only if checkpoint, dtype, width, epoch and
+every route of it fit what is held.
+"""
+
+import threading
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from ..checkpoint.tensors import Checkpoint
+from ..kernels.grouped_gemm import Backend, ExpertLayer
+from ..membership.epoch import EpochId, ExpertSet
+from ..proto.codec import DTYPE_NAMES, Dispatch, short_fingerprint
+from ..proto.errors import Code, FleetError
+
+
+class Holdings:
+    """The experts of one shard; filled by one loader thread, read by the others."""
+
+    def __init__(self, checkpoint: Checkpoint, backend: Backend, dtype: str) -> None:
+        self.checkpoint = checkpoint
+        self.layers: dict[int, ExpertLayer] = {}
+        self.bytes_loaded = 0
+        self.bytes_total = 0
+        self.min_epoch = EpochId(0, 0)
+        self.newest_epoch = EpochId(0, 0)
+        self._backend = backend
+        self._dtype = DTYPE_NAMES[dtype]
+        self._short = short_fingerprint(checkpoint.fingerprint)
+        config = checkpoint.config
+        self._mask = np.zeros((config.num_layers, config.num_experts), dtype=bool)
+        self._lock = threading.Lock()
+
+    @property
+    def held(self) -> ExpertSet:
+        return ExpertSet.from_mask(self._mask)
+
+    def load(self, wanted: ExpertSet, stop: Callable[[], bool]) -> None:
+        """Reads and packs every expert of ``wanted``, layer by layer, until done or ``stop()``."""
+        config = self.checkpoint.config
+        self.bytes_total = wanted.count * config.expert_bytes
+        for layer in config.moe_layers:
+            for expert in wanted.experts(layer):
+                if stop():
+                    return
+                self._load_expert(layer, expert)
+
+    def raise_min_epoch(self, epoch: EpochId) -> EpochId:
+        """The oldest epoch served from now on; it never goes down."""
+        with self._lock:
+            self.min_epoch = max(self.min_epoch, epoch)
+            return self.min_epoch
+
+    def admit(self, frame: Dispatch) -> None:
+        """Raises FleetError: FOREIGN_CHECKPOINT, WRONG_DTYPE, BAD_FRAME, STALE_EPOCH or NOT_HELD."""
+        hidden = self.checkpoint.config.hidden_size
+        if frame.fingerprint != self._short:
+            raise FleetError(
+                Code.FOREIGN_CHECKPOINT,
+                f"frame is for checkpoint {frame.fingerprint.hex()}, this shard serves {self._short.hex()}",
+            )
+        if frame.rows.dtype != self._dtype:
+            raise FleetError(Code.WRONG_DTYPE, f"rows are {frame.rows.dtype}, this shard computes in {self._dtype}")
+        if frame.rows.shape[1] != hidden:
+            raise FleetError(Code.BAD_FRAME, f"rows are {frame.rows.shape[1]} wide, the model's are {hidden}")
+        epoch = EpochId(*frame.epoch)
+        if epoch < self.min_epoch:
+            raise FleetError(Code.STALE_EPOCH, f"epoch {epoch} is below this shard's minimum {self.min_epoch}")
+        self._admit_routes(frame.layer, frame.route_experts)
+        self.newest_epoch = max(self.newest_epoch, epoch)
+
+    def _admit_routes(self, layer: int, route_experts: torch.Tensor) -> None:
+        num_layers, num_experts = self._mask.shape
+        experts = route_experts.numpy()
+        if layer >= num_layers:
+            raise FleetError(Code.NOT_HELD, f"layer {layer} is not held; the model has {num_layers}")
+        inside = (experts >= 0) & (experts < num_experts)
+        held = inside & self._mask[layer, np.where(inside, experts, 0)]
+        if not held.all():
+            missing = int(experts[~held][0])
+            raise FleetError(Code.NOT_HELD, f"expert {missing} of layer {layer} is not held")
+
+    def _load_expert(self, layer: int, expert: int) -> None:
+        read = self.checkpoint.read
+        pairs = [(read(packed), read(scale)) for packed, scale in self.checkpoint.expert_names(layer, expert)]
+        if layer not in self.layers:
+            self.layers[layer] = self._backend.new_layer()
+        self.layers[layer].add(expert, *pairs)
+        self._mask[layer, expert] = True
+        self.bytes_loaded += self.checkpoint.config.expert_bytes

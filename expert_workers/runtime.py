@@ -1,0 +1,144 @@
+"""The thread that owns the device: takes batches from the pool, runs the grouped GEMM, answers every job.
+
+Knows nothing of lanes beyond "answer with this frame". A batch that fails answers its own jobs and the loop lives.
+"""
+
+import logging
+import threading
+import time
+from dataclasses import dataclass
+
+import torch
+
+from ..kernels.grouped_gemm import ExpertLayer, grouped_gemm
+from ..proto.codec import MAX_PIECE_BYTES, encode_error, encode_result
+from ..proto.errors import Code, FleetError
+from .pool import Pool, Slice
+
+logger = logging.getLogger(__name__)
+
+MIN_SLICE_ROUTES = 64
+
+
+@dataclass(slots=True)
+class Counters:
+    """What the shard has done since it started; written by the runtime thread alone."""
+
+    routes: int = 0
+    batches: int = 0
+    merged_frames: int = 0
+    failed_routes: int = 0
+    expired_frames: int = 0
+    compute_s: float = 0.0
+
+
+class Runtime:
+    """Owns torch on one thread; ``layers`` maps a layer index to the experts held of it."""
+
+    def __init__(self, pool: Pool, layers: dict[int, ExpertLayer], threads: int, slice_ms: float) -> None:
+        self.counters = Counters()
+        self._pool = pool
+        self._layers = layers
+        self._threads = threads
+        self._slice_s = slice_ms / 1000
+        self._route_s = 0.0
+        self._thread = threading.Thread(target=self._run, name="expert-runtime", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def join(self, timeout_s: float) -> bool:
+        """Whether the loop, whose pool must have been closed, ended within ``timeout_s``."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        torch.set_num_threads(self._threads)
+        with torch.inference_mode():
+            while batch := self._pool.take(self._max_routes()):
+                self._answer(batch)
+
+    def _max_routes(self) -> int:
+        """As many routes as fit the slice time, by the mean time per route of large batches so far."""
+        if not self._route_s:
+            return MIN_SLICE_ROUTES
+        return max(MIN_SLICE_ROUTES, int(self._slice_s / self._route_s))
+
+    def _answer(self, batch: list[Slice]) -> None:
+        live = [piece for piece in batch if not self._expired(piece)]
+        if not live:
+            return
+        try:
+            rows = self._compute(live)
+        except FleetError as error:
+            self._refuse(live, error)
+        except Exception:
+            logger.exception("a batch of layer %d failed", live[0].job.frame.layer)
+            self._refuse(
+                live, FleetError(Code.INTERNAL, f"layer {live[0].job.frame.layer} failed; see the shard's log")
+            )
+        else:
+            self._deliver(live, rows)
+
+    def _compute(self, batch: list[Slice]) -> torch.Tensor:
+        """[N, H] in the order of the slices."""
+        started = time.perf_counter()
+        frame = batch[0].job.frame
+        x, route_rows, route_experts = _merge(batch)
+        rows = grouped_gemm(x, route_rows, route_experts, self._layers[frame.layer])
+        if not torch.isfinite(rows).all():
+            raise FleetError(Code.NON_FINITE, f"layer {frame.layer}: an expert's output is not finite")
+        self._account(rows.shape[0], len(batch), time.perf_counter() - started)
+        return rows
+
+    def _account(self, num_routes: int, num_frames: int, seconds: float) -> None:
+        counters = self.counters
+        counters.routes += num_routes
+        counters.batches += 1
+        counters.merged_frames += num_frames
+        counters.compute_s += seconds
+        if num_routes >= MIN_SLICE_ROUTES:
+            sample = seconds / num_routes
+            self._route_s = 0.8 * self._route_s + 0.2 * sample if self._route_s else sample
+
+    def _deliver(self, batch: list[Slice], rows: torch.Tensor) -> None:
+        piece_routes = max(1, MAX_PIECE_BYTES // (rows.shape[1] * rows.element_size()))
+        offset = 0
+        for piece in batch:
+            for start in range(0, piece.count, piece_routes):
+                count = min(piece_routes, piece.count - start)
+                part = rows[offset + start : offset + start + count]
+                job = piece.job
+                job.answer(encode_result(job.frame.frame_id, piece.first + start, job.num_routes, part))
+            offset += piece.count
+
+    def _expired(self, piece: Slice) -> bool:
+        job = piece.job
+        if job.cancelled:
+            return True
+        if time.monotonic() < job.expires_at:
+            return False
+        self.counters.expired_frames += 1
+        self._refuse([piece], FleetError(Code.EXPIRED, "the frame's deadline passed before it was computed"))
+        return True
+
+    def _refuse(self, batch: list[Slice], error: FleetError) -> None:
+        for job in {id(piece.job): piece.job for piece in batch}.values():
+            job.cancelled = True
+            self.counters.failed_routes += job.num_routes
+            job.answer(encode_error(job.frame.frame_id, error))
+
+
+def _merge(batch: list[Slice]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rows [R, H], route_rows [N] and route_experts [N] of all slices together."""
+    if len(batch) == 1:
+        frame, first, last = batch[0].job.frame, batch[0].first, batch[0].first + batch[0].count
+        return frame.rows, frame.route_rows[first:last].long(), frame.route_experts[first:last].long()
+    rows, route_rows, route_experts, base = [], [], [], 0
+    for piece in batch:
+        frame, last = piece.job.frame, piece.first + piece.count
+        rows.append(frame.rows)
+        route_rows.append(frame.route_rows[piece.first : last].long() + base)
+        route_experts.append(frame.route_experts[piece.first : last].long())
+        base += frame.rows.shape[0]
+    return torch.cat(rows), torch.cat(route_rows), torch.cat(route_experts)

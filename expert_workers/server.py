@@ -1,0 +1,153 @@
+"""One expert shard as a running server: composes holdings, pool, runtime and handlers, and keeps the seat.
+
+Knows nothing of Ray. ``start`` returns when the port is bound; a loader thread then runs the numerics self-test, takes
+the seat, loads what it is assigned, and reports ready.
+"""
+
+import asyncio
+import logging
+import threading
+
+import grpc
+import torch
+
+from ..checkpoint.tensors import Checkpoint
+from ..kernels.grouped_gemm import make_backend
+from ..kernels.numerics import expert_self_test
+from ..membership.epoch import ExpertSet
+from ..membership.tenancy import Tenancy
+from ..proto.codec import Hello
+from ..proto.errors import FleetError
+from ..proto.generated import expert_pb2_grpc, membership_pb2
+from ..proto.io_thread import IoThread
+from ..proto.lane import server_options, stream_handler
+from .config import ExpertConfig, parse_experts
+from .handler import ControlService, LaneHandler
+from .holdings import Holdings
+from .pool import Pool
+from .runtime import Runtime
+
+logger = logging.getLogger(__name__)
+
+
+class ExpertServer:
+    """Construction checks the configuration against the checkpoint; nothing runs before ``start``."""
+
+    def __init__(self, config: ExpertConfig) -> None:
+        self.config = config
+        self.checkpoint = Checkpoint.open(config.model)
+        model = self.checkpoint.config
+        self.backend = make_backend(
+            config.backend, "cpu", config.dtype, model.hidden_size, model.moe_intermediate_size, model.group_size
+        )
+        self.holdings = Holdings(self.checkpoint, self.backend, config.dtype)
+        self.pool = Pool(config.max_queued_frames)
+        self.runtime = Runtime(self.pool, self.holdings.layers, config.threads, config.slice_ms)
+        self.address = ""
+        self.numerics = ""
+        self._alone = ExpertSet.from_pairs(
+            [(layer, e) for layer in model.moe_layers for e in parse_experts(config.experts, model.num_experts)],
+            model.num_layers,
+            model.num_experts,
+        )
+        self._stopping = threading.Event()
+        self._ended = threading.Event()
+
+    def start(self) -> None:
+        """Binds the port and starts loading in the background. Raises OSError when the port is taken."""
+        self._io = IoThread("expert-io")
+        self.tenancy = Tenancy(self._io, self.config.seat, self.config.controller, self._fill, self.config.node)
+        self._io.submit(self._bind())
+        self.runtime.start()
+        self._loader = threading.Thread(target=self._load, name="expert-loader", daemon=True)
+        self._loader.start()
+
+    def wait(self) -> None:
+        """Blocks until the server has stopped."""
+        self._ended.wait()
+
+    def stop(self, drain_s: float | None = None) -> bool:
+        """Answers what is queued, then ends everything; whether all was answered in time. Not from the IO thread."""
+        if self._stopping.is_set():
+            self._ended.wait()
+            return True
+        self._stopping.set()
+        self.tenancy.enter("draining")
+        self.pool.close()
+        finished = self.runtime.join(self.config.drain_s if drain_s is None else drain_s)
+        self._loader.join()
+        self._io.submit(self._server.stop(grace=1.0))
+        self.tenancy.close()
+        self._io.stop()
+        self._ended.set()
+        return finished
+
+    def _load(self) -> None:
+        torch.set_num_threads(self.config.threads)
+        try:
+            report = expert_self_test(self.backend, self.config.threads)
+            self.numerics = report.class_name
+            logger.info("%s: %s, numerics %s", self.config.seat, self.backend.description, self.numerics)
+            reply = self.tenancy.take(self.address, self.checkpoint.fingerprint, self.config.dtype)
+            self.tenancy.enter("loading")
+            self.holdings.load(self._assignment(reply), self._stopping.is_set)
+        except (FleetError, ValueError, OSError, MemoryError) as error:
+            self.tenancy.enter("failed", str(error) or type(error).__name__)
+            return
+        if not self._stopping.is_set():
+            self.tenancy.enter("ready")
+
+    def _assignment(self, reply: membership_pb2.RegisterReply | None) -> ExpertSet:
+        return self._alone if reply is None else ExpertSet.from_proto(reply.assignment)
+
+    async def _bind(self) -> None:
+        config = self.config
+        hello = Hello(config.seat, self.checkpoint.fingerprint, config.dtype, config.max_frame_bytes)
+        self.lanes = LaneHandler(self.holdings, self.pool, hello)
+        self._server = grpc.aio.server(options=server_options(config.max_frame_bytes))
+        self._server.add_generic_rpc_handlers((stream_handler(self.lanes.stream),))
+        control = ControlService(self.holdings, self.tenancy.report, self._drain)
+        expert_pb2_grpc.add_ExpertShardServicer_to_server(control, self._server)
+        try:
+            port = self._server.add_insecure_port(f"{config.host}:{config.port}")
+        except RuntimeError as error:
+            raise OSError(
+                f"{config.host}:{config.port} cannot be bound; is the port taken? choose another --port"
+            ) from error
+        await self._server.start()
+        self.address = f"{config.host}:{port}"
+
+    async def _drain(self, timeout_s: float) -> bool:
+        finished = asyncio.get_running_loop().create_future()
+        threading.Thread(target=self._drain_aside, args=(timeout_s, finished), daemon=True).start()
+        return bool(await finished)
+
+    def _drain_aside(self, timeout_s: float, finished: "asyncio.Future[bool]") -> None:
+        self.pool.close()
+        done = self.runtime.join(timeout_s)
+        self._io.post(finished.set_result, done)
+        self.stop(0.0)
+
+    def _fill(self, report: membership_pb2.WorkerReport) -> None:
+        counters, holdings = self.runtime.counters, self.holdings
+        report.numerics = self.numerics
+        report.backend = self.backend.description
+        report.fingerprint = self.checkpoint.fingerprint
+        report.held.CopyFrom(holdings.held.to_proto())
+        report.bytes_loaded, report.bytes_total = holdings.bytes_loaded, holdings.bytes_total
+        report.tokens = counters.routes
+        report.epoch.CopyFrom(holdings.newest_epoch.to_proto())
+        report.min_epoch.CopyFrom(holdings.min_epoch.to_proto())
+        metrics = {
+            "routes_total": counters.routes,
+            "batches_total": counters.batches,
+            "merged_frames_total": counters.merged_frames,
+            "failed_routes_total": counters.failed_routes,
+            "expired_frames_total": counters.expired_frames,
+            "refused_frames_total": self.lanes.num_refused if hasattr(self, "lanes") else 0,
+            "compute_seconds_total": counters.compute_s,
+            "queued_frames": self.pool.num_queued(),
+            "expert_bytes_held": sum(layer.bytes_held for layer in list(holdings.layers.values())),
+        }
+        for name, value in metrics.items():
+            report.metrics[name] = float(value)

@@ -1,0 +1,288 @@
+"""Frames: the messages of a lane between an attention worker and an expert shard.
+
+The only place where a tensor becomes bytes. Knows nothing of gRPC, of placement or of who computes.
+1. Both sides send HELLO; 2. the worker sends DISPATCH (and CANCEL), 3. the shard answers each DISPATCH with RESULT
+pieces that together cover its routes, or with one ERROR.
+
+Layout, little endian. Every frame starts with a 16-byte prefix: magic ``XFLT``, wire version u8, kind u8, two zero
+bytes, frame id u64. Then, by kind:
+
+* HELLO     a msgpack map (see ``Hello``), at most 64 KiB
+* DISPATCH  44-byte header and 4 zero bytes, rows [R, H], route_rows int32 [N], route_experts int32 [N]
+* RESULT    24-byte header, rows [n, H] for the routes first_route .. first_route + n - 1
+* ERROR     code u16, 6 zero bytes, UTF-8 message of at most 1,024 bytes
+* CANCEL    nothing
+"""
+
+import enum
+import struct
+import warnings
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import msgpack
+import numpy as np
+import torch
+
+from .errors import Code, FleetError
+
+WIRE_VERSION = 1
+MAX_PIECE_BYTES = 1 << 20
+MAX_MESSAGE_BYTES = 1024
+MAX_HELLO_BYTES = 1 << 16
+FINGERPRINT_BYTES = 8
+
+_MAGIC = b"XFLT"
+_PREFIX = struct.Struct("<4sBBHQ")
+_DISPATCH = struct.Struct("<8sQQHBBIIII4x")
+_RESULT = struct.Struct("<IIIIB7x")
+_ERROR = struct.Struct("<H6x")
+_DTYPES = {1: torch.bfloat16, 2: torch.float32}
+_DTYPE_CODES = {dtype: code for code, dtype in _DTYPES.items()}
+DTYPE_NAMES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+class Kind(enum.IntEnum):
+    HELLO = 1
+    DISPATCH = 2
+    RESULT = 3
+    ERROR = 4
+    CANCEL = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """Who is at this end of the lane; the shard refuses a worker whose fingerprint or dtype is not its own."""
+
+    seat: str
+    fingerprint: str
+    dtype: str
+    max_frame_bytes: int
+    numerics: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """Hidden rows for one layer of one shard, each row once, and the (row, expert) routes over them."""
+
+    frame_id: int
+    fingerprint: bytes
+    epoch: tuple[int, int]
+    layer: int
+    priority: int
+    deadline_us: int
+    rows: torch.Tensor  # [R, H] bfloat16 or float32
+    route_rows: torch.Tensor  # [N] int32
+    route_experts: torch.Tensor  # [N] int32
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One output row per route, for a contiguous piece of a DISPATCH frame's routes."""
+
+    frame_id: int
+    first_route: int
+    num_routes: int
+    rows: torch.Tensor  # [n, H]
+
+
+@dataclass(frozen=True, slots=True)
+class Error:
+    frame_id: int
+    code: Code
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    frame_id: int
+
+
+Frame = Hello | Dispatch | Result | Error | Cancel
+
+
+def short_fingerprint(fingerprint: str) -> bytes:
+    """The first eight bytes of a hex SHA-256, as every DISPATCH frame carries them."""
+    return bytes.fromhex(fingerprint[: 2 * FINGERPRINT_BYTES])
+
+
+def encode_hello(hello: Hello) -> bytes:
+    return _prefix(Kind.HELLO, 0) + bytes(msgpack.packb(asdict(hello)))
+
+
+def encode_dispatch(
+    frame_id: int,
+    fingerprint: bytes,
+    epoch: tuple[int, int],
+    layer: int,
+    priority: int,
+    deadline_us: int,
+    rows: torch.Tensor,  # [R, H]
+    route_rows: np.ndarray[Any, Any],  # [N] int32
+    route_experts: np.ndarray[Any, Any],  # [N] int32
+) -> bytes:
+    num_rows, hidden = rows.shape
+    header = _DISPATCH.pack(
+        fingerprint,
+        *epoch,
+        layer,
+        _DTYPE_CODES[rows.dtype],
+        priority,
+        min(max(deadline_us, 0), 0xFFFFFFFF),
+        num_rows,
+        len(route_rows),
+        hidden,
+    )
+    return b"".join((_prefix(Kind.DISPATCH, frame_id), header, tensor_bytes(rows), route_rows.data, route_experts.data))
+
+
+def encode_result(frame_id: int, first_route: int, num_routes: int, rows: torch.Tensor) -> bytes:
+    """One piece: ``rows`` [n, H] answer the routes from ``first_route`` on, of ``num_routes`` in all."""
+    piece, hidden = rows.shape
+    header = _RESULT.pack(first_route, piece, num_routes, hidden, _DTYPE_CODES[rows.dtype])
+    return b"".join((_prefix(Kind.RESULT, frame_id), header, tensor_bytes(rows)))
+
+
+def encode_error(frame_id: int, error: FleetError) -> bytes:
+    message = str(error).encode()[:MAX_MESSAGE_BYTES].decode(errors="ignore").encode()
+    return _prefix(Kind.ERROR, frame_id) + _ERROR.pack(error.code) + message
+
+
+def encode_cancel(frame_id: int) -> bytes:
+    return _prefix(Kind.CANCEL, frame_id)
+
+
+def frame_id_of(frame: bytes) -> int:
+    """The id in the prefix, 0 where there is none: what an error about an undecodable frame refers to."""
+    if len(frame) < _PREFIX.size or frame[:4] != _MAGIC:
+        return 0
+    return int(_PREFIX.unpack_from(frame)[4])
+
+
+def decode(frame: bytes, max_frame_bytes: int) -> Frame:
+    """Parses and bounds-checks one frame; its tensors are views of ``frame``.
+
+    Raises FleetError: FRAME_TOO_LARGE, WIRE_VERSION, or BAD_FRAME with what did not fit.
+    """
+    if len(frame) > max_frame_bytes:
+        raise FleetError(Code.FRAME_TOO_LARGE, f"frame of {len(frame)} bytes; the limit is {max_frame_bytes}")
+    if len(frame) < _PREFIX.size:
+        raise _bad(f"{len(frame)} bytes; a frame has at least {_PREFIX.size}")
+    magic, version, kind, zero, frame_id = _PREFIX.unpack_from(frame)
+    if magic != _MAGIC or zero:
+        raise _bad(f"starts with {frame[:8].hex()}, not with a frame prefix")
+    if version != WIRE_VERSION:
+        raise FleetError(Code.WIRE_VERSION, f"wire version {version}; this end speaks {WIRE_VERSION}")
+    match kind:
+        case Kind.DISPATCH:
+            return _decode_dispatch(frame, frame_id)
+        case Kind.RESULT:
+            return _decode_result(frame, frame_id)
+        case Kind.ERROR:
+            return _decode_error(frame, frame_id)
+        case Kind.CANCEL:
+            _expect(frame, _PREFIX.size)
+            return Cancel(frame_id)
+        case Kind.HELLO:
+            return _decode_hello(frame)
+        case _:
+            raise _bad(f"unknown kind {kind}")
+
+
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    """The memory of a contiguous CPU tensor, uncopied."""
+    assert tensor.is_contiguous(), tensor.stride()
+    return tensor.view(torch.uint8).numpy().data
+
+
+def _decode_dispatch(frame: bytes, frame_id: int) -> Dispatch:
+    _at_least(frame, _PREFIX.size + _DISPATCH.size)
+    fields = _DISPATCH.unpack_from(frame, _PREFIX.size)
+    fingerprint, incarnation, counter, layer, dtype_code, priority, deadline_us, num_rows, num_routes, hidden = fields
+    dtype = _dtype(dtype_code)
+    if not num_rows or not num_routes or not hidden:
+        raise _bad(f"{num_rows} rows of {hidden} with {num_routes} routes; each must be at least 1")
+    start = _PREFIX.size + _DISPATCH.size
+    after_rows = start + num_rows * hidden * dtype.itemsize
+    _expect(frame, after_rows + 8 * num_routes)
+    rows = _view(frame, dtype, num_rows * hidden, start).view(num_rows, hidden)
+    route_rows = _view(frame, torch.int32, num_routes, after_rows)
+    route_experts = _view(frame, torch.int32, num_routes, after_rows + 4 * num_routes)
+    low, high = int(route_rows.min()), int(route_rows.max())
+    if low < 0 or high >= num_rows:
+        raise _bad(f"a route names row {low if low < 0 else high} of {num_rows}")
+    epoch = (incarnation, counter)
+    return Dispatch(frame_id, fingerprint, epoch, layer, priority, deadline_us, rows, route_rows, route_experts)
+
+
+def _decode_result(frame: bytes, frame_id: int) -> Result:
+    _at_least(frame, _PREFIX.size + _RESULT.size)
+    first, piece, num_routes, hidden, dtype_code = _RESULT.unpack_from(frame, _PREFIX.size)
+    dtype = _dtype(dtype_code)
+    if not piece or not hidden or first + piece > num_routes:
+        raise _bad(f"routes {first} to {first + piece} of {num_routes}, {hidden} wide")
+    start = _PREFIX.size + _RESULT.size
+    _expect(frame, start + piece * hidden * dtype.itemsize)
+    return Result(frame_id, first, num_routes, _view(frame, dtype, piece * hidden, start).view(piece, hidden))
+
+
+def _decode_error(frame: bytes, frame_id: int) -> Error:
+    start = _PREFIX.size + _ERROR.size
+    _at_least(frame, start)
+    if len(frame) > start + MAX_MESSAGE_BYTES:
+        raise _bad(f"error message of {len(frame) - start} bytes; the limit is {MAX_MESSAGE_BYTES}")
+    (code,) = _ERROR.unpack_from(frame, _PREFIX.size)
+    known = Code(code) if code in Code._value2member_map_ else Code.INTERNAL
+    return Error(frame_id, known, frame[start:].decode(errors="replace"))
+
+
+def _decode_hello(frame: bytes) -> Hello:
+    if len(frame) > _PREFIX.size + MAX_HELLO_BYTES:
+        raise _bad(f"greeting of {len(frame)} bytes; the limit is {MAX_HELLO_BYTES}")
+    try:
+        fields = msgpack.unpackb(frame[_PREFIX.size :], strict_map_key=True)
+        hello = Hello(**fields)
+    except (ValueError, TypeError, msgpack.UnpackException) as error:
+        raise _bad(f"unreadable greeting ({type(error).__name__})") from error
+    types = (hello.seat, hello.fingerprint, hello.dtype, hello.numerics)
+    if not all(isinstance(text, str) for text in types) or not isinstance(hello.max_frame_bytes, int):
+        raise _bad("a greeting field has the wrong type")
+    return hello
+
+
+def _prefix(kind: Kind, frame_id: int) -> bytes:
+    return _PREFIX.pack(_MAGIC, WIRE_VERSION, kind, 0, frame_id)
+
+
+def _view(frame: bytes, dtype: torch.dtype, count: int, offset: int) -> torch.Tensor:
+    return torch.frombuffer(frame, dtype=dtype, count=count, offset=offset)
+
+
+def _dtype(code: int) -> torch.dtype:
+    if code not in _DTYPES:
+        raise _bad(f"unknown dtype code {code}")
+    return _DTYPES[code]
+
+
+def _at_least(frame: bytes, size: int) -> None:
+    if len(frame) < size:
+        raise _bad(f"{len(frame)} bytes; its header alone has {size}")
+
+
+def _expect(frame: bytes, size: int) -> None:
+    if len(frame) != size:
+        raise _bad(f"{len(frame)} bytes; its header announces {size}")
+
+
+def _bad(what: str) -> FleetError:
+    return FleetError(Code.BAD_FRAME, f"malformed frame: {what}")
+
+
+def _accept_read_only_buffers() -> None:
+    """torch warns once per process that a view of ``bytes`` is not writable; nobody writes to a frame."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.frombuffer(b"\0", dtype=torch.uint8)
+
+
+_accept_read_only_buffers()

@@ -1,0 +1,203 @@
+"""One layer's dispatch under way: parts sent to shards, answers gathered, retries, and the deadline.
+
+Knows nothing of lanes' insides and of attention. A dispatch ends in exactly one of two ways: every route answered, or
+one FleetError; never with a row missing. 1. the engine thread builds parts and posts ``start``; 2. on the IO loop
+answers and failures arrive; a failed part's unanswered routes go to another replica, or wait for one until the
+deadline; 3. the engine awaits the dispatch and calls ``combined``.
+"""
+
+import functools
+import threading
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ..proto.codec import Result
+from ..proto.errors import Code, FleetError
+from .combine import combine
+from .lane import Lane
+
+if TYPE_CHECKING:
+    from .router import Router
+
+Routes = npt.NDArray[np.int64]
+# Refusals after which the same routes may be asked of somebody else.
+_RETRYABLE = {
+    Code.LANE_LOST,
+    Code.DRAINING,
+    Code.NOT_HELD,
+    Code.STALE_EPOCH,
+    Code.OVERLOADED,
+    Code.NON_FINITE,
+    Code.INTERNAL,
+    Code.FOREIGN_CHECKPOINT,
+}
+
+
+class Part:
+    """The routes of one frame to one shard, in the frame's order (sorted by expert)."""
+
+    __slots__ = ("answered", "frame", "frame_id", "lane", "num_answered", "routes")
+
+    def __init__(self, lane: Lane, frame_id: int, frame: bytes, routes: Routes) -> None:
+        self.lane = lane
+        self.frame_id = frame_id
+        self.frame = frame
+        self.routes = routes
+        self.answered = np.zeros(len(routes), dtype=bool)
+        self.num_answered = 0
+
+
+class Dispatch:
+    """An awaitable for one layer of one micro-batch."""
+
+    def __init__(
+        self,
+        router: "Router",
+        layer: int,
+        x: torch.Tensor,
+        topk_ids: torch.Tensor,
+        topk_weights: torch.Tensor,
+        priority: int,
+    ) -> None:
+        self.layer = layer
+        self.priority = priority
+        self.x = x  # [T, H]
+        self.topk_weights = topk_weights  # [T, K] fp32
+        self.top_k = topk_ids.shape[1]
+        self.experts: npt.NDArray[np.int64] = topk_ids.reshape(-1).numpy()  # [T·K], route t·K + k
+        self.failed_seats: set[str] = set()
+        self.error: FleetError | None = None
+        self.deadline = 0.0
+        self._router = router
+        self._parts: dict[int, Part] = {}
+        self._waiting: Routes = np.empty(0, dtype=np.int64)
+        self._pieces: list[tuple[Routes, torch.Tensor]] = []
+        self._num_left = len(self.experts)
+        self._done = False
+        self._lock = threading.Lock()
+        self._when_done: Callable[[], None] | None = None
+
+    def __await__(self) -> Generator["Dispatch", None, None]:
+        if not self._done:
+            yield self
+        if self.error is not None:
+            raise self.error
+
+    def when_done(self, call: Callable[[], None]) -> None:
+        """``call`` runs once, on this thread if the dispatch is done already, else on the IO thread."""
+        with self._lock:
+            if not self._done:
+                self._when_done = call
+                return
+        call()
+
+    def combined(self) -> torch.Tensor:
+        """[T, H] fp32: the weighted sum of the answers. Raises FleetError NON_FINITE."""
+        T, H = self.x.shape
+        rows = torch.empty(T * self.top_k, H, dtype=self.x.dtype)
+        for routes, answers in self._pieces:
+            rows[torch.from_numpy(routes)] = answers
+        total = combine(rows.view(T, self.top_k, H), self.topk_weights)
+        if not torch.isfinite(total).all():
+            raise FleetError(Code.NON_FINITE, f"layer {self.layer}: the combined expert output is not finite")
+        return total
+
+    # From here on everything runs on the IO loop.
+
+    def start(self, parts: list[Part], orphans: Routes) -> None:
+        self._send(parts)
+        if len(orphans):
+            self._park(orphans)
+
+    def retry_waiting(self) -> None:
+        """Somebody new may be usable: whoever failed before is asked again, too."""
+        waiting, self._waiting = self._waiting, np.empty(0, dtype=np.int64)
+        self.failed_seats.clear()
+        if len(waiting) and not self._done:
+            self._reassign(waiting)
+
+    def expire(self) -> None:
+        if self._done:
+            return
+        seats = sorted({part.lane.seat for part in self._parts.values()})
+        if len(self._waiting):
+            experts = np.unique(self.experts[self._waiting])[:4].tolist()
+            error = FleetError(Code.NO_REPLICA, f"layer {self.layer}: no usable shard holds experts {experts}")
+        else:
+            error = FleetError(Code.DEADLINE, f"layer {self.layer}: no answer from {', '.join(seats)} in time")
+        self._finish(error)
+
+    def _send(self, parts: list[Part]) -> None:
+        for part in parts:
+            self._parts[part.frame_id] = part
+        for part in parts:
+            part.lane.post(part.frame_id, part.frame, functools.partial(self._on_answer, part))
+
+    def _on_answer(self, part: Part, answer: Result | FleetError) -> None:
+        if self._done or part.frame_id not in self._parts:
+            return
+        if isinstance(answer, FleetError):
+            self._on_failure(part, answer)
+            return
+        last = answer.first_route + answer.rows.shape[0]
+        if not self._fits(part, answer):
+            self._finish(
+                FleetError(Code.BAD_FRAME, f"{part.lane.seat} answered layer {self.layer} with a misfit piece")
+            )
+            return
+        piece = slice(answer.first_route, last)
+        part.answered[piece] = True
+        part.num_answered += answer.rows.shape[0]
+        self._pieces.append((part.routes[piece], answer.rows))
+        self._num_left -= answer.rows.shape[0]
+        if part.num_answered == len(part.routes):
+            part.lane.forget(part.frame_id)
+            del self._parts[part.frame_id]
+        if not self._num_left:
+            self._finish(None)
+
+    def _fits(self, part: Part, answer: Result) -> bool:
+        last = answer.first_route + answer.rows.shape[0]
+        return (
+            answer.num_routes == len(part.routes)
+            and answer.rows.shape[1] == self.x.shape[1]
+            and answer.rows.dtype == self.x.dtype
+            and not part.answered[answer.first_route : last].any()
+        )
+
+    def _on_failure(self, part: Part, error: FleetError) -> None:
+        del self._parts[part.frame_id]
+        if error.code not in _RETRYABLE:
+            self._finish(error)
+            return
+        self.failed_seats.add(part.lane.seat)
+        self._router.on_failed_part(self, part.lane.seat, error)
+        if error.code is Code.NON_FINITE and not self._router.has_other(self):
+            self._finish(error)
+            return
+        self._reassign(part.routes[~part.answered])
+
+    def _reassign(self, routes: Routes) -> None:
+        parts, orphans = self._router.build_parts(self, routes)
+        self.start(parts, orphans)
+
+    def _park(self, routes: Routes) -> None:
+        self._waiting = np.concatenate((self._waiting, routes))
+        self._router.park(self)
+
+    def _finish(self, error: FleetError | None) -> None:
+        self.error = error
+        for part in self._parts.values():
+            part.lane.cancel(part.frame_id)
+        self._parts.clear()
+        self._router.forget(self)
+        with self._lock:
+            self._done = True
+            call = self._when_done
+        if call is not None:
+            call()
+

@@ -1,0 +1,84 @@
+"""The plan: which live shard answers which (layer, expert), as one immutable snapshot.
+
+Knows nothing of connections: it is told which members are usable now. Replicas of another numerics class than an
+expert's first one are left out, so that whichever is chosen gives the same bits.
+"""
+
+from collections.abc import Collection
+
+import numpy as np
+import numpy.typing as npt
+
+from ..membership.epoch import EpochId, Member
+
+NOBODY = -1
+_SEVERAL = -2
+
+
+class Plan:
+    """One epoch's members and who of them is usable; replaced as a whole when either changes."""
+
+    def __init__(self, epoch: EpochId, members: tuple[Member, ...], usable: Collection[str]) -> None:
+        self.epoch = epoch
+        self.members = members
+        shape = members[0].held.mask.shape if members else (0, 0)
+        self._replicas = np.zeros((len(members), *shape), dtype=bool)  # [S, L, E]
+        classes = sorted({member.numerics for member in members})
+        class_of = np.full(shape, -1)  # [L, E]
+        for number, member in enumerate(members):
+            index = classes.index(member.numerics)
+            class_of = np.where((class_of < 0) & member.held.mask, index, class_of)
+            if member.seat in usable:
+                self._replicas[number] = member.held.mask & (class_of == index)
+        self._owners = self._sole_owners()
+        self.numerics = "+".join(classes)
+
+    def assign(
+        self, layer: int, experts: npt.NDArray[np.int64], excluded: Collection[str] = ()
+    ) -> npt.NDArray[np.int64]:
+        """The member index for each route's expert [N] -> [N]; NOBODY where no usable replica is left."""
+        if not self.members:
+            return np.full(len(experts), NOBODY)
+        if excluded:
+            replicas = self._replicas[:, layer].copy()
+            replicas[[number for number, member in enumerate(self.members) if member.seat in excluded]] = False
+            return spread(replicas, experts)
+        owners: npt.NDArray[np.int64] = self._owners[layer][experts]
+        if (owners == _SEVERAL).any():
+            return spread(self._replicas[:, layer], experts)
+        return owners
+
+    def covers_everything(self) -> bool:
+        """Whether every expert that some member holds has a usable replica."""
+        if not self.members:
+            return False
+        held = np.logical_or.reduce([member.held.mask for member in self.members])
+        return bool((self._replicas.any(0) | ~held).all())
+
+    def _sole_owners(self) -> npt.NDArray[np.int64]:
+        """[L, E]: the only usable replica's index, NOBODY, or _SEVERAL."""
+        if not self.members:
+            return np.zeros((0, 0), dtype=np.int64)
+        count = self._replicas.sum(0)
+        first = self._replicas.argmax(0)
+        return np.where(count == 0, NOBODY, np.where(count > 1, _SEVERAL, first)).astype(np.int64)
+
+
+def spread(replicas: npt.NDArray[np.bool_], experts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Chooses a replica for each activated expert so that shards get equal numbers of *activated experts*.
+
+    ``replicas`` [S, E], ``experts`` [N] -> member index [N]. Decode reads each activated expert's weights once, however
+    many tokens it serves, so experts are what is evened out, not tokens (METRO, arXiv 2512.09277). Experts with the
+    fewest replicas choose first; ties go to the lower index.
+    """
+    activated = np.unique(experts)
+    choices = replicas[:, activated]  # [S, A]
+    load = np.zeros(len(replicas), dtype=np.int64)
+    chosen = np.full(replicas.shape[1], NOBODY, dtype=np.int64)
+    for column in np.argsort(choices.sum(0), kind="stable"):
+        holders = np.flatnonzero(choices[:, column])
+        if len(holders):
+            best = holders[load[holders].argmin()]
+            load[best] += 1
+            chosen[activated[column]] = best
+    return chosen[experts]

@@ -1,0 +1,172 @@
+"""The router of one attention worker: epochs and lanes in, dispatches out.
+
+Knows nothing of attention and HTTP. The engine thread calls ``dispatch``; everything else runs on the IO loop. The plan
+is replaced as a whole whenever an epoch comes or a lane goes up or down; a lane that is down is a local, passing
+suspicion and changes nobody's membership.
+"""
+
+import asyncio
+import itertools
+import logging
+import threading
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..membership.epoch import NO_EPOCH, Epoch, EpochId
+from ..proto.codec import Hello, encode_dispatch, short_fingerprint
+from ..proto.errors import FleetError
+from ..proto.io_thread import IoThread
+from .dispatch import Dispatch, Part, Routes
+from .lane import Lane
+from .plan import NOBODY, Plan
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Counters:
+    """What the router has done since it started."""
+
+    dispatches: int = 0
+    routes: int = 0
+    frames: int = 0
+    retried_parts: int = 0
+    failed_dispatches: int = 0
+    wait_s: float = 0.0
+
+
+class Router:
+    """Dispatches hidden rows to the expert shards of the current epoch."""
+
+    def __init__(self, io: IoThread, hello: Hello, layer_deadline_s: float) -> None:
+        self.counters = Counters()
+        # One snapshot, replaced as a whole: a plan and the lane of each of its members.
+        self._snapshot: tuple[Plan, tuple[Lane, ...]] = (Plan(NO_EPOCH, (), ()), ())
+        self._io = io
+        self._hello = hello
+        self._fingerprint = short_fingerprint(hello.fingerprint)
+        self._layer_deadline_s = layer_deadline_s
+        self._epoch: Epoch | None = None
+        self._lanes: dict[tuple[str, str], Lane] = {}
+        self._frame_ids = itertools.count(1)
+        self._parked: set[Dispatch] = set()
+        self._timers: dict[Dispatch, asyncio.TimerHandle] = {}
+        self._ready = threading.Event()
+
+    def dispatch(
+        self, layer: int, x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor, priority: int = 0
+    ) -> Dispatch:
+        """Sends rows ``x`` [T, H] to the experts ``topk_ids`` [T, K]; the result is awaited, then ``combined``."""
+        dispatch = Dispatch(self, layer, x, topk_ids, topk_weights, priority)
+        dispatch.deadline = time.monotonic() + self._layer_deadline_s
+        parts, orphans = self.build_parts(dispatch, np.arange(len(dispatch.experts)))
+        self.counters.dispatches += 1
+        self.counters.routes += len(dispatch.experts)
+        self._io.post(self._start, dispatch, parts, orphans)
+        return dispatch
+
+    def wait_usable(self, timeout_s: float) -> bool:
+        """Whether, within ``timeout_s``, every expert of a complete epoch can be reached over a lane."""
+        return self._ready.wait(timeout_s)
+
+    @property
+    def usable(self) -> bool:
+        return self._ready.is_set()
+
+    @property
+    def plan(self) -> Plan:
+        return self._snapshot[0]
+
+    def build_parts(self, dispatch: Dispatch, routes: Routes) -> tuple[list[Part], Routes]:
+        """Frames for ``routes`` under the current plan, and the routes that nobody can answer now."""
+        plan, lanes = self._snapshot
+        experts = dispatch.experts[routes]
+        owners = plan.assign(dispatch.layer, experts, dispatch.failed_seats)
+        parts = []
+        for number in np.unique(owners):
+            if number == NOBODY:
+                continue
+            mine = np.flatnonzero(owners == number)
+            mine = mine[np.argsort(experts[mine], kind="stable")]
+            parts.append(self._part(dispatch, plan.epoch, lanes[number], routes[mine]))
+        return parts, routes[owners == NOBODY]
+
+    # From here on everything runs on the IO loop.
+
+    def set_epoch(self, epoch: Epoch) -> None:
+        """Lanes to members that stay are kept; those to members that left are closed."""
+        self._epoch = epoch
+        wanted = {(member.seat, member.address) for member in epoch.experts}
+        for key in [key for key in self._lanes if key not in wanted]:
+            asyncio.get_running_loop().create_task(self._lanes.pop(key).close())
+        for seat, address in wanted - self._lanes.keys():
+            self._lanes[seat, address] = Lane(seat, address, self._hello, self._replan)
+        logger.info("epoch %s: %d expert shards, complete: %s", epoch.id, len(epoch.experts), epoch.complete)
+        self._replan()
+
+    async def close(self) -> None:
+        lanes, self._lanes = list(self._lanes.values()), {}
+        await asyncio.gather(*(lane.close() for lane in lanes))
+
+    def on_failed_part(self, dispatch: Dispatch, seat: str, error: FleetError) -> None:
+        self.counters.retried_parts += 1
+        logger.warning("layer %d: %s failed, asking elsewhere: %s", dispatch.layer, seat, error)
+
+    def has_other(self, dispatch: Dispatch) -> bool:
+        """Whether the routes that failed could be asked of a replica that has not failed."""
+        owners = self.plan.assign(dispatch.layer, dispatch.experts, dispatch.failed_seats)
+        return not (owners == NOBODY).any()
+
+    def park(self, dispatch: Dispatch) -> None:
+        self._parked.add(dispatch)
+
+    def forget(self, dispatch: Dispatch) -> None:
+        self._parked.discard(dispatch)
+        timer = self._timers.pop(dispatch, None)
+        if timer is not None:
+            timer.cancel()
+        if dispatch.error is not None:
+            self.counters.failed_dispatches += 1
+
+    def _start(self, dispatch: Dispatch, parts: list[Part], orphans: Routes) -> None:
+        left_s = dispatch.deadline - time.monotonic()
+        self._timers[dispatch] = asyncio.get_running_loop().call_later(left_s, dispatch.expire)
+        dispatch.start(parts, orphans)
+
+    def _part(self, dispatch: Dispatch, epoch: EpochId, lane: Lane, routes: Routes) -> Part:
+        tokens = routes // dispatch.top_k
+        distinct, route_rows = np.unique(tokens, return_inverse=True)
+        x = dispatch.x
+        rows = x if len(distinct) == x.shape[0] else x[torch.from_numpy(distinct)]
+        frame_id = next(self._frame_ids)
+        frame = encode_dispatch(
+            frame_id,
+            self._fingerprint,
+            (epoch.incarnation, epoch.counter),
+            dispatch.layer,
+            dispatch.priority,
+            int((dispatch.deadline - time.monotonic()) * 1e6),
+            rows,
+            route_rows.astype(np.int32),
+            dispatch.experts[routes].astype(np.int32),
+        )
+        self.counters.frames += 1
+        return Part(lane, frame_id, frame, routes)
+
+    def _replan(self) -> None:
+        epoch = self._epoch
+        if epoch is None:
+            return
+        up = {lane.seat for lane in self._lanes.values() if lane.up}
+        plan = Plan(epoch.id, epoch.experts, up)
+        self._snapshot = (plan, tuple(self._lanes[member.seat, member.address] for member in epoch.experts))
+        if epoch.complete and plan.covers_everything():
+            self._ready.set()
+        else:
+            self._ready.clear()
+        for dispatch in list(self._parked):
+            self._parked.discard(dispatch)
+            dispatch.retry_waiting()

@@ -1,0 +1,1 @@
+"""Typed role configuration from file, environment and flags."""

@@ -1,0 +1,72 @@
+"""A role as a plain process: configuration in, one server until SIGINT or SIGTERM, an exit code out.
+
+Knows nothing of what the server does; a second signal ends the process at once.
+"""
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from .reader import SettingsError, add_flags, masked, read_file, resolve
+
+C = TypeVar("C")
+
+
+class Server(Protocol):
+    """What ``run_role`` starts and stops."""
+
+    address: str
+
+    def start(self) -> None: ...
+
+    def wait(self) -> None: ...
+
+    def stop(self, drain_s: float | None = None) -> bool: ...
+
+
+def read_config(program: str, config: type[C], argv: list[str]) -> tuple[C, bool]:
+    """The configuration from ``--config``, environment and flags, and whether ``--dry-run`` was given."""
+    parser = argparse.ArgumentParser(prog=f"python -m expertfleet.{program}", description=config.__doc__)
+    parser.add_argument("--config", type=Path, help="YAML file of settings, named as the flags are")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved settings and stop")
+    add_flags(parser, config)
+    flags = parser.parse_args(argv)
+    file = read_file(flags.config) if flags.config else {}
+    resolved = resolve(config, flags=vars(flags), environ=os.environ, file=file, file_name=str(flags.config))
+    return resolved, flags.dry_run
+
+
+def run_role(program: str, config: type[C], make_server: Callable[[C], Server]) -> int:
+    """The exit code: 0 after a clean stop, 1 with one line on stderr after a user's mistake."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        settings, dry_run = read_config(program, config, sys.argv[1:])
+        if dry_run:
+            print(json.dumps(masked(settings), indent=2))
+            return 0
+        server = make_server(settings)
+        server.start()
+    except (SettingsError, ValueError, OSError) as error:
+        print(f"expertfleet {program}: error: {error}", file=sys.stderr)
+        return 1
+    print(f"listening {server.address}", flush=True)
+    _stop_on_signals(server)
+    server.wait()
+    return 0
+
+
+def _stop_on_signals(server: Server) -> None:
+    def on_signal(number: int, frame: Any) -> None:
+        for again in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(again, lambda *_: os._exit(130))
+        threading.Thread(target=server.stop, name="stop", daemon=False).start()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, on_signal)

@@ -1,0 +1,118 @@
+"""Frames survive the round trip, and nothing malformed gets through."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from expertfleet.proto import codec
+from expertfleet.proto.errors import Code, FleetError
+
+LIMIT = 1 << 20
+
+
+def make_dispatch(rng: random.Random, dtype: torch.dtype) -> tuple[bytes, dict]:
+    R, H, N = rng.randint(1, 9), 2 * rng.randint(1, 40), rng.randint(1, 30)
+    rows = torch.randn(R, H).to(dtype)
+    route_rows = np.array([rng.randrange(R) for _ in range(N)], dtype=np.int32)
+    route_experts = np.array([rng.randrange(384) for _ in range(N)], dtype=np.int32)
+    fields = {
+        "frame_id": rng.getrandbits(64),
+        "fingerprint": rng.randbytes(8),
+        "epoch": (rng.getrandbits(60), rng.getrandbits(40)),
+        "layer": rng.randrange(61),
+        "priority": rng.randrange(256),
+        "deadline_us": rng.getrandbits(32),
+        "rows": rows,
+        "route_rows": route_rows,
+        "route_experts": route_experts,
+    }
+    return codec.encode_dispatch(**fields), fields
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_dispatch_round_trip(dtype: torch.dtype) -> None:
+    frame, fields = make_dispatch(random.Random(), dtype)
+    decoded = codec.decode(frame, LIMIT)
+    assert isinstance(decoded, codec.Dispatch)
+    for name in ("frame_id", "fingerprint", "epoch", "layer", "priority", "deadline_us"):
+        assert getattr(decoded, name) == fields[name], name
+    assert decoded.rows.dtype == dtype
+    assert torch.equal(decoded.rows, fields["rows"])
+    assert decoded.route_rows.tolist() == fields["route_rows"].tolist()
+    assert decoded.route_experts.tolist() == fields["route_experts"].tolist()
+
+
+def test_result_error_cancel_and_hello_round_trip() -> None:
+    rows = torch.randn(3, 8)
+    result = codec.decode(codec.encode_result(7, 2, 5, rows), LIMIT)
+    assert isinstance(result, codec.Result)
+    assert (result.frame_id, result.first_route, result.num_routes) == (7, 2, 5)
+    assert torch.equal(result.rows, rows)
+    error = codec.decode(codec.encode_error(9, FleetError(Code.NOT_HELD, "é" * 4000)), LIMIT)
+    assert isinstance(error, codec.Error)
+    assert (error.frame_id, error.code) == (9, Code.NOT_HELD)
+    assert error.message == "é" * 512
+    assert codec.decode(codec.encode_cancel(11), LIMIT) == codec.Cancel(11)
+    hello = codec.Hello("expert-3", "ab" * 32, "bfloat16", 1 << 26, "some-class")
+    assert codec.decode(codec.encode_hello(hello), LIMIT) == hello
+
+
+def test_oversized_frame_names_both_sizes() -> None:
+    frame, _ = make_dispatch(random.Random(), torch.float32)
+    with pytest.raises(FleetError, match=f"{len(frame)} bytes; the limit is 40") as caught:
+        codec.decode(frame, 40)
+    assert caught.value.code is Code.FRAME_TOO_LARGE
+
+
+def test_other_wire_version_is_named() -> None:
+    frame = bytearray(codec.encode_cancel(1))
+    frame[4] = 9
+    with pytest.raises(FleetError, match="wire version 9") as caught:
+        codec.decode(bytes(frame), LIMIT)
+    assert caught.value.code is Code.WIRE_VERSION
+
+
+def test_every_truncation_is_refused() -> None:
+    frame, _ = make_dispatch(random.Random(), torch.bfloat16)
+    for size in range(len(frame)):
+        with pytest.raises(FleetError):
+            codec.decode(frame[:size], LIMIT)
+
+
+def test_a_route_to_a_row_that_is_not_there_is_refused() -> None:
+    rows = torch.zeros(2, 4)
+    for bad in (2, -1):
+        frame = codec.encode_dispatch(
+            1, b"\0" * 8, (1, 1), 1, 0, 1, rows, np.array([0, bad], dtype=np.int32), np.zeros(2, dtype=np.int32)
+        )
+        with pytest.raises(FleetError, match=f"row {bad} of 2"):
+            codec.decode(frame, LIMIT)
+
+
+@settings(max_examples=300, deadline=None)
+@given(seed=st.integers(0, 2**32), flips=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=8))
+def test_mutated_frames_decode_or_are_refused(seed: int, flips: list[tuple[int, int]]) -> None:
+    rng = random.Random(seed)
+    frame = bytearray(make_dispatch(rng, torch.bfloat16)[0])
+    for position, value in flips:
+        frame[position % len(frame)] = value
+    try:
+        decoded = codec.decode(bytes(frame), LIMIT)
+    except FleetError:
+        return
+    if isinstance(decoded, codec.Dispatch):
+        assert int(decoded.route_rows.max()) < decoded.rows.shape[0]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=200))
+def test_arbitrary_greetings_never_crash(body: bytes) -> None:
+    prefix = codec.encode_hello(codec.Hello("a", "b", "c", 1))[:16]
+    try:
+        codec.decode(prefix + body, LIMIT)
+    except FleetError as error:
+        assert error.code is Code.BAD_FRAME  # noqa: PT017

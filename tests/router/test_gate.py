@@ -1,0 +1,46 @@
+"""The gate selects as DeepSeek-V3's does and treats every row alike."""
+
+import torch
+
+from expertfleet.router.gate import Gate
+
+
+def make_gate(E: int, H: int, K: int, groups: int = 1, kept: int = 1) -> tuple[Gate, torch.Tensor, torch.Tensor]:
+    weight, bias = torch.randn(E, H) / H**0.5, torch.randn(E) * 0.1
+
+    def by_row(x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([row @ weight.T for row in x.split(1)])
+
+    return Gate(by_row, bias, K, groups, kept, True, 2.827), weight, bias
+
+
+def test_weights_are_unbiased_normalised_and_in_rank_order() -> None:
+    gate, weight, bias = make_gate(64, 32, 8)
+    x = torch.randn(50, 32)
+    ids, weights = gate(x)
+    scores = torch.sigmoid(x.double() @ weight.double().T)
+    expected = (scores + bias).topk(8).indices
+    assert torch.equal(ids, expected)
+    picked = scores.gather(1, expected)
+    torch.testing.assert_close(weights.double(), 2.827 * picked / picked.sum(1, keepdim=True), atol=1e-5, rtol=0)
+
+
+def test_only_the_best_groups_are_chosen_from() -> None:
+    gate, weight, bias = make_gate(32, 16, 4, groups=8, kept=2)
+    x = torch.randn(40, 16)
+    ids, _ = gate(x)
+    biased = (torch.sigmoid(x @ weight.T) + bias).view(40, 8, 4)
+    best = biased.topk(2, dim=-1).values.sum(-1).topk(2, dim=-1).indices
+    for row in range(40):
+        assert set((ids[row] // 4).tolist()) <= set(best[row].tolist())
+
+
+def test_a_row_does_not_see_its_neighbours() -> None:
+    for E in (72, 384):
+        gate, _, _ = make_gate(E, 24, 8)
+        x = torch.randn(500, 24)
+        ids, weights = gate(x)
+        for start, stop in ((0, 1), (17, 18), (3, 140), (256, 500)):
+            some_ids, some_weights = gate(x[start:stop])
+            assert torch.equal(some_ids, ids[start:stop])
+            assert torch.equal(some_weights, weights[start:stop])

@@ -1,0 +1,75 @@
+"""The plan finds live replicas, evens out activated experts, and never mixes numerics classes."""
+
+import random
+
+import numpy as np
+
+from expertfleet.membership.epoch import EpochId, ExpertSet, Member
+from expertfleet.router.plan import NOBODY, Plan, spread
+
+
+def member(seat: int, held: np.ndarray, numerics: str = "a") -> Member:
+    return Member(f"expert-{seat}", f"127.0.0.1:{seat}", numerics, ExpertSet.from_mask(held))
+
+
+def random_members(rng: random.Random, shards: int, replicas: int, E: int = 16) -> tuple[Member, ...]:
+    masks = [np.zeros((3, E), dtype=bool) for _ in range(shards)]
+    for layer in (1, 2):
+        for expert in range(E):
+            for shard in rng.sample(range(shards), replicas):
+                masks[shard][layer, expert] = True
+    return tuple(member(number, mask) for number, mask in enumerate(masks))
+
+
+def test_every_route_goes_to_a_holder() -> None:
+    rng = random.Random()
+    for replicas in (1, 2, 3):
+        members = random_members(rng, 4, replicas)
+        plan = Plan(EpochId(1, 1), members, {each.seat for each in members})
+        assert plan.covers_everything()
+        experts = np.array([rng.randrange(16) for _ in range(100)])
+        owners = plan.assign(2, experts)
+        for expert, owner in zip(experts, owners, strict=True):
+            assert members[owner].held.holds(2, int(expert))
+
+
+def test_lost_and_excluded_seats_get_nothing() -> None:
+    members = random_members(random.Random(), 4, 2)
+    plan = Plan(EpochId(1, 1), members, {"expert-0", "expert-1", "expert-2"})
+    experts = np.arange(16)
+    assert 3 not in plan.assign(1, experts)
+    owners = plan.assign(1, experts, {"expert-0"})
+    assert not {0, 3} & set(owners.tolist())
+    only_lost = [e for e in range(16) if not any(members[s].held.holds(1, e) for s in (1, 2))]
+    assert all(owners[e] == NOBODY for e in only_lost)
+
+
+def test_one_lost_replica_of_one_leaves_a_hole() -> None:
+    members = random_members(random.Random(), 3, 1)
+    plan = Plan(EpochId(1, 1), members, {"expert-0", "expert-1"})
+    assert not plan.covers_everything()
+    assert (plan.assign(1, np.arange(16)) == NOBODY).any()
+
+
+def test_spread_evens_out_activated_experts_not_tokens() -> None:
+    replicas = np.ones((4, 64), dtype=bool)
+    experts = np.concatenate([np.zeros(1000, dtype=np.int64), np.arange(1, 40)])
+    owners = spread(replicas, experts)
+    activated = [len(set(experts[owners == shard].tolist())) for shard in range(4)]
+    assert max(activated) - min(activated) <= 1
+    assert len(set(owners[:1000].tolist())) == 1
+
+
+def test_replicas_of_another_class_are_left_out() -> None:
+    full = np.ones((2, 4), dtype=bool)
+    members = (member(0, full, "avx"), member(1, full, "amx"))
+    both = Plan(EpochId(1, 1), members, {"expert-0", "expert-1"})
+    assert both.assign(1, np.arange(4)).tolist() == [0, 0, 0, 0]
+    lost = Plan(EpochId(1, 1), members, {"expert-1"})
+    assert (lost.assign(1, np.arange(4)) == NOBODY).all()
+
+
+def test_no_members_no_owner() -> None:
+    plan = Plan(EpochId(0, 0), (), ())
+    assert not plan.covers_everything()
+    assert (plan.assign(1, np.arange(4)) == NOBODY).all()

@@ -1,0 +1,229 @@
+"""Dispatches through real streams: every row comes back, failures move elsewhere, and nothing is answered in part."""
+
+import importlib.util
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from expertfleet.membership.epoch import Epoch, EpochId, ExpertSet, Member
+from expertfleet.proto.codec import Hello
+from expertfleet.proto.errors import Code, FleetError
+from expertfleet.proto.io_thread import IoThread
+from expertfleet.router.combine import combine
+from expertfleet.router.dispatch import Dispatch
+from expertfleet.router.router import Router
+
+_spec = importlib.util.spec_from_file_location("fake_shard", Path(__file__).with_name("fake_shard.py"))
+assert _spec is not None
+assert _spec.loader is not None
+fake_shard = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(fake_shard)
+
+E, L, H, K = 24, 3, 32, 8
+FINGERPRINT = "ab" * 32
+
+
+class Fleet:
+    """A router and fake shards on one IO thread."""
+
+    def __init__(self, deadline_s: float = 10.0) -> None:
+        self.io = IoThread("test-io")
+        self.router = Router(self.io, Hello("attention-0", FINGERPRINT, "bfloat16", fake_shard.LIMIT), deadline_s)
+        self.shards: list = []
+        self.counter = 0
+
+    def add_shards(self, count: int) -> None:
+        for _ in range(count):
+            shard = self.io.submit(self._make(f"expert-{len(self.shards)}"))
+            self.shards.append(shard)
+
+    async def _make(self, seat: str):
+        shard = fake_shard.FakeShard(seat)
+        await shard.start()
+        return shard
+
+    def commit(self, holders: Callable[[int, int], list[int]]) -> None:
+        """``holders(layer, expert)`` are the shard numbers that hold it."""
+        masks = [np.zeros((L, E), dtype=bool) for _ in self.shards]
+        for layer in range(1, L):
+            for expert in range(E):
+                for number in holders(layer, expert):
+                    masks[number][layer, expert] = True
+        members = tuple(
+            Member(shard.seat, shard.address, "fake", ExpertSet.from_mask(mask))
+            for shard, mask in zip(self.shards, masks, strict=True)
+        )
+        self.counter += 1
+        epoch = Epoch(EpochId(1, self.counter), FINGERPRINT, "bfloat16", members, (), True)
+        self.io.submit(self._set(epoch))
+
+    async def _set(self, epoch: Epoch) -> None:
+        self.router.set_epoch(epoch)
+
+    def ask(self, T: int = 5, layer: int = 1) -> tuple[Dispatch, torch.Tensor]:
+        """A random dispatch and the output that it must give."""
+        x = torch.randn(T, H).bfloat16()
+        ids = torch.stack([torch.randperm(E)[:K] for _ in range(T)])
+        weights = torch.rand(T, K)
+        rows = fake_shard.expected_rows(x.repeat_interleave(K, 0), ids.reshape(-1))
+        expected = combine(rows.view(T, K, H), weights)
+        return self.router.dispatch(layer, x, ids, weights), expected
+
+    def close(self) -> None:
+        self.io.submit(self.router.close())
+        for shard in self.shards:
+            self.io.submit(shard.stop())
+        self.io.stop()
+
+
+def outcome(dispatch: Dispatch, timeout_s: float = 15.0) -> torch.Tensor:
+    deadline = time.monotonic() + timeout_s
+    while not dispatch._done:
+        assert time.monotonic() < deadline, "the dispatch never ended"
+        time.sleep(0.002)
+    if dispatch.error is not None:
+        raise dispatch.error
+    return dispatch.combined()
+
+
+@pytest.fixture
+def fleet() -> Iterator[Fleet]:
+    fleet = Fleet()
+    yield fleet
+    fleet.close()
+
+
+@pytest.mark.parametrize("num_shards", [1, 2, 5])
+def test_any_number_of_shards_gives_the_same_bits(fleet: Fleet, num_shards: int) -> None:
+    fleet.add_shards(num_shards)
+    fleet.commit(lambda layer, expert: [expert % num_shards])
+    assert fleet.router.wait_usable(10)
+    for T in (1, 2, 40):
+        dispatch, expected = fleet.ask(T)
+        assert torch.equal(outcome(dispatch), expected)
+
+
+def test_each_row_travels_once_to_a_shard(fleet: Fleet) -> None:
+    fleet.add_shards(2)
+    fleet.commit(lambda layer, expert: [expert % 2])
+    assert fleet.router.wait_usable(10)
+    dispatch, _ = fleet.ask(6)
+    outcome(dispatch)
+    for shard in fleet.shards:
+        (frame,) = shard.frames
+        assert frame.rows.shape[0] <= 6
+        assert frame.route_experts.tolist() == sorted(frame.route_experts.tolist())
+
+
+def test_pieces_are_put_together(fleet: Fleet) -> None:
+    fleet.add_shards(2)
+    fleet.commit(lambda layer, expert: [expert % 2])
+    for shard in fleet.shards:
+        shard.piece_routes = 3
+    assert fleet.router.wait_usable(10)
+    dispatch, expected = fleet.ask(20)
+    assert torch.equal(outcome(dispatch), expected)
+
+
+@pytest.mark.parametrize("code", [Code.NOT_HELD, Code.STALE_EPOCH, Code.DRAINING, Code.OVERLOADED, Code.NON_FINITE])
+def test_a_refusing_shard_is_replaced_by_its_replica(fleet: Fleet, code: Code) -> None:
+    fleet.add_shards(2)
+    fleet.commit(lambda layer, expert: [0, 1])
+    assert fleet.router.wait_usable(10)
+    fleet.shards[0].refuse = FleetError(code, "no")
+    dispatch, expected = fleet.ask(9)
+    assert torch.equal(outcome(dispatch), expected)
+
+
+def test_a_lane_cut_after_a_piece_keeps_the_piece(fleet: Fleet) -> None:
+    fleet.add_shards(2)
+    fleet.commit(lambda layer, expert: [0, 1])
+    assert fleet.router.wait_usable(10)
+    fleet.shards[0].piece_routes = 2
+    fleet.shards[0].break_after_piece = True
+    dispatch, expected = fleet.ask(9)
+    assert torch.equal(outcome(dispatch), expected)
+    retried = [frame for frame in fleet.shards[1].frames if frame.frame_id > 2]
+    assert retried
+    assert retried[0].route_rows.shape[0] == fleet.shards[0].frames[0].route_rows.shape[0] - 2
+
+
+def test_without_a_replica_the_step_waits_for_an_epoch(fleet: Fleet) -> None:
+    fleet.add_shards(2)
+    fleet.commit(lambda layer, expert: [expert % 2])
+    assert fleet.router.wait_usable(10)
+    fleet.io.submit(fleet.shards[1].stop())
+    dispatch, expected = fleet.ask(9)
+    time.sleep(0.3)
+    assert not dispatch._done
+    fleet.commit(lambda layer, expert: [0])
+    assert torch.equal(outcome(dispatch), expected)
+
+
+def test_a_shard_that_returns_is_asked_again(fleet: Fleet) -> None:
+    fleet.add_shards(1)
+    fleet.commit(lambda layer, expert: [0])
+    assert fleet.router.wait_usable(10)
+    port = int(fleet.shards[0].address.rpartition(":")[2])
+    fleet.io.submit(fleet.shards[0].stop())
+    dispatch, expected = fleet.ask(4)
+    time.sleep(0.2)
+    fleet.io.submit(fleet.shards[0].start(port))
+    assert torch.equal(outcome(dispatch), expected)
+
+
+def test_past_the_deadline_the_dispatch_ends_and_cancels() -> None:
+    fleet = Fleet(deadline_s=0.3)
+    fleet.add_shards(1)
+    fleet.commit(lambda layer, expert: [0])
+    assert fleet.router.wait_usable(10)
+    fleet.shards[0].pause.clear()
+    dispatch, _ = fleet.ask()
+    with pytest.raises(FleetError, match="no answer from expert-0") as caught:
+        outcome(dispatch)
+    assert caught.value.code is Code.DEADLINE
+    fleet.io.post(fleet.shards[0].pause.set)
+    deadline = time.monotonic() + 5
+    while not fleet.shards[0].cancelled and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert fleet.shards[0].cancelled
+    fleet.close()
+
+
+def test_nobody_holding_an_expert_is_named() -> None:
+    fleet = Fleet(deadline_s=0.2)
+    fleet.add_shards(1)
+    fleet.commit(lambda layer, expert: [0] if expert else [])
+    dispatch = fleet.router.dispatch(1, torch.zeros(1, H).bfloat16(), torch.arange(K).view(1, K), torch.ones(1, K))
+    with pytest.raises(FleetError, match=r"no usable shard holds experts \[0") as caught:
+        outcome(dispatch)
+    assert caught.value.code is Code.NO_REPLICA
+    fleet.close()
+
+
+def test_non_finite_everywhere_fails_the_dispatch(fleet: Fleet) -> None:
+    fleet.add_shards(2)
+    fleet.commit(lambda layer, expert: [0, 1])
+    assert fleet.router.wait_usable(10)
+    for shard in fleet.shards:
+        shard.refuse = FleetError(Code.NON_FINITE, "nan")
+    dispatch, _ = fleet.ask()
+    with pytest.raises(FleetError, match="nan") as caught:
+        outcome(dispatch)
+    assert caught.value.code is Code.NON_FINITE
+
+
+def test_bad_requests_are_not_retried(fleet: Fleet) -> None:
+    fleet.add_shards(2)
+    fleet.commit(lambda layer, expert: [0, 1])
+    assert fleet.router.wait_usable(10)
+    for shard in fleet.shards:
+        shard.refuse = FleetError(Code.BAD_FRAME, "odd")
+    dispatch, _ = fleet.ask(1)
+    with pytest.raises(FleetError, match="odd") as caught:
+        outcome(dispatch)
+    assert caught.value.code is Code.BAD_FRAME

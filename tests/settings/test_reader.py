@@ -1,0 +1,87 @@
+"""Settings come from file, environment and flags, in that order, and mistakes are named."""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from expertfleet.settings.reader import (
+    SettingsError,
+    add_flags,
+    masked,
+    option,
+    read_file,
+    resolve,
+    to_flags,
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    model: Path = option(help="where")
+    port: int = option(8000, "port")
+    share: float | None = option(None, "share")
+    names: tuple[str, ...] = option((), "names")
+    dtype: Literal["bfloat16", "float32"] = option("bfloat16", "dtype")
+    quiet: bool = option(False, "quiet")
+    key: str = option("", "key", secret=True)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"port: {self.port} is not within 0 to 65535")
+
+
+def parse(*argv: str) -> dict[str, object]:
+    parser = argparse.ArgumentParser()
+    add_flags(parser, Config)
+    return vars(parser.parse_args(argv))
+
+
+def test_flag_beats_environment_beats_file() -> None:
+    file = {"model": "/f", "port": 1, "share": 0.5, "quiet": True}
+    environ = {"EXPERTFLEET_PORT": "2", "EXPERTFLEET_SHARE": "0.25", "HOME": "/x"}
+    config = resolve(Config, flags=parse("--port", "3", "--names", "a/b", "c"), environ=environ, file=file)
+    assert config == Config(Path("/f"), 3, 0.25, ("a/b", "c"), "bfloat16", True)
+
+
+def test_flags_rebuild_the_configuration() -> None:
+    config = Config(Path("/m"), 7, 0.5, ("x", "y"), "float32", True)
+    assert resolve(Config, flags=parse(*to_flags(config)), environ={}) == config
+
+
+@pytest.mark.parametrize(
+    ("file", "environ", "message"),
+    [
+        ({"modle": "x"}, {}, "unknown setting 'modle' .did you mean 'model'"),
+        ({"model": "x"}, {"EXPERTFLEET_PROT": "1"}, "unknown setting EXPERTFLEET_PROT .did you mean 'port'"),
+        ({"model": "x", "port": "many"}, {}, "port: 'many' is not a whole number"),
+        ({"model": "x", "port": 70000}, {}, "port: 70000 is not within 0 to 65535"),
+        ({"model": "x", "port": True}, {}, "port: True is not a whole number"),
+        ({"model": "x", "dtype": "int8"}, {}, "'int8' is not one of bfloat16, float32"),
+        ({"model": "x"}, {"EXPERTFLEET_QUIET": "maybe"}, "'maybe' is not true or false"),
+        ({"model": ["x"], "key": {"a": 1}}, {}, "is not text"),
+        ({}, {}, "missing: --model"),
+    ],
+)
+def test_mistakes_are_named(file: dict[str, object], environ: dict[str, str], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        resolve(Config, flags={}, environ=environ, file=file)
+
+
+def test_secrets_are_masked() -> None:
+    shown = masked(Config(Path("/m"), key="hunter2"))
+    assert "hunter2" not in str(shown)
+    assert shown["model"] == "/m"
+
+
+def test_unreadable_files_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("a: [1\nb")
+    (tmp_path / "list.yaml").write_text("- 1")
+    for name in ("bad.yaml", "list.yaml", "none.yaml"):
+        with pytest.raises(SettingsError) as caught:
+            read_file(tmp_path / name)
+        assert "\n" not in str(caught.value)
+    (tmp_path / "good.yaml").write_text("max-model-len: 5")
+    assert read_file(tmp_path / "good.yaml") == {"max_model_len": 5}
