@@ -1,0 +1,1 @@
+"""A checkpoint on disk: configuration, tensors by byte range, checks, tokenizer and chat template."""

@@ -1,0 +1,160 @@
+"""Checks a whole checkpoint before anything is served from it; the first fault ends the check with file and tensor.
+
+Knows nothing of shards or devices. 1. Every tensor that the configuration asks for is there with its shape and dtype;
+2. the experts' ``weight_shape`` values agree; 3. every scale, bias and norm is finite, read in large pieces by a few
+threads. Packed codes need no reading: each bit pattern is a valid code. Tensors beyond those are reported, not refused.
+"""
+
+import logging
+import re
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+
+import numpy as np
+
+from .errors import CheckpointError
+from .files import CheckpointFiles
+from .layout import TensorSpec, all_tensors
+from .model_config import CODES_PER_WORD
+from .safetensors_header import TensorInfo
+
+_logger = logging.getLogger(__name__)
+_SPAN_BYTES = 8 << 20
+_SHAPES_PER_TASK = 512
+_NUMBERED_LAYER = re.compile(r"model\.layers\.(\d+)\.")
+# An expert that carries one of these was not quantized as the configuration says.
+_FOREIGN_PARTS = (".weight_zero_point", ".weight_g_idx", ".weight_global_scale")
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What was checked; ``unused`` are tensors that the model has no place for."""
+
+    num_tensors: int
+    bytes_read: int
+    unused: tuple[str, ...]
+
+
+@dataclass
+class _Span:
+    """Neighbouring tensors of one file that are read at once."""
+
+    file: str
+    start: int
+    end: int
+    names: list[str]
+
+
+def check(checkpoint: CheckpointFiles, progress: Progress | None = None, threads: int = 4) -> CheckReport:
+    specs = list(all_tensors(checkpoint.config))
+    for spec in specs:
+        _check_entry(checkpoint, spec)
+    unused = _unused(checkpoint, specs)
+    _check_values(checkpoint, specs, progress or (lambda done, total: None), threads)
+    if unused:
+        _logger.warning("%s: %d tensors are not used, the first is %s", checkpoint.directory, len(unused), unused[0])
+    return CheckReport(len(specs), sum(end - start for _, start, end in checkpoint.ranges_read), unused)
+
+
+def _check_entry(checkpoint: CheckpointFiles, spec: TensorSpec) -> None:
+    info = checkpoint.info(spec.name)
+    file = checkpoint.directory / info.file
+    if info.shape != spec.shape:
+        raise CheckpointError(file, spec.name, f"has shape {list(info.shape)}, must be {list(spec.shape)}")
+    if info.dtype not in spec.dtypes:
+        raise CheckpointError(file, spec.name, f"has dtype {info.dtype}, must be {' or '.join(spec.dtypes)}")
+
+
+def _unused(checkpoint: CheckpointFiles, specs: Iterable[TensorSpec]) -> tuple[str, ...]:
+    """Layers behind the last one (multi-token prediction) are known and silently left alone."""
+    unused = []
+    for name in sorted(checkpoint.tensors.keys() - {spec.name for spec in specs}):
+        layer = _NUMBERED_LAYER.match(name)
+        if layer and int(layer[1]) >= checkpoint.config.num_layers:
+            continue
+        if ".mlp.experts." in name and name.endswith(_FOREIGN_PARTS):
+            file = checkpoint.directory / checkpoint.info(name).file
+            raise CheckpointError(file, name, "is not supported: experts must be symmetric INT4 without reordering")
+        unused.append(name)
+    return tuple(unused)
+
+
+def _check_values(checkpoint: CheckpointFiles, specs: Iterable[TensorSpec], progress: Progress, threads: int) -> None:
+    shapes = [spec for spec in specs if spec.kind == "shape"]
+    spans = _spans(checkpoint, [spec.name for spec in specs if spec.kind in ("scale", "gate_bias", "norm")])
+    total = sum(span.end - span.start for span in spans)
+    done = 0
+    progress(done, total)
+    buffers = threading.local()
+    with ThreadPoolExecutor(threads) as pool:
+        tasks = [
+            pool.submit(_check_shapes, checkpoint, shapes[start : start + _SHAPES_PER_TASK])
+            for start in range(0, len(shapes), _SHAPES_PER_TASK)
+        ]
+        tasks += [pool.submit(_check_finite, checkpoint, span, buffers) for span in spans]
+        try:
+            for task in as_completed(tasks):
+                done += task.result()
+                progress(done, total)
+        except CheckpointError:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _spans(checkpoint: CheckpointFiles, names: Iterable[str]) -> list[_Span]:
+    """Tensors that touch in the file share a span of at most the limit (one larger tensor has its own)."""
+    spans: list[_Span] = []
+    for info, name in sorted(((checkpoint.info(name), name) for name in names), key=_position):
+        last = spans[-1] if spans else None
+        if last and last.file == info.file and last.end == info.start and info.end - last.start <= _SPAN_BYTES:
+            last.end = info.end
+            last.names.append(name)
+        else:
+            spans.append(_Span(info.file, info.start, info.end, [name]))
+    return spans
+
+
+def _position(item: tuple[TensorInfo, str]) -> tuple[str, int, int]:
+    return item[0].file, item[0].start, item[0].end
+
+
+def _check_shapes(checkpoint: CheckpointFiles, specs: Iterable[TensorSpec]) -> int:
+    for spec in specs:
+        packed = checkpoint.info(spec.name.removesuffix("_shape") + "_packed")
+        expected = [packed.shape[0], packed.shape[1] * CODES_PER_WORD]
+        info = checkpoint.info(spec.name)
+        content = bytearray(info.end - info.start)
+        checkpoint.read_bytes(spec.name, info.start, memoryview(content))
+        actual = np.frombuffer(content, dtype="<i4" if info.dtype == "I32" else "<i8").tolist()
+        if actual != expected:
+            raise CheckpointError(checkpoint.directory / info.file, spec.name, f"holds {actual}, must hold {expected}")
+    return 0
+
+
+def _check_finite(checkpoint: CheckpointFiles, span: _Span, buffers: threading.local) -> int:
+    size = span.end - span.start
+    if len(getattr(buffers, "memory", b"")) < size:
+        buffers.memory = bytearray(max(size, _SPAN_BYTES))
+    view = memoryview(buffers.memory)[:size]
+    checkpoint.read_bytes(span.names[0], span.start, view)
+    dtypes = {checkpoint.info(name).dtype for name in span.names}
+    if len(dtypes) == 1 and _num_not_finite(view, dtypes.pop()) == 0:
+        return size
+    for name in span.names:
+        info = checkpoint.info(name)
+        count = _num_not_finite(view[info.start - span.start : info.end - span.start], info.dtype)
+        if count:
+            problem = f"{count} of its values are not finite (NaN or infinite)"
+            raise CheckpointError(checkpoint.directory / info.file, name, problem)
+    return size
+
+
+def _num_not_finite(content: memoryview, dtype: str) -> int:
+    """All exponent bits set is an infinity or a NaN; without its sign such a value is at least the infinity."""
+    kind, mask, infinity = ("<u2", 0x7FFF, 0x7F80) if dtype == "BF16" else ("<u4", 0x7FFFFFFF, 0x7F800000)
+    bits = np.frombuffer(content, dtype=kind)
+    return int(np.count_nonzero((bits & bits.dtype.type(mask)) >= infinity))

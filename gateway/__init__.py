@@ -1,0 +1,1 @@
+"""The HTTP face: OpenAI-compatible API, chat template, tokenizer, parsers, limits, metrics."""

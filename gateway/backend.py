@@ -1,0 +1,133 @@
+"""The attention workers of the current epoch, and the choice among them.
+
+Knows nothing of HTTP or text. A worker that leaves the epoch gets no new sequences; those it runs go on.
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+
+from ..membership.epoch import Epoch, Member
+from ..proto.errors import Code, FleetError, from_details
+from ..proto.generated import generate_pb2 as pb
+from ..proto.generated import generate_pb2_grpc as rpc
+from ..proto.generated import membership_pb2 as membership
+from .affinity import SeenPrefixes, block_hashes
+
+_log = logging.getLogger(__name__)
+_DESCRIBE_TIMEOUT_S = 2.0
+# A worker may have this many more sequences than the idlest one before a cached prefix no longer decides.
+_SLACK = 4
+_CHANNEL_OPTIONS = [
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.max_send_message_length", 64 << 20),
+]
+
+
+class Worker:
+    """One attention worker as this gateway sees it."""
+
+    def __init__(self, member: Member) -> None:
+        self.seat = member.seat
+        self.address = member.address
+        self.numerics = member.numerics
+        self.num_running = 0
+        self.last_used = 0
+        self.retired = False
+        self.seen = SeenPrefixes()
+        self.channel = grpc.aio.insecure_channel(member.address, options=_CHANNEL_OPTIONS)
+        self.stub = rpc.AttentionWorkerStub(self.channel)
+
+    def generate(self, request: pb.GenerateRequest, timeout_s: float | None) -> Any:
+        """The running call: an async iterator of replies that can be cancelled."""
+        return self.stub.Generate(request, timeout=timeout_s)
+
+    async def describe(self) -> membership.WorkerReport:
+        try:
+            report: membership.WorkerReport = await self.stub.Describe(
+                pb.DescribeWorkerRequest(), timeout=_DESCRIBE_TIMEOUT_S
+            )
+        except grpc.aio.AioRpcError as error:
+            raise from_details(error.code(), error.details()) from error
+        return report
+
+
+class Backend:
+    """Belongs to one event loop."""
+
+    def __init__(self) -> None:
+        self._workers: dict[str, Worker] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+        self._num_picks = 0
+
+    @property
+    def workers(self) -> list[Worker]:
+        return list(self._workers.values())
+
+    def update(self, epoch: Epoch) -> None:
+        """Follows the epoch; a seat at a new address is a new worker."""
+        members = {member.address: member for member in epoch.attention}
+        for address in set(self._workers) - set(members):
+            worker = self._workers.pop(address)
+            worker.retired = True
+            self._close_if_done(worker)
+        for address, member in members.items():
+            if address not in self._workers:
+                self._workers[address] = Worker(member)
+            self._workers[address].numerics = member.numerics
+
+    def pick(
+        self, prompt_ids: Sequence[int], *, salt: str = "", numerics: str = "", avoid: frozenset[str] = frozenset()
+    ) -> Worker:
+        """The least loaded worker, or a nearly as idle one that has seen more of the prompt."""
+        fitting = [
+            worker
+            for worker in self._workers.values()
+            if worker.address not in avoid and numerics in ("", worker.numerics)
+        ]
+        if not fitting:
+            wanted = f" of numerics class {numerics!r}" if numerics else ""
+            raise FleetError(Code.NOT_READY, f"no {'other ' if avoid else ''}attention worker{wanted} is in the fleet")
+        hashes = block_hashes(prompt_ids, salt) if len(self._workers) > 1 else []
+        idle_enough = min(worker.num_running for worker in fitting) + _SLACK
+        best = max(
+            (worker for worker in fitting if worker.num_running <= idle_enough),
+            key=lambda worker: (worker.seen.num_matching(hashes), -worker.num_running, -worker.last_used),
+        )
+        self._num_picks += 1
+        best.last_used = self._num_picks
+        best.seen.add(hashes)
+        return best
+
+    @contextmanager
+    def running(self, worker: Worker) -> Iterator[None]:
+        """Counts one sequence on the worker."""
+        worker.num_running += 1
+        try:
+            yield
+        finally:
+            worker.num_running -= 1
+            self._close_if_done(worker)
+
+    async def close(self) -> None:
+        for worker in self._workers.values():
+            await worker.channel.close()
+        self._workers.clear()
+        if self._closing:
+            await asyncio.gather(*self._closing)
+
+    def _close_if_done(self, worker: Worker) -> None:
+        if worker.retired and worker.num_running == 0:
+            task = asyncio.get_running_loop().create_task(worker.channel.close())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)

@@ -1,0 +1,61 @@
+"""/v1/chat/completions: from the checked request to a job.
+
+Knows nothing of what becomes of it. Messages are read, ids of tool calls renumbered, the template rendered.
+"""
+
+from ..checkpoint.chat_template import TemplateError
+from .answer import Ending
+from .errors import bad_value, unsupported
+from .job import Job
+from .messages import read_messages
+from .model import Model
+from .parser import Parser
+from .sampling import draw_seed, generate_request, seed_of, stop_ids
+from .schemas import ChatRequest
+from .tool_ids import renumber
+from .tools import STRICT_FIELD, Toolbox, read_tools
+
+
+def chat_job(request: ChatRequest, model: Model, request_id: str, ignored: list[str]) -> Job:
+    toolbox = read_tools(request)
+    _check_tools(toolbox, model)
+    messages, num_calls = renumber(read_messages(request.messages))
+    try:
+        prompt_ids = model.template.render_ids(messages, list(toolbox.declared) or None)
+    except TemplateError as error:
+        raise bad_value("messages", str(error).removeprefix("messages: ")) from error
+    seed = draw_seed() if request.seed is None else request.seed
+    markers = model.markers
+    forbidden = [id_ for id_ in (markers.section, markers.call) if id_ is not None] if toolbox.forbids_calls else []
+    tools = toolbox.parameters if toolbox.callable else None
+    return Job(
+        request=request,
+        request_id=request_id,
+        response_id=f"chatcmpl-{request_id}",
+        sequences=tuple(
+            generate_request(
+                request,
+                model,
+                request_id=f"{request_id}-{index}",
+                prompt_ids=prompt_ids,
+                seed=seed_of(seed, index),
+                forbidden=forbidden,
+            )
+            for index in range(request.n)
+        ),
+        ending=Ending(
+            stop_ids=frozenset(stop_ids(request, model)),
+            stops=tuple(request.stop),
+            keep_stop=request.include_stop_str_in_output,
+            one_call=toolbox.one_call,
+        ),
+        new_reader=lambda: Parser(markers, model.tokenizer.is_special, model.new_decoder(), tools),
+        prompts=(prompt_ids,),
+        ignored=(*ignored, STRICT_FIELD) if toolbox.asks_strict else tuple(ignored),
+        num_earlier_calls=num_calls,
+    )
+
+
+def _check_tools(toolbox: Toolbox, model: Model) -> None:
+    if toolbox.declared and None in (model.markers.section, model.markers.call, model.markers.arguments):
+        raise unsupported("tools", "this model's vocabulary has no tool-call markers")

@@ -1,0 +1,62 @@
+"""The gateway's settings.
+
+Knows nothing of workers' settings; values are checked here once and never changed afterwards.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..settings.reader import option
+
+
+@dataclass(frozen=True)
+class GatewayConfig:
+    model: Path = option(help="directory of the checkpoint (tokenizer, template and config are read, no weights)")
+    controller: str = option(help="host:port of the controller")
+    host: str = option("127.0.0.1", "address of the API")
+    port: int = option(8000, "port of the API; 0 takes any free one")
+    admin_host: str = option("127.0.0.1", "address of metrics and status")
+    admin_port: int = option(0, "port of metrics and status; 0 takes any free one")
+    seat: str = option("gateway-0", "this gateway's seat")
+    served_model_name: tuple[str, ...] = option(
+        (), "names under which clients ask for the model; by default the directory as given and its base name"
+    )
+    max_model_len: int | None = option(None, "most tokens of prompt and answer; by default the checkpoint's limit")
+    api_key: tuple[str, ...] = option((), "keys that clients must present for /v1; none: open to all", secret=True)
+    max_body_mib: int = option(32, "largest request body in MiB")
+    max_choices: int = option(128, "most sequences one request may ask for (prompts × n)")
+    keep_alive_s: float = option(15.0, "seconds of silence after which a stream gets a comment line")
+    first_chunk_s: float = option(0.5, "seconds a stream waits for the first token before its headers go out")
+    drain_s: float = option(30.0, "seconds that running requests may take after SIGTERM")
+    retry_after_s: int = option(2, "the Retry-After of answers 429 and 503, in seconds")
+    access_log: bool = option(False, "one log line a request")
+
+    def __post_init__(self) -> None:
+        if not self.model.is_dir():
+            raise ValueError(f"model: {self.model} is not a directory")
+        if ":" not in self.controller:
+            raise ValueError(f"controller: {self.controller!r} is not host:port")
+        _within("port", self.port, 0, 65535)
+        _within("admin_port", self.admin_port, 0, 65535)
+        _within("max_body_mib", self.max_body_mib, 1, 1024)
+        _within("max_choices", self.max_choices, 1, 1024)
+        _within("keep_alive_s", self.keep_alive_s, 0.05, 3600)
+        _within("first_chunk_s", self.first_chunk_s, 0, 60)
+        _within("drain_s", self.drain_s, 0, 86400)
+        _within("retry_after_s", self.retry_after_s, 1, 3600)
+        if self.max_model_len is not None:
+            _within("max_model_len", self.max_model_len, 2, 1 << 30)
+        if any(not name.strip() for name in self.served_model_name):
+            raise ValueError("served_model_name: an empty name")
+        if any(not key for key in self.api_key):
+            raise ValueError("api_key: an empty key")
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """The names clients may use; the first is the main one."""
+        return self.served_model_name or tuple(dict.fromkeys((str(self.model), self.model.resolve().name)))
+
+
+def _within(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"{name}: {value} is outside {low} to {high}")

@@ -1,0 +1,122 @@
+"""This gateway's place in the fleet, and what the controller tells it.
+
+Knows nothing of HTTP. 1. ``run`` registers the seat, reports state and delivered tokens, and follows epochs, for as long as
+the gateway lives; 2. a controller that is away changes nothing but what ``status`` can say. ``/ready`` asks ``missing``.
+"""
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Callable
+
+import grpc
+
+from ..membership.channel import open_channel
+from ..membership.epoch import Epoch
+from ..membership.seat import SeatKeeper
+from ..membership.watch import EpochWatch
+from ..proto.errors import FleetError, from_details
+from ..proto.generated import membership_pb2 as pb
+from ..proto.generated import membership_pb2_grpc as rpc
+from .backend import Backend, Worker
+
+_log = logging.getLogger(__name__)
+_STATUS_TIMEOUT_S = 2.0
+_RETRY_S = 5.0
+
+
+class Fleet:
+    """Belongs to one event loop."""
+
+    def __init__(self, controller: str, seat: str, backend: Backend, num_delivered: Callable[[], int]) -> None:
+        self.controller = controller
+        self.seat = seat
+        self.epoch: Epoch | None = None
+        self.state = "ready"
+        self.address = ""
+        self._backend = backend
+        self._num_delivered = num_delivered
+        self._channel: grpc.aio.Channel | None = None
+        self._last_status = pb.FleetStatus()
+
+    async def run(self, address: str) -> None:
+        """For ever; ``address`` is where clients reach this gateway."""
+        self.address = address
+        await asyncio.gather(EpochWatch(self.controller, self.seat).run(self._on_epoch), self._keep_seat())
+
+    async def missing(self) -> str:
+        """Why no chat would be answered, in one line; empty when one would."""
+        if self.state != "ready":
+            return f"this gateway is {self.state}"
+        if self.epoch is None:
+            return f"the controller {self.controller} has published no epoch yet"
+        if not self.epoch.complete:
+            try:
+                told = (await self.status()).missing
+            except FleetError:
+                told = ""
+            return told or f"epoch {self.epoch.id} is not complete"
+        workers = self._backend.workers
+        problems = await asyncio.gather(*map(_problem, workers))
+        if "" in problems:
+            return ""
+        return "; ".join(problems) or f"epoch {self.epoch.id} has no attention worker"
+
+    async def status(self) -> pb.FleetStatus:
+        """What the controller says now; raises FleetError while it is away."""
+        if self._channel is None:
+            self._channel = open_channel(self.controller)
+        try:
+            stub = rpc.MembershipStub(self._channel)
+            self._last_status = await stub.Status(pb.StatusRequest(), timeout=_STATUS_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise from_details(error.code(), error.details()) from error
+        return self._last_status
+
+    @property
+    def last_status(self) -> pb.FleetStatus:
+        """What the controller said last."""
+        return self._last_status
+
+    def report(self) -> pb.WorkerReport:
+        epoch = self.epoch.id.to_proto() if self.epoch is not None else None
+        return pb.WorkerReport(
+            seat=self.seat, state=self.state, epoch=epoch, tokens=self._num_delivered(), pid=os.getpid()
+        )
+
+    async def close(self) -> None:
+        if self._channel is not None:
+            await self._channel.close()
+
+    def _on_epoch(self, epoch: Epoch) -> None:
+        self.epoch = epoch
+        self._backend.update(epoch)
+        _log.info(
+            "epoch %s: %d attention workers, %s",
+            epoch.id,
+            len(epoch.attention),
+            "complete" if epoch.complete else "not complete",
+        )
+
+    async def _keep_seat(self) -> None:
+        """A refused seat is no reason to stop answering: it is tried again."""
+        keeper = SeatKeeper(self.controller, self.seat)
+        try:
+            while True:
+                try:
+                    await keeper.register(self.address, os.getpid(), socket.gethostname())
+                    await keeper.keep(self.report)
+                except FleetError as error:
+                    _log.warning("%s: no seat at %s: %s", self.seat, self.controller, error)
+                await asyncio.sleep(_RETRY_S)
+        finally:
+            await keeper.close()
+
+
+async def _problem(worker: Worker) -> str:
+    try:
+        report = await worker.describe()
+    except FleetError as error:
+        return f"{worker.seat} does not answer: {error}"
+    return "" if report.state == "ready" else f"{worker.seat} is {report.state or 'in no state'}"

@@ -1,0 +1,100 @@
+"""The outermost layer of both ports: request ids, API keys, refusals while draining, counting, and the last resort.
+
+Knows nothing of routes' contents. Whatever goes wrong inside, the client gets an answer in OpenAI's shape.
+"""
+
+import hmac
+import logging
+import re
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .errors import RETRYABLE_STATUS, ApiError, shutting_down
+from .service import Service
+
+_log = logging.getLogger(__name__)
+_GIVEN_ID = re.compile(r"[!-~]{1,128}")
+_HANDLERS = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/ready", "/metrics", "/status")
+
+
+class Front:
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app = app
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = _Exchange(self._service, scope, send)
+        is_api = scope["path"].startswith("/v1/")
+        try:
+            if is_api:
+                self._admit(Headers(scope=scope))
+                with self._service.drain.request():
+                    await self._app(scope, receive, exchange.send)
+            else:
+                await self._app(scope, receive, exchange.send)
+        except ApiError as error:
+            await error_response(error, self._service)(scope, receive, exchange.send)
+        except Exception:  # noqa: BLE001 - the last resort: the client gets an answer and the gateway lives
+            _log.exception("%s %s failed", scope["method"], scope["path"])
+            if not exchange.started:
+                failure = ApiError(500, "internal error", kind="server_error", code="internal")
+                await error_response(failure, self._service)(scope, receive, exchange.send)
+
+    def _admit(self, headers: Headers) -> None:
+        if self._service.drain.draining:
+            raise shutting_down()
+        keys = self._service.config.api_key
+        if keys and not _has_key(headers.get("authorization", ""), keys):
+            message = "a valid API key is needed, as: Authorization: Bearer KEY"
+            raise ApiError(401, message, kind="authentication_error", code="invalid_api_key")
+
+
+class _Exchange:
+    """One request's id and the start of its response."""
+
+    def __init__(self, service: Service, scope: Scope, send: Send) -> None:
+        self.started = False
+        self._service = service
+        self._scope = scope
+        self._send = send
+        given = Headers(scope=scope).get("x-request-id", "")
+        self._state = scope.setdefault("state", {})
+        self._state["has_own_id"] = bool(_GIVEN_ID.fullmatch(given))
+        self._state["request_id"] = given if self._state["has_own_id"] else uuid.uuid4().hex
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.started = True
+            headers = MutableHeaders(scope=message)
+            headers["x-request-id"] = self._state["request_id"]
+            if self._service.drain.draining:
+                headers["connection"] = "close"
+            self._count(message["status"])
+        await self._send(message)
+
+    def _count(self, status: int) -> None:
+        path = self._scope["path"]
+        handler = next((known for known in _HANDLERS if path == known or path.startswith(known + "/")), "other")
+        method = self._scope["method"] if self._scope["method"] in ("GET", "POST") else "other"
+        self._service.metrics.http.labels(method, handler, str(status)).inc()
+
+
+def error_response(error: ApiError, service: Service) -> JSONResponse:
+    headers = {}
+    if error.status in RETRYABLE_STATUS:
+        headers["retry-after"] = str(service.config.retry_after_s)
+    if error.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return JSONResponse(error.body, status_code=error.status, headers=headers)
+
+
+def _has_key(authorization: str, keys: tuple[str, ...]) -> bool:
+    scheme, _, given = authorization.partition(" ")
+    matches = [hmac.compare_digest(given.strip().encode(), key.encode()) for key in keys]
+    return scheme.lower() == "bearer" and any(matches)

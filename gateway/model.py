@@ -1,0 +1,78 @@
+"""What the gateway knows of the model: tokenizer, template, sampling defaults and the context's length.
+
+Knows nothing of weights; only small text files of the checkpoint are read.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..checkpoint.chat_template import ChatTemplate
+from ..checkpoint.generation import GenerationDefaults
+from ..checkpoint.model_config import ModelConfig
+from ..checkpoint.tokenizer import IncrementalDecoder, Tokenizer
+from .config import GatewayConfig
+from .parser import Markers
+
+# The vocabulary's added tokens that are part of the text the model writes; all others control the conversation.
+_WRITTEN = (
+    "<think>",
+    "</think>",
+    "<|tool_calls_section_begin|>",
+    "<|tool_calls_section_end|>",
+    "<|tool_call_begin|>",
+    "<|tool_call_argument_begin|>",
+    "<|tool_call_end|>",
+)
+
+
+@dataclass(frozen=True)
+class Model:
+    names: tuple[str, ...]
+    max_model_len: int
+    vocab_size: int
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    defaults: GenerationDefaults
+    markers: Markers
+    written: frozenset[int]
+
+    @staticmethod
+    def load(config: GatewayConfig) -> "Model":
+        """Raises CheckpointError, or ValueError for a length beyond the checkpoint's."""
+        checkpoint = ModelConfig.from_dir(config.model)
+        longest = checkpoint.max_position_embeddings
+        if (config.max_model_len or 0) > longest:
+            raise ValueError(f"max_model_len: {config.max_model_len} is more than the checkpoint's {longest}")
+        tokenizer = Tokenizer.from_dir(config.model)
+        return Model(
+            names=config.model_names,
+            max_model_len=config.max_model_len or longest,
+            vocab_size=checkpoint.vocab_size,
+            tokenizer=tokenizer,
+            template=ChatTemplate.from_dir(config.model, tokenizer),
+            defaults=GenerationDefaults.from_dir(config.model),
+            markers=Markers.from_special(tokenizer.special),
+            written=frozenset(tokenizer.special[name] for name in _WRITTEN if name in tokenizer.special),
+        )
+
+    def new_decoder(self) -> IncrementalDecoder:
+        return IncrementalDecoder(self.tokenizer)
+
+    def special_text(self, *, skip: bool) -> Callable[[int], str | None]:
+        """How completions write a token: None for ordinary ones, "" for what is left out."""
+
+        def text(token_id: int) -> str | None:
+            if not self.tokenizer.is_special(token_id):
+                return None
+            shown = token_id in self.written or not skip
+            return self.tokenizer.token_bytes(token_id).decode() if shown else ""
+
+        return text
+
+    def token_text(self, token_id: int) -> str:
+        """A token for log-probabilities: its text, or its bytes spelled out where they are no text by themselves."""
+        raw = self.tokenizer.token_bytes(token_id)
+        try:
+            return raw.decode("utf-8")
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)

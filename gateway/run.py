@@ -1,0 +1,87 @@
+"""A running request: its sequences generated at once, their events merged in order of arrival.
+
+Knows nothing of JSON or HTTP. Leaving the context cancels what still runs at the workers; ``abort`` ends the request with
+an error from outside.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from types import TracebackType
+from typing import Self
+
+from ..proto.errors import FleetError
+from .answer import Answer, Event
+from .backend import Backend
+from .errors import ApiError, from_fleet
+from .generation import replies
+from .job import Job
+from .metrics import Metrics, Watch
+
+_log = logging.getLogger(__name__)
+
+
+class Run:
+    def __init__(self, job: Job, answers: Sequence[Answer], backend: Backend, metrics: Metrics) -> None:
+        self._job = job
+        self._answers = answers
+        self._backend = backend
+        self._watch: Watch = metrics.watch(job.request.model, sum(map(len, job.prompts)))
+        self._queue: asyncio.Queue[tuple[int, list[Event]] | ApiError] = asyncio.Queue()
+        self._has_failed = False
+        self._pumps: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        self._watch.start()
+        self._pumps = [asyncio.create_task(self._pump(index)) for index in range(len(self._answers))]
+        for pump in self._pumps:
+            pump.add_done_callback(self._answer_for_bugs)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for pump in self._pumps:
+            pump.cancel()
+        await asyncio.gather(*self._pumps, return_exceptions=True)
+        unfinished = "error" if self._has_failed else "abort"
+        self._watch.end([answer.finish_reason or unfinished for answer in self._answers])
+
+    async def events(self) -> AsyncIterator[tuple[int, Event]]:
+        """Until every answer is over; raises ApiError."""
+        while True:
+            if self._queue.empty() and all(answer.finish_reason for answer in self._answers):
+                return
+            item = await self._queue.get()
+            if isinstance(item, ApiError):
+                self._has_failed = True
+                raise item
+            for event in item[1]:
+                yield item[0], event
+
+    def abort(self, error: ApiError) -> None:
+        self._queue.put_nowait(error)
+
+    async def _pump(self, index: int) -> None:
+        answer = self._answers[index]
+        try:
+            async with aclosing(replies(self._backend, self._job.sequences[index])) as stream:
+                async for reply in stream:
+                    self._take(index, answer.push(reply), len(reply.token_ids))
+                    if answer.finish_reason is not None:
+                        return
+        except FleetError as error:
+            self._queue.put_nowait(from_fleet(error))
+
+    def _answer_for_bugs(self, pump: asyncio.Task[None]) -> None:
+        """An unexpected error must end the request with an answer, not leave it waiting."""
+        error = None if pump.cancelled() else pump.exception()
+        if error is not None:
+            _log.error("%s: failed while reading the answer", self._job.request_id, exc_info=error)
+            self._queue.put_nowait(ApiError(500, "internal error", kind="server_error", code="internal"))
+
+    def _take(self, index: int, events: list[Event], num_tokens: int) -> None:
+        if num_tokens:
+            self._watch.tokens(index, num_tokens)
+        self._queue.put_nowait((index, events))

@@ -1,0 +1,123 @@
+"""What the routes call: one request from its bytes to its response.
+
+Knows nothing of routes. 1. Read and check; 2. make a job of it; 3. run it; 4. answer whole or as a stream.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from .answer import Answer, Event
+from .backend import Backend
+from .chat import chat_job
+from .chat_format import ChatFormat
+from .completion_format import CompletionFormat
+from .completions import completion_job
+from .config import GatewayConfig
+from .connection import EventStream, unless_gone
+from .drain import Drain
+from .errors import ApiError
+from .fields import IGNORED_HEADER
+from .fleet import Fleet
+from .intake import read_object
+from .job import Job
+from .metrics import Metrics
+from .model import Model
+from .run import Run
+from .schemas import ChatRequest, CompletionRequest, parse
+from .stream import EventFrames
+
+_EVERY_ADDRESS = ("0.0.0.0", "::", "")
+
+AnyFormat = ChatFormat | CompletionFormat
+
+
+class Service:
+    """Everything the gateway holds; belongs to one event loop."""
+
+    def __init__(self, config: GatewayConfig, model: Model) -> None:
+        self.config = config
+        self.model = model
+        self.metrics = Metrics(model.names[0])
+        self.backend = Backend()
+        self.fleet = Fleet(config.controller, config.seat, self.backend, lambda: self.metrics.num_delivered)
+        self.drain = Drain()
+        self.started_at = int(time.time())
+        # Host and port of both sides, once they are bound.
+        self.address = ("", 0)
+        self.admin_address = ("", 0)
+
+    @property
+    def url(self) -> str:
+        return url_of(*self.address)
+
+    def admin_url(self, asked_host: str | None = None) -> str:
+        """``asked_host``: under which name the client knows this machine, for a port open on every address."""
+        host, port = self.admin_address
+        return url_of(asked_host if asked_host and host in _EVERY_ADDRESS else host, port)
+
+    async def chat(self, http: Request) -> Response:
+        request, ignored = parse(ChatRequest, await self._read(http))
+        job = await self._job(http, request, lambda identity: chat_job(request, self.model, identity, ignored))
+        answers = job.new_answers()
+        return await self._respond(http, job, answers, ChatFormat(job, answers, self.model))
+
+    async def complete(self, http: Request) -> Response:
+        request, ignored = parse(CompletionRequest, await self._read(http))
+        limit = self.config.max_choices
+        job = await self._job(
+            http,
+            request,
+            lambda identity: completion_job(request, self.model, identity, ignored, max_choices=limit),
+        )
+        answers = job.new_answers()
+        return await self._respond(http, job, answers, CompletionFormat(job, answers, self.model))
+
+    def check_model(self, name: str) -> None:
+        if name not in self.model.names:
+            raise ApiError(
+                404,
+                f"model: {name[:200]!r} does not exist here; served: {', '.join(self.model.names)}",
+                param="model",
+                code="model_not_found",
+            )
+
+    async def _read(self, http: Request) -> dict[str, Any]:
+        return await read_object(http, self.config.max_body_mib << 20)
+
+    async def _job(self, http: Request, request: ChatRequest | CompletionRequest, make: Callable[[str], Job]) -> Job:
+        """Long prompts take long to encode, so that is done beside the event loop."""
+        self.check_model(request.model)
+        if request.request_id is not None and not http.state.has_own_id:
+            http.state.request_id = request.request_id
+        return await asyncio.to_thread(make, http.state.request_id)
+
+    async def _respond(self, http: Request, job: Job, answers: list[Answer], form: AnyFormat) -> Response:
+        headers = {IGNORED_HEADER: ", ".join(job.ignored)} if job.ignored else {}
+        async with AsyncExitStack() as stack:
+            run = Run(job, answers, self.backend, self.metrics)
+            stack.enter_context(self.drain.track(run))
+            await stack.enter_async_context(run)
+            if not job.request.stream:
+                events = await unless_gone(http.receive, _collect(run, len(answers)))
+                return JSONResponse(form.whole(events), headers=headers)
+            frames = EventFrames(run, form, self.config.keep_alive_s)
+            stack.push_async_callback(frames.close)
+            await unless_gone(http.receive, frames.begin(self.config.first_chunk_s))
+            return EventStream(frames.frames(), stack.pop_all(), headers)
+
+
+def url_of(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+async def _collect(run: Run, num_answers: int) -> list[list[Event]]:
+    events: list[list[Event]] = [[] for _ in range(num_answers)]
+    async for index, event in run.events():
+        events[index].append(event)
+    return events

@@ -1,0 +1,97 @@
+"""Fixtures for every room: generated checkpoints, the logits oracle, and plain-process fleets."""
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from expertfleet.checkpoint.make_tiny import make_tiny
+
+TESTS = Path(__file__).parent
+
+
+def load_module(path: Path) -> ModuleType:
+    """A helper file of the tests as a module; tests are no package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def oracle() -> ModuleType:
+    """``oracle.load_oracle(directory, dtype)``."""
+    return load_module(TESTS / "oracle.py")
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three MoE layers after a dense one, 64 experts, top-8."""
+    directory = tmp_path_factory.mktemp("checkpoints") / "small"
+    make_tiny(directory, seed=int.from_bytes(os.urandom(2)))
+    return directory
+
+
+class Process:
+    """A role as a plain process; its output goes to a file."""
+
+    def __init__(self, role: str, log: Path, *flags: str) -> None:
+        self.log = log
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("EXPERTFLEET_")}
+        with log.open("wb") as output:
+            self.popen = subprocess.Popen(
+                [sys.executable, "-m", f"expertfleet.{role}", *flags],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"},
+                start_new_session=True,
+            )
+
+    def address(self, timeout_s: float = 60) -> str:
+        """Where it listens; waits for the line that says so."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            for line in self.log.read_text(errors="replace").splitlines():
+                if line.startswith("listening "):
+                    return line.removeprefix("listening ")
+            assert self.popen.poll() is None, self.log.read_text(errors="replace")
+            time.sleep(0.05)
+        raise TimeoutError(self.log.read_text(errors="replace"))
+
+    def stop(self) -> int:
+        if self.popen.poll() is None:
+            self.popen.send_signal(signal.SIGTERM)
+        try:
+            return self.popen.wait(30)
+        except subprocess.TimeoutExpired:
+            self.popen.kill()
+            raise
+
+
+Start = Callable[..., Process]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """``start(role, *flags)``; whatever it started is ended with the test."""
+    running: list[Process] = []
+
+    def start(role: str, *flags: str) -> Process:
+        running.append(Process(role, tmp_path / f"{len(running)}-{role}.log", *map(str, flags)))
+        return running[-1]
+
+    yield start
+    for process in running:
+        if process.popen.poll() is None:
+            process.popen.send_signal(signal.SIGTERM)
+    for process in running:
+        process.stop()

@@ -1,0 +1,111 @@
+"""Health, readiness, status and metrics."""
+
+import os
+from typing import Any
+
+import httpx
+
+from expertfleet.proto.generated import membership_pb2 as pb
+
+
+def test_health_and_readiness_name_the_admin_port(rig: Any) -> None:
+    for client in (rig.client, rig.admin):
+        assert client.get("/health").json() == {"status": "alive", "admin": rig.gateway.admin_url}
+        ready = client.get("/ready")
+        assert ready.status_code == 200
+        assert ready.json() == {"ready": True, "missing": None, "admin": rig.gateway.admin_url}
+
+
+def test_not_ready_says_what_is_missing(rig: Any, scripts: Any) -> None:
+    fleet = rig.gateway.service.fleet
+    rig.worker.state = "loading"
+    response = rig.client.get("/ready")
+    assert response.status_code == 503
+    assert response.json()["missing"] == "attention-0 is loading"
+    rig.controller.missing = "no replica of 12 experts of layer 3"
+    rig.controller.publish(rig.workers, complete=False)
+    scripts.until(lambda: fleet.epoch.id.counter == rig.controller.epoch.id.counter)
+    assert rig.client.get("/ready").json()["missing"] == "no replica of 12 experts of layer 3"
+    assert rig.client.get("/health").status_code == 200
+
+
+def test_status_lists_workers_and_this_gateway(rig: Any) -> None:
+    report = pb.WorkerReport(
+        seat="expert-0",
+        epoch=pb.EpochId(incarnation=1, counter=4),
+        bytes_loaded=70,
+        bytes_total=90,
+        tokens=11,
+        numerics="n",
+    )
+    rig.controller.workers = [
+        pb.WorkerStatus(role="controller", seat="controller", pid=3, state="ready"),
+        pb.WorkerStatus(role="expert", seat="expert-0", pid=4, node="x", state="ready", report=report, num_experts=16),
+        pb.WorkerStatus(role="gateway", seat="gateway-0", pid=1, state="ready"),
+    ]
+    status = rig.admin.get("/status").json()
+    by_role = {worker["role"]: worker for worker in status["workers"]}
+    assert len(status["workers"]) == 3
+    expert = by_role["expert"]
+    assert {key: expert[key] for key in ("seat", "pid", "node", "state", "epoch", "numerics", "experts", "bytes", "tokens")} == {
+        "seat": "expert-0", "pid": 4, "node": "x", "state": "ready", "epoch": "1.4", "numerics": "n", "experts": 16,
+        "bytes": 70, "tokens": 11,
+    }  # fmt: skip
+    assert by_role["gateway"]["pid"] == os.getpid()
+    assert status["ready"]
+
+
+def test_metrics_have_vllms_names_and_those_of_workers(rig: Any) -> None:
+    rig.controller.workers = [
+        pb.WorkerStatus(
+            role="expert",
+            seat="expert-2",
+            state="ready",
+            report=pb.WorkerReport(metrics={"routed_rows_total": 5.0, "a.b": 1}),
+        )
+    ]
+    rig.says("<think>a</think>b<|im_end|>")
+    before = _value(rig, 'vllm:generation_tokens_total{model_name="tiny"}')
+    tokens = rig.chat(model="tiny").json()["usage"]["completion_tokens"]
+    assert _value(rig, 'vllm:generation_tokens_total{model_name="tiny"}') == before + tokens
+    text = rig.admin.get("/metrics").text
+    assert 'expertfleet_routed_rows_total{role="expert",seat="expert-2"} 5.0' in text
+    assert 'expertfleet_a_b{role="expert",seat="expert-2"} 1.0' in text
+    for name in ("num_requests_running", "num_requests_waiting"):
+        assert f'vllm:{name}{{model_name="tiny"}} 0.0' in text
+    for name in ("time_to_first_token_seconds", "inter_token_latency_seconds", "e2e_request_latency_seconds"):
+        assert f'vllm:{name}_count{{model_name="tiny"}}' in text
+    assert 'vllm:request_success_total{finished_reason="stop",model_name="tiny"}' in text
+    assert 'http_requests_total{handler="/v1/chat/completions",method="POST",status="200"}' in text
+
+
+def test_metrics_and_status_are_not_on_the_api_port(rig: Any) -> None:
+    assert rig.client.get("/metrics").status_code == 404
+    assert rig.client.get("/status").status_code == 404
+
+
+def test_reports_count_delivered_tokens(rig: Any, scripts: Any) -> None:
+    rig.chat()
+    delivered = rig.gateway.service.metrics.num_delivered
+    scripts.until(lambda: bool(rig.controller.reports) and rig.controller.reports[-1].tokens == delivered)
+    assert rig.controller.reports[-1].seat == "gateway-0"
+
+
+def test_without_a_controller_the_gateway_lives_and_says_so(model_dir: Any, scripts: Any) -> None:
+    rig = scripts.Rig(model_dir)
+    try:
+        rig.run(rig.controller.server.stop(None))
+        with httpx.Client(base_url=rig.gateway.admin_url, timeout=10) as admin:
+            status = admin.get("/status").json()
+            assert not status["ready"]
+            assert "does not answer" in status["missing"]
+            assert [worker["role"] for worker in status["workers"]] == ["gateway"]
+            assert admin.get("/metrics").status_code == 200
+        assert rig.chat().status_code == 200
+    finally:
+        rig.close()
+
+
+def _value(rig: Any, series: str) -> float:
+    lines = [line for line in rig.admin.get("/metrics").text.splitlines() if line.startswith(series)]
+    return float(lines[0].split()[-1]) if lines else 0.0

@@ -1,0 +1,103 @@
+"""A sequence carried over its worker's failure, told as one answer."""
+
+from typing import Any
+
+import pytest
+
+from expertfleet.proto.errors import Code
+
+LONG = "one two three four five six seven eight<|im_end|>"
+
+
+def by_requests(rig: Any) -> list[Any]:
+    return [worker for worker in rig.workers if worker.requests]
+
+
+@pytest.mark.parametrize("code", [Code.LANE_LOST, Code.OVERLOADED, Code.DRAINING, Code.NOT_READY])
+def test_refused_before_the_first_token_one_other_worker_is_tried(trio: Any, scripts: Any, code: Code) -> None:
+    trio.says(LONG)
+    trio.workers[0].script = trio.workers[1].script = scripts.fail(code)
+    statuses = [trio.chat().status_code for _ in range(12)]
+    assert 200 in statuses
+    assert all(len(worker.requests) for worker in trio.workers)
+    assert sum(len(worker.requests) for worker in trio.workers) <= 24
+
+
+def test_bad_requests_are_not_tried_elsewhere(trio: Any, scripts: Any) -> None:
+    for worker in trio.workers:
+        worker.script = scripts.fail(Code.BAD_REQUEST)
+    assert trio.chat().status_code == 400
+    assert sum(len(worker.requests) for worker in trio.workers) == 1
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_after_the_first_token_another_worker_continues_identically(trio: Any, scripts: Any, stream: bool) -> None:
+    ids = trio.text.ids(LONG)
+    trio.says(LONG)
+    breaking = scripts.fail(Code.LANE_LOST, after=ids[:3])
+
+    async def break_first(request: Any) -> Any:
+        script = scripts.say(ids) if request.generated_ids else breaking
+        async for reply in script(request):
+            yield reply
+
+    for worker in trio.workers:
+        worker.script = break_first
+    response = trio.chat(seed=5, stream=stream, return_token_ids=True, logprobs=True)
+    assert response.status_code == 200
+    if not stream:
+        (choice,) = response.json()["choices"]
+        assert choice["token_ids"] == ids
+        assert len(choice["logprobs"]["content"]) == len(ids)
+        assert response.json()["usage"]["prompt_tokens_details"] == {"cached_tokens": 3}
+    first, second = (request for worker in trio.workers for request in worker.requests)
+    first, second = (first, second) if not first.generated_ids else (second, first)
+    assert list(second.generated_ids) == ids[:3]
+    assert second.numerics == "fake-1"
+    assert second.sampling.seed == first.sampling.seed == 5
+    assert second.prompt_ids == first.prompt_ids
+    assert len(by_requests(trio)) == 2
+
+
+def test_a_continuation_stays_in_its_numerics_class(trio: Any, scripts: Any) -> None:
+    for index, worker in enumerate(trio.workers):
+        worker.numerics = f"class-{index}"
+        worker.script = scripts.fail(Code.LANE_LOST, "worker died", after=trio.text.ids("one"))
+    trio.controller.publish(trio.workers)
+    fleet = trio.gateway.service.fleet
+    scripts.until(lambda: fleet.epoch.id.counter == trio.controller.epoch.id.counter)
+    response = trio.chat()
+    assert response.status_code == 503
+    assert response.json()["error"]["message"] == "worker died"
+    assert len(by_requests(trio)) == 1
+
+
+def test_when_every_worker_breaks_the_error_comes_out(trio: Any, scripts: Any) -> None:
+    for worker in trio.workers:
+        worker.script = scripts.fail(Code.LANE_LOST, "worker died", after=trio.text.ids("one"))
+    assert trio.chat().status_code == 503
+    assert sum(len(worker.requests) for worker in trio.workers) == 3
+
+
+def test_a_stream_that_ends_without_a_reason_is_a_lost_worker(rig: Any) -> None:
+    async def silent(request: Any) -> Any:
+        for _ in ():
+            yield
+
+    rig.worker.script = silent
+    assert rig.chat().json()["error"]["code"] == "worker_lost"
+
+
+def test_without_a_worker_there_is_a_503(rig: Any, scripts: Any) -> None:
+    rig.controller.publish([], complete=False)
+    scripts.until(lambda: not rig.gateway.service.backend.workers)
+    response = rig.chat()
+    assert response.status_code == 503
+    assert "retry-after" in response.headers
+
+
+def test_an_overdue_sequence_is_cut_off_even_if_its_worker_forgets(rig: Any, scripts: Any) -> None:
+    rig.worker.script = scripts.say([5], wait_s=20)
+    response = rig.chat(timeout=0.1)
+    assert response.status_code == 504
+    assert response.json()["error"]["code"] == "deadline_exceeded"

@@ -1,0 +1,218 @@
+"""Tokens told apart; the cases that peers' parsers broke on, and equality of streamed and whole answers."""
+
+import codecs
+import random
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from expertfleet.gateway.parser import Markers, Parser
+
+NAMES = {
+    "<think>": 300,
+    "</think>": 301,
+    "<|tool_calls_section_begin|>": 302,
+    "<|tool_calls_section_end|>": 303,
+    "<|tool_call_begin|>": 304,
+    "<|tool_call_argument_begin|>": 305,
+    "<|tool_call_end|>": 306,
+    "[EOS]": 307,
+}
+# Short spellings for the tests: {S} section, {C} call, {A} arguments, {E} end of call, {X} end of section.
+SHORT = {"{S}": 302, "{X}": 303, "{C}": 304, "{A}": 305, "{E}": 306, "{T}": 300, "{t}": 301, "{EOS}": 307}
+CITY: dict[str, Any] = {"type": "object", "properties": {"city": {}}, "required": ["city"]}
+QUERY: dict[str, Any] = {"type": "object", "properties": {"query": {}, "limit": {}}, "required": ["query"]}
+TOOLS = {"get_weather": CITY, "search": QUERY}
+
+
+class Bytes:
+    """Token ids below 256 are bytes."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token_id: int) -> str:
+        return self._decoder.decode(bytes([token_id]))
+
+    def flush(self) -> str:
+        return self._decoder.decode(b"", final=True)
+
+
+def ids(text: str) -> list[int]:
+    pieces = re.split(r"(\{(?:S|X|C|A|E|T|t|EOS)\})", text)
+    return [id_ for piece in pieces for id_ in ([SHORT[piece]] if piece in SHORT else piece.encode())]
+
+
+def parse(text: str | list[int], tools: Mapping[str, Any] | None = TOOLS) -> dict[str, Any]:
+    """The answer put together from the pieces, with consistency of the pieces checked."""
+    parser = Parser(Markers.from_special(NAMES), lambda id_: id_ >= 300, Bytes(), tools)
+    pieces = [piece for id_ in (ids(text) if isinstance(text, str) else text) for piece in parser.push(id_)]
+    pieces += parser.finish()
+    calls: list[list[str]] = []
+    for piece in pieces:
+        assert piece.text
+        if piece.kind == "call":
+            assert piece.call == len(calls)
+            calls.append([piece.text, ""])
+        elif piece.kind == "arguments":
+            assert piece.call == len(calls) - 1
+            calls[piece.call][1] += piece.text
+    assert parser.num_calls == len(calls)
+    joined = {kind: "".join(p.text for p in pieces if p.kind == kind) for kind in ("reasoning", "content")}
+    return {key: value for key, value in {**joined, "calls": [tuple(call) for call in calls]}.items() if value}
+
+
+def call(name: str, arguments: str) -> str:
+    return f"{{C}}{name}{{A}}{arguments}{{E}}"
+
+
+OSLO, ROME = '{"city": "Oslo"}', '{"city": "Rome"}'
+CASES = {
+    "plain text is content": ("hello", {"content": "hello"}),
+    "reasoning then content": ("{T}a{t}b", {"reasoning": "a", "content": "b"}),
+    "empty reasoning": ("{T}{t}b", {"content": "b"}),
+    "unfinished reasoning": ("{T}abc", {"reasoning": "abc"}),
+    "white space before reasoning is dropped": (" \n{T}a{t}b", {"reasoning": "a", "content": "b"}),
+    "only white space": (" \n", {"content": " \n"}),
+    "several think blocks": ("{T}a{t}b{T}c{t}d", {"reasoning": "ac", "content": "bd"}),
+    "an orphan end of reasoning is dropped": ("a{t}b", {"content": "ab"}),
+    "a second opening inside reasoning is dropped": ("{T}a{T}b{t}c", {"reasoning": "ab", "content": "c"}),
+    "emoji": ("{T}🙂{t}é🏔", {"reasoning": "🙂", "content": "é🏔"}),
+    "markers spelled as text are text": ("<think>a</think><|tool_calls_section_begin|>", None),
+    "single call": ("{S}" + call("functions.get_weather:0", OSLO) + "{X}", {"calls": [("get_weather", OSLO)]}),
+    "content before the section": (
+        "Hi. {S}" + call("functions.get_weather:0", OSLO) + "{X}",
+        {"content": "Hi. ", "calls": [("get_weather", OSLO)]},
+    ),
+    "parallel calls": (
+        "{S}" + call("functions.get_weather:0", OSLO) + call("functions.search:1", "{}") + "{X}",
+        {"calls": [("get_weather", OSLO), ("search", "{}")]},
+    ),
+    "three calls with foreign numbers": (
+        "{S}" + "".join(call(f"functions.get_weather:{n}", OSLO) for n in (5, 6, 6)) + "{X}",
+        {"calls": [("get_weather", OSLO)] * 3},
+    ),
+    "a section ends open reasoning": (
+        "{T}think{S}" + call("functions.get_weather:0", OSLO) + "{X}",
+        {"reasoning": "think", "calls": [("get_weather", OSLO)]},
+    ),
+    "end of reasoning inside a section is dropped": (
+        "{T}a{S}" + call("functions.get_weather:0", OSLO) + "{t}{X}",
+        {"reasoning": "a", "calls": [("get_weather", OSLO)]},
+    ),
+    "angle brackets in arguments": (
+        "{S}" + call("functions.search:0", '{"query": "<div> a < b {{x}} <|"}') + "{X}",
+        {"calls": [("search", '{"query": "<div> a < b {{x}} <|"}')]},
+    ),
+    "multi-line arguments": (
+        "{S}" + call("functions.search:0", '{\n  "query": "a\\nb"\n}') + "{X}",
+        {"calls": [("search", '{\n  "query": "a\\nb"\n}')]},
+    ),
+    "white space around header and arguments": (
+        "{S}\n{C} functions.get_weather:0\n{A} \n" + OSLO + " \n{E}\n{X}\n",
+        {"calls": [("get_weather", OSLO)]},
+    ),
+    "no functions prefix": ("{S}" + call("get_weather:0", OSLO) + "{X}", {"calls": [("get_weather", OSLO)]}),
+    "hyphens and underscores": (
+        "{S}" + call("functions.mcp__portal__search-documents:0", "{}") + "{X}",
+        {"calls": [("mcp__portal__search-documents", "{}")]},
+    ),
+    "dots in a name": ("{S}" + call("functions.a.b.c:12", "{}") + "{X}", {"calls": [("a.b.c", "{}")]}),
+    "a declared name without a number": (
+        "{S}" + call("functions.search", "{}") + "{X}",
+        {"calls": [("search", "{}")]},
+    ),
+    "an invalid id is skipped, the next call is not": (
+        "{S}" + call("functions.invalid.0", "{}") + call("weird@id", "{}") + call("search:1", "{}") + "{X}",
+        {"calls": [("search", "{}")]},
+    ),
+    "invalid JSON is kept": (
+        "{S}" + call("functions.get_weather:0", '{"city":') + call("functions.search:1", "{}") + "{X}",
+        {"calls": [("get_weather", '{"city":'), ("search", "{}")]},
+    ),
+    "no arguments at all become an empty object": (
+        "{S}" + call("functions.search:0", "") + "{X}",
+        {"calls": [("search", "{}")]},
+    ),
+    "a bare counter is told by its arguments": (
+        "{S}" + call("0", OSLO) + call("1", '{"query": "x"}') + "{X}",
+        {"calls": [("get_weather", OSLO), ("search", '{"query": "x"}')]},
+    ),
+    "an ambiguous bare counter is skipped": ("{S}" + call("0", "{}") + call("1", '{"other": 1}') + "{X}", {}),
+    "a bare counter with bad JSON is skipped": ("{S}" + call("0", '{"city"') + "{X}", {}),
+    "noise between markers is dropped": (
+        "{S}!!!!" + call("functions.get_weather:0", OSLO) + " and " + call("functions.search:1", "{}") + "??{X}",
+        {"calls": [("get_weather", OSLO), ("search", "{}")]},
+    ),
+    "text after the section is dropped": (
+        "a{S}" + call("functions.search:0", "{}") + "{X}trailing < text",
+        {"content": "a", "calls": [("search", "{}")]},
+    ),
+    "an empty section": ("a{S}{X}b", {"content": "a"}),
+    "a second section": (
+        "{S}" + call("search:0", "{}") + "{X}x{S}" + call("search:1", "{}") + "{X}",
+        {"calls": [("search", "{}")] * 2},
+    ),
+    "a call without a section": (call("functions.search:0", "{}"), {"calls": [("search", "{}")]}),
+    "an orphan end of call": ("a{E}b{X}c{A}d", {"content": "abcd"}),
+    "truncated in the arguments": (
+        '{S}{C}functions.get_weather:0{A}{"city": "Bei',
+        {"calls": [("get_weather", '{"city": "Bei')]},
+    ),
+    "truncated in the header": ("a{S}{C}functions.get_wea", {"content": "a"}),
+    "truncated before the section's end": ("{S}" + call("search:0", "{}"), {"calls": [("search", "{}")]}),
+    "a call that never ends before the next": (
+        "{S}{C}search:0{A}{}" + call("get_weather:1", OSLO) + "{X}",
+        {"calls": [("search", "{}"), ("get_weather", OSLO)]},
+    ),
+    "a section's end closes an open call": (
+        "{S}{C}search:0{A}{}{X}after",
+        {"calls": [("search", "{}")]},
+    ),
+    "control tokens are never shown": ("{T}a{EOS}b{t}c{EOS}d", {"reasoning": "ab", "content": "cd"}),
+    "a trailing bracket is not swallowed": ("a <", {"content": "a <"}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_answer_is_told_apart(case: str) -> None:
+    text, expected = CASES[case]
+    assert parse(text) == (expected if expected is not None else {"content": text})
+
+
+def test_a_bare_counter_names_the_only_tool_even_with_bad_json() -> None:
+    only = {"get_weather": CITY}
+    assert parse("{S}" + call("0", '{"city"') + "{X}", only) == {"calls": [("get_weather", '{"city"')]}
+
+
+def test_without_tools_a_section_is_dropped_and_no_marker_leaks() -> None:
+    assert parse("a{S}" + call("functions.search:0", "{}") + "{X}", None) == {"content": "a"}
+
+
+def test_long_arguments_come_in_pieces_and_whole() -> None:
+    arguments = '{"query": "' + "x y\n" * 20_000 + '"}'
+    assert parse("{S}" + call("search:0", arguments) + "{X}") == {"calls": [("search", arguments)]}
+
+
+def test_reasoning_tokens_are_counted_without_markers() -> None:
+    parser = Parser(Markers.from_special(NAMES), lambda id_: id_ >= 300, Bytes(), TOOLS)
+    for id_ in ids("{T}abc{t}def"):
+        parser.push(id_)
+    assert parser.num_reasoning_tokens == 3
+
+
+def test_incomplete_characters_become_replacements_only_at_the_end() -> None:
+    euro = list("€".encode())
+    assert parse([300, *euro[:2], 301, *euro, euro[0]]) == {"reasoning": "\ufffd", "content": "€\ufffd"}
+
+
+def test_random_tokens_never_leak_a_marker_nor_lose_order() -> None:
+    rng = random.Random(5)
+    for _ in range(400):
+        tokens = [rng.choice([*range(300, 308), *b'ab {}":0.', 0xE2, 0x82]) for _ in range(rng.randrange(60))]
+        told = parse(tokens)
+        shown = told.get("reasoning", "") + told.get("content", "") + "".join(map("".join, told.get("calls", [])))
+        assert "<" not in shown
+        assert "|" not in shown
