@@ -43,10 +43,12 @@ class LatentCache:
         """``latents`` [T, width] to slot ids [T] int64 (page × PAGE + offset)."""
         self._flat[layer].index_copy_(0, slots, latents)
 
-    def splits(self, layer: int, pages: list[int], num_positions: int) -> list[torch.Tensor]:
-        """The pages [PAGE, width] that hold the first ``num_positions`` positions, in order, uncopied."""
-        cache = self._pages[layer]
-        return [cache[page] for page in pages[: PageAllocator.needed(num_positions)]]
+    def gather(self, layer: int, pages: list[int], num_positions: int) -> torch.Tensor:
+        """[S, width] contiguous, S ≥ ``num_positions``: a view where the pages lie side by side, else a copy."""
+        used = pages[: PageAllocator.needed(num_positions)]
+        if used == list(range(used[0], used[0] + len(used))):
+            return self._flat[layer, used[0] * PAGE : (used[-1] + 1) * PAGE]
+        return self._pages[layer, torch.tensor(used)].view(len(used) * PAGE, -1)
 
     @staticmethod
     def page_bytes(num_layers: int, width: int, dtype: torch.dtype) -> int:

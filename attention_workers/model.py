@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import torch
 
 from ..checkpoint.model_config import ModelConfig
+from ..kernels.activation import silu_mul
 from ..kernels.exact_linear import ExactHeads, ExactLinear
 from ..kernels.mla import mla_attend
 from ..kernels.norm import rms_norm
 from ..kernels.rope import RopeTable, apply_rope
-from ..kernels.silu import silu_mul
+from ..kernels.row_rule import RowRule
 from ..router.gate import Gate
 from ..router.router import Router
 from .kv_cache import LatentCache, slots_of
@@ -64,17 +65,19 @@ class Attention:
     q_up: ExactLinear  # [heads · (nope + rope), q_lora_rank or H]
     kv_down: ExactLinear  # [kv_lora_rank + rope, H]
     kv_norm: torch.Tensor  # [kv_lora_rank]
-    absorb_key: ExactHeads  # per head [kv_lora_rank, nope]: W_UK transposed
-    absorb_value: ExactHeads  # per head [v, kv_lora_rank]: W_UV
+    absorb_key: ExactHeads  # W_UK [heads, nope, kv_lora_rank]
+    absorb_value: ExactHeads  # W_UV transposed [heads, kv_lora_rank, v]
     out: ExactLinear  # [H, heads · v]
+    scale: float  # of the scores before softmax
+    rule: RowRule  # counts of query rows that give a row the same bits
 
     def __call__(self, x: torch.Tensor, batch: Batch, cache: LatentCache, rope: RopeTable) -> torch.Tensor:
         """[T, H] normalised hidden rows to [T, H]; the rows' latents are in the cache afterwards."""
         config, T = self.config, x.shape[0]
         rank, nope = config.kv_lora_rank, config.qk_nope_head_dim
-        latent, key = self.kv_down(x).split([rank, config.qk_rope_head_dim], dim=-1)
-        latent = rms_norm(latent, self.kv_norm, config.latent_norm_eps)
-        key = apply_rope(key.unsqueeze(1), batch.positions, rope).squeeze(1)
+        down = self.kv_down(x)  # [T, rank + rope]
+        latent = rms_norm(down[:, :rank], self.kv_norm, config.latent_norm_eps)
+        key = apply_rope(down[:, rank:], batch.positions, rope)
         cache.write(self.layer, batch.slots, torch.cat((latent, key), dim=-1))
 
         if self.q_down is not None and self.q_norm is not None:
@@ -86,8 +89,8 @@ class Attention:
         row = 0
         for chunk in batch.chunks:
             rows = slice(row, row + chunk.count)
-            splits = cache.splits(self.layer, chunk.sequence.pages, chunk.first + chunk.count)
-            attended[rows] = mla_attend(q_latent[rows], q_rope[rows], splits, chunk.first, rope.softmax_scale)
+            latents = cache.gather(self.layer, chunk.sequence.pages, chunk.first + chunk.count)
+            attended[rows] = mla_attend(q_latent[rows], q_rope[rows], latents, chunk.first, self.scale, self.rule)
             row += chunk.count
         return self.out(self.absorb_value(attended).reshape(T, -1))
 

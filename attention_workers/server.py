@@ -14,7 +14,9 @@ import grpc
 import torch
 
 from ..checkpoint.tensors import Checkpoint
+from ..kernels.errors import KernelError
 from ..kernels.numerics import attention_self_test
+from ..membership.channel import SERVER_OPTIONS
 from ..membership.epoch import NO_EPOCH
 from ..membership.tenancy import Tenancy
 from ..membership.watch import EpochWatch
@@ -31,7 +33,7 @@ from .model import Batch, Model
 from .scheduler import Chunk, Scheduler
 from .service import GenerateService, Limits
 from .static_shards import describe_shards
-from .weights import Loader, linear_shapes
+from .weights import Loader, attention_shapes
 
 logger = logging.getLogger(__name__)
 
@@ -95,10 +97,10 @@ class AttentionServer:
         return finished
 
     def _load(self) -> None:
-        model, config = self.checkpoint.config, self.config
+        config = self.config
         torch.set_num_threads(config.threads)
         try:
-            report = attention_self_test(model, linear_shapes(model), config.dtype, config.threads)
+            report = attention_self_test(attention_shapes(self.checkpoint.config), self.dtype)
             self.numerics = report.class_name
             logger.info("%s: numerics %s", config.seat, self.numerics)
             self.tenancy.take(self.address, self.checkpoint.fingerprint, config.dtype)
@@ -107,7 +109,7 @@ class AttentionServer:
             self._model = self._loader.load()
         except InterruptedError:
             return
-        except (FleetError, ValueError, OSError, MemoryError) as error:
+        except (FleetError, KernelError, ValueError, OSError, MemoryError) as error:
             self.tenancy.enter("failed", str(error) or type(error).__name__)
             return
         self.engine.start()
@@ -129,9 +131,7 @@ class AttentionServer:
         self.service = GenerateService(
             config.seat, self.engine, limits, self._sequence_numerics, self.tenancy.report, self._drain
         )
-        self._server = grpc.aio.server(
-            options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 64 << 20)]
-        )
+        self._server = grpc.aio.server(options=SERVER_OPTIONS)
         generate_pb2_grpc.add_AttentionWorkerServicer_to_server(self.service, self._server)
         try:
             port = self._server.add_insecure_port(f"{config.host}:{config.port}")

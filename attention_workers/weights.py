@@ -10,9 +10,11 @@ import torch
 
 from ..checkpoint.model_config import ModelConfig
 from ..checkpoint.tensors import Checkpoint
-from ..kernels.exact_linear import ExactHeads, ExactLinear
-from ..kernels.numerics import AttentionRules
-from ..kernels.rope import RopeTable
+from ..kernels.exact_linear import ExactHeads, ExactLinear, heads_rule, linear_rule
+from ..kernels.mla import attention_rule
+from ..kernels.numerics import AttentionShapes
+from ..kernels.rope import RopeTable, Yarn, rope_table, softmax_scale
+from ..kernels.row_rule import RuleBook
 from ..router.gate import Gate
 from .model import Attention, Layer, Mlp, Model
 
@@ -23,13 +25,13 @@ class Loader:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        rules: AttentionRules,
+        rules: RuleBook,
         dtype: torch.dtype,
         max_model_len: int,
         stop: Callable[[], bool],
     ) -> None:
         self.bytes_loaded = 0
-        self.bytes_total = sum(checkpoint.tensors[name].num_bytes for name in dense_tensors(checkpoint))
+        self.bytes_total = sum(num_bytes(checkpoint, name) for name in dense_tensors(checkpoint))
         self._checkpoint = checkpoint
         self._config = checkpoint.config
         self._rules = rules
@@ -40,7 +42,7 @@ class Loader:
     def load(self) -> Model:
         """Raises CheckpointError, and InterruptedError once ``stop()`` is true."""
         config = self._config
-        rope = RopeTable(config, self._max_model_len)
+        rope = self._rope()
         embedding = self._tensor("model.embed_tokens.weight")
         layers = [self._layer(index) for index in range(config.num_layers)]
         norm = self._tensor("model.norm.weight")
@@ -63,7 +65,7 @@ class Loader:
         low_rank = config.q_lora_rank is not None
         up = self._tensor(f"{name}.kv_b_proj.weight")
         up = up.view(config.num_heads, config.qk_nope_head_dim + config.v_head_dim, config.kv_lora_rank)
-        keys, values = up.split([config.qk_nope_head_dim, config.v_head_dim], dim=1)
+        keys, values = up[:, : config.qk_nope_head_dim], up[:, config.qk_nope_head_dim :]
         return Attention(
             config=config,
             layer=index,
@@ -72,9 +74,11 @@ class Loader:
             q_up=self._linear(f"{name}.q_b_proj.weight" if low_rank else f"{name}.q_proj.weight"),
             kv_down=self._linear(f"{name}.kv_a_proj_with_mqa.weight"),
             kv_norm=self._tensor(f"{name}.kv_a_layernorm.weight"),
-            absorb_key=self._heads(keys.transpose(1, 2)),
-            absorb_value=self._heads(values),
+            absorb_key=self._heads(keys),
+            absorb_value=self._heads(values.transpose(1, 2)),
             out=self._linear(f"{name}.o_proj.weight"),
+            scale=softmax_scale(config.qk_head_dim, yarn_of(config)),
+            rule=attention_rule(self._rules, config.kv_lora_rank, config.qk_rope_head_dim, self._dtype),
         )
 
     def _mlp(self, name: str) -> Mlp:
@@ -92,21 +96,41 @@ class Loader:
             config.routed_scaling_factor,
         )
 
+    def _rope(self) -> RopeTable:
+        config = self._config
+        return rope_table(self._max_model_len, config.qk_rope_head_dim, config.rope_theta, yarn_of(config))
+
     def _linear(self, name: str) -> ExactLinear:
         return self._exact(self._tensor(name))
 
     def _exact(self, weight: torch.Tensor) -> ExactLinear:
-        return ExactLinear(weight, self._rules.linear(weight))
+        num_out, num_in = weight.shape
+        return ExactLinear(weight, linear_rule(self._rules, num_out, num_in, weight.dtype))
 
     def _heads(self, weight: torch.Tensor) -> ExactHeads:
-        weight = weight.contiguous()
-        return ExactHeads(weight, self._rules.heads(weight))
+        num_heads, num_in, num_out = weight.shape
+        return ExactHeads(weight, heads_rule(self._rules, num_heads, num_in, num_out, weight.dtype))
 
     def _tensor(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
         if self._stop():
             raise InterruptedError("loading was interrupted")
-        self.bytes_loaded += self._checkpoint.tensors[name].num_bytes
+        self.bytes_loaded += num_bytes(self._checkpoint, name)
         return self._checkpoint.read(name).to(dtype or self._dtype)
+
+
+def yarn_of(config: ModelConfig) -> Yarn | None:
+    """The checkpoint's YaRN fields as the kernels take them."""
+    yarn = config.yarn
+    if yarn is None:
+        return None
+    return Yarn(
+        yarn.factor,
+        yarn.original_max_position_embeddings,
+        yarn.beta_fast,
+        yarn.beta_slow,
+        yarn.mscale,
+        yarn.mscale_all_dim,
+    )
 
 
 def dense_tensors(checkpoint: Checkpoint) -> list[str]:
@@ -119,19 +143,33 @@ def dense_tensors(checkpoint: Checkpoint) -> list[str]:
     return [name for name in checkpoint.tensors if name.startswith(layers) and ".mlp.experts." not in name] + outer
 
 
-def linear_shapes(config: ModelConfig) -> list[tuple[int, int]]:
-    """(out, in) of every linear of the worker's dtype, the gate's excepted."""
+def num_bytes(checkpoint: Checkpoint, name: str) -> int:
+    info = checkpoint.info(name)
+    return info.end - info.start
+
+
+def attention_shapes(config: ModelConfig) -> AttentionShapes:
+    """Every product that the worker computes, as the numerics self-test takes them."""
     heads, H = config.num_heads, config.hidden_size
-    shapes = [
+    linears = [
         (heads * config.qk_head_dim, config.q_lora_rank or H),
         (config.latent_width, H),
         (H, heads * config.v_head_dim),
         (config.vocab_size, H),
     ]
+    norms = {H, config.kv_lora_rank}
     if config.q_lora_rank is not None:
-        shapes.append((config.q_lora_rank, H))
-    widths = [config.shared_width] if config.num_shared_experts else []
-    widths += [config.intermediate_size] if config.num_dense_layers else []
-    for width in widths:
-        shapes += [(width, H), (H, width)]
-    return sorted(set(shapes))
+        linears.append((config.q_lora_rank, H))
+        norms.add(config.q_lora_rank)
+    for width in (config.shared_width, *([config.intermediate_size] if config.num_dense_layers else [])):
+        linears += [(width, H), (H, width)]
+    return AttentionShapes(
+        linears=tuple(sorted(set(linears))),
+        float32_linears=((config.num_experts, H),),
+        num_heads=heads,
+        nope_width=config.qk_nope_head_dim,
+        value_width=config.v_head_dim,
+        num_latent=config.kv_lora_rank,
+        num_rope=config.qk_rope_head_dim,
+        norm_widths=tuple(sorted(norms)),
+    )

@@ -20,14 +20,13 @@ from ..proto.errors import Code, FleetError
 class Holdings:
     """The experts of one shard; filled by one loader thread, read by the others."""
 
-    def __init__(self, checkpoint: Checkpoint, backend: Backend, dtype: str) -> None:
+    def __init__(self, checkpoint: Checkpoint, dtype: str) -> None:
         self.checkpoint = checkpoint
         self.layers: dict[int, ExpertLayer] = {}
         self.bytes_loaded = 0
         self.bytes_total = 0
         self.min_epoch = EpochId(0, 0)
         self.newest_epoch = EpochId(0, 0)
-        self._backend = backend
         self._dtype = DTYPE_NAMES[dtype]
         self._short = short_fingerprint(checkpoint.fingerprint)
         config = checkpoint.config
@@ -38,15 +37,15 @@ class Holdings:
     def held(self) -> ExpertSet:
         return ExpertSet.from_mask(self._mask)
 
-    def load(self, wanted: ExpertSet, stop: Callable[[], bool]) -> None:
-        """Reads and packs every expert of ``wanted``, layer by layer, until done or ``stop()``."""
+    def load(self, wanted: ExpertSet, backend: Backend, stop: Callable[[], bool]) -> None:
+        """Reads and packs every expert of ``wanted`` for ``backend``, layer by layer, until done or ``stop()``."""
         config = self.checkpoint.config
         self.bytes_total = wanted.count * config.expert_bytes
         for layer in config.moe_layers:
             for expert in wanted.experts(layer):
                 if stop():
                     return
-                self._load_expert(layer, expert)
+                self._load_expert(layer, expert, backend)
 
     def raise_min_epoch(self, epoch: EpochId) -> EpochId:
         """The oldest epoch served from now on; it never goes down."""
@@ -83,11 +82,11 @@ class Holdings:
             missing = int(experts[~held][0])
             raise FleetError(Code.NOT_HELD, f"expert {missing} of layer {layer} is not held")
 
-    def _load_expert(self, layer: int, expert: int) -> None:
+    def _load_expert(self, layer: int, expert: int, backend: Backend) -> None:
         read = self.checkpoint.read
-        pairs = [(read(packed), read(scale)) for packed, scale in self.checkpoint.expert_names(layer, expert)]
+        gate, up, down = ((read(packed), read(scale)) for packed, scale in self.checkpoint.expert_names(layer, expert))
         if layer not in self.layers:
-            self.layers[layer] = self._backend.new_layer()
-        self.layers[layer].add(expert, *pairs)
+            self.layers[layer] = backend.new_layer()
+        self.layers[layer].add(expert, gate, up, down)
         self._mask[layer, expert] = True
         self.bytes_loaded += self.checkpoint.config.expert_bytes

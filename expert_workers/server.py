@@ -12,11 +12,12 @@ import grpc
 import torch
 
 from ..checkpoint.tensors import Checkpoint
-from ..kernels.grouped_gemm import make_backend
+from ..kernels.errors import KernelError
+from ..kernels.grouped_gemm import Backend
 from ..kernels.numerics import expert_self_test
 from ..membership.epoch import ExpertSet
 from ..membership.tenancy import Tenancy
-from ..proto.codec import Hello
+from ..proto.codec import DTYPE_NAMES, Hello
 from ..proto.errors import FleetError
 from ..proto.generated import expert_pb2_grpc, membership_pb2
 from ..proto.io_thread import IoThread
@@ -37,14 +38,12 @@ class ExpertServer:
         self.config = config
         self.checkpoint = Checkpoint.open(config.model)
         model = self.checkpoint.config
-        self.backend = make_backend(
-            config.backend, "cpu", config.dtype, model.hidden_size, model.moe_intermediate_size, model.group_size
-        )
-        self.holdings = Holdings(self.checkpoint, self.backend, config.dtype)
+        self.holdings = Holdings(self.checkpoint, config.dtype)
         self.pool = Pool(config.max_queued_frames)
         self.runtime = Runtime(self.pool, self.holdings.layers, config.threads, config.slice_ms)
         self.address = ""
         self.numerics = ""
+        self.backend: Backend | None = None
         self._alone = ExpertSet.from_pairs(
             [(layer, e) for layer in model.moe_layers for e in parse_experts(config.experts, model.num_experts)],
             model.num_layers,
@@ -85,17 +84,30 @@ class ExpertServer:
     def _load(self) -> None:
         torch.set_num_threads(self.config.threads)
         try:
-            report = expert_self_test(self.backend, self.config.threads)
-            self.numerics = report.class_name
-            logger.info("%s: %s, numerics %s", self.config.seat, self.backend.description, self.numerics)
+            backend = self._test_backend()
             reply = self.tenancy.take(self.address, self.checkpoint.fingerprint, self.config.dtype)
             self.tenancy.enter("loading")
-            self.holdings.load(self._assignment(reply), self._stopping.is_set)
-        except (FleetError, ValueError, OSError, MemoryError) as error:
+            self.holdings.load(self._assignment(reply), backend, self._stopping.is_set)
+        except (FleetError, KernelError, ValueError, OSError, MemoryError) as error:
             self.tenancy.enter("failed", str(error) or type(error).__name__)
             return
         if not self._stopping.is_set():
             self.tenancy.enter("ready")
+
+    def _test_backend(self) -> Backend:
+        """The backend with the rules that keep its rows exact on this machine. Raises KernelError."""
+        config, model = self.config, self.checkpoint.config
+        backend, report = expert_self_test(
+            config.backend,
+            "cpu",
+            DTYPE_NAMES[config.dtype],
+            model.hidden_size,
+            model.moe_intermediate_size,
+            model.group_size,
+        )
+        self.backend, self.numerics = backend, report.class_name
+        logger.info("%s: %s, numerics %s", config.seat, backend.description, self.numerics)
+        return backend
 
     def _assignment(self, reply: membership_pb2.RegisterReply | None) -> ExpertSet:
         return self._alone if reply is None else ExpertSet.from_proto(reply.assignment)
@@ -131,7 +143,7 @@ class ExpertServer:
     def _fill(self, report: membership_pb2.WorkerReport) -> None:
         counters, holdings = self.runtime.counters, self.holdings
         report.numerics = self.numerics
-        report.backend = self.backend.description
+        report.backend = self.backend.description if self.backend is not None else ""
         report.fingerprint = self.checkpoint.fingerprint
         report.held.CopyFrom(holdings.held.to_proto())
         report.bytes_loaded, report.bytes_total = holdings.bytes_loaded, holdings.bytes_total

@@ -9,10 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-# Below this many elements torch runs an element-wise operation on one thread, as whole vectors plus a scalar tail;
-# with rows padded to whole vectors there is no tail, so a row's bits do not depend on the rows beside it.
-_SERIAL_ELEMENTS = 32_768
-_VECTOR = 64
+from ..kernels.activation import sigmoid
 
 
 class Gate:
@@ -38,7 +35,7 @@ class Gate:
 
     def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """[T, H] to (topk_ids [T, K] int64, topk_weights [T, K] fp32), best biased score first."""
-        scores = _sigmoid(self._linear(x.float()))
+        scores = sigmoid(self._linear(x.float()))
         biased = scores + self._bias
         if self._num_groups > 1:
             biased = self._keep_best_groups(biased)
@@ -59,15 +56,3 @@ class Gate:
         kept = (best[..., 0] + best[..., 1]).topk(self._num_kept_groups, dim=-1).indices
         mask = torch.ones(T, self._num_groups, dtype=torch.bool).scatter_(1, kept, False)
         return grouped.masked_fill(mask.unsqueeze(-1), float("-inf")).view(T, E)
-
-
-def _sigmoid(logits: torch.Tensor) -> torch.Tensor:
-    """Element-wise, each row in the same vector lanes whatever the number of rows."""
-    T, E = logits.shape
-    padded = -(-E // _VECTOR) * _VECTOR
-    if padded != E:
-        logits = torch.nn.functional.pad(logits, (0, padded - E))
-    block = max(1, (_SERIAL_ELEMENTS - 1) // padded)
-    if block >= T:
-        return torch.sigmoid(logits)[:, :E]
-    return torch.cat([torch.sigmoid(logits[start : start + block]) for start in range(0, T, block)])[:, :E]

@@ -80,13 +80,11 @@ class Process:
 Start = Callable[..., Process]
 
 
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    """``start(role, *flags)``; whatever it started is ended with the test."""
+def _starter(folder: Path) -> Iterator[Start]:
     running: list[Process] = []
 
-    def start(role: str, *flags: str) -> Process:
-        running.append(Process(role, tmp_path / f"{len(running)}-{role}.log", *map(str, flags)))
+    def start(role: str, *flags: object) -> Process:
+        running.append(Process(role, folder / f"{len(running)}-{role}.log", *map(str, flags)))
         return running[-1]
 
     yield start
@@ -95,3 +93,15 @@ def start(tmp_path: Path) -> Iterator[Start]:
             process.popen.send_signal(signal.SIGTERM)
     for process in running:
         process.stop()
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """``start(role, *flags)``; whatever it started is ended with the test."""
+    yield from _starter(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def start_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """The same for a whole file of tests."""
+    yield from _starter(tmp_path_factory.mktemp("processes"))

@@ -1,0 +1,69 @@
+"""Experts applied to routes: y[n] = W2·(silu(W1·x[row_n]) ⊙ W3·x[row_n]) with the weights of route n's expert.
+
+Knows nothing of gates, routing weights or the wire. The contract, which every backend keeps:
+- x is [R, H] bf16 or float32, a route is (row, expert), the result is [N, H] in x's dtype and in the order of the routes;
+- a route's bits depend on its row and its expert alone, never on the other routes, their number or their order;
+- finite rows and weights whose products fit the dtype give finite results; non-finite rows are the caller's business;
+- no routes give an empty result, experts without routes cost nothing.
+1. The routes are sorted by expert once; 2. each expert hit runs once over its rows; 3. results go to their places.
+"""
+
+from collections.abc import Mapping
+
+import torch
+
+from . import int4
+from .backend import Backend, make_backend
+from .errors import KernelError
+from .expert_layer import ExpertLayer, Projection
+
+__all__ = ["Backend", "ExpertLayer", "grouped_gemm", "grouped_gemm_reference", "make_backend"]
+
+
+def grouped_gemm(
+    x: torch.Tensor,  # [R, H]
+    route_rows: torch.Tensor,  # [N] int64
+    route_experts: torch.Tensor,  # [N] int64
+    layer: ExpertLayer,
+) -> torch.Tensor:  # [N, H]
+    num_rows, hidden = x.shape
+    num_routes = route_rows.shape[0]
+    assert hidden == layer.shape.hidden, f"rows have {hidden} values, the layer {layer.shape.hidden}"
+    assert x.dtype is layer.dtype, f"x is {x.dtype}, the layer {layer.dtype}"
+    assert route_experts.shape == (num_routes,), f"{num_routes} rows, {tuple(route_experts.shape)} experts"
+    if num_routes == 0:
+        return x.new_empty((0, hidden))
+    _check_rows(route_rows, num_rows)
+    sorted_experts, order = torch.sort(route_experts, stable=True)
+    expert_ids, counts = torch.unique_consecutive(sorted_experts, return_counts=True)
+    result = torch.empty((num_routes, hidden), dtype=x.dtype)
+    start = 0
+    for expert_id, count in zip(expert_ids.tolist(), counts.tolist(), strict=True):
+        if not layer.holds(expert_id):
+            raise KernelError(f"expert {expert_id} is not held")
+        places = order[start : start + count]
+        result[places] = layer.apply(expert_id, x[route_rows[places]])
+        start += count
+    return result
+
+
+def _check_rows(route_rows: torch.Tensor, num_rows: int) -> None:
+    lowest, highest = (int(end) for end in torch.aminmax(route_rows))
+    if lowest < 0 or highest >= num_rows:
+        raise KernelError(f"route rows reach from {lowest} to {highest}, but there are {num_rows} rows")
+
+
+def grouped_gemm_reference(
+    x: torch.Tensor,  # [R, H]
+    route_rows: torch.Tensor,  # [N] int64
+    route_experts: torch.Tensor,  # [N] int64
+    experts: Mapping[int, tuple[Projection, Projection, Projection]],  # the checkpoint's gate, up, down
+) -> torch.Tensor:  # [N, H] float64
+    """The same in float64 on exactly dequantised weights, expert by expert."""
+    result = torch.empty((route_rows.shape[0], x.shape[1]), dtype=torch.float64)
+    for expert_id in sorted(set(route_experts.tolist())):
+        places = (route_experts == expert_id).nonzero()[:, 0]
+        w1, w3, w2 = (int4.dequantize(*projection, torch.float64) for projection in experts[expert_id])
+        rows = x[route_rows[places]].double()
+        result[places] = (torch.nn.functional.silu(rows @ w1.t()) * (rows @ w3.t())) @ w2.t()
+    return result

@@ -1,0 +1,150 @@
+"""Packing for torch's CPU operator ``_weight_int4pack_mm_for_cpu``, and calls of it.
+
+Knows nothing of experts. The operator wants the codes in blocks of outputs that it reads side by side, and a scale
+*and* a zero per group in real memory (a stride-0 view of zeros is accepted and computes garbage): 1.111 × the
+checkpoint's bytes at group 32.
+1. ``Int4Packer`` finds the block layout of this processor by comparing with the operator's own packing of a sample;
+2. ``pack`` moves the checkpoint's bytes there by masks, shifts and a transposition (unpacking them first is 9 × slower);
+3. ``int4_call`` multiplies. In bf16 it gives the same bits for every row count; float32 is scalar code, 1 GFLOP/s.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from . import int4
+from .canned import canned, scattered_pairs
+from .errors import KernelError
+from .row_rule import EVERY_SIZES, RowCall, RowRule, RuleBook, choose_rule
+
+GROUP_SIZES = (32, 64, 128, 256)
+_BLOCK = 16  # outputs must be a multiple of this; missing ones are padded with zeros
+_SAMPLE = (208, 8)  # three blocks of 64 and one of 16
+_FLOAT32_TEST_OUTPUTS = 64
+
+
+@dataclass(frozen=True)
+class Layout:
+    """``block`` outputs share a stretch; a byte holds outputs n and n + block / 2 if ``halves``, else 2n and 2n + 1."""
+
+    block: int
+    halves: bool
+
+
+@dataclass(frozen=True)
+class PackedWeight:
+    """A weight [out, in] as the operator wants it, padded to a multiple of 16 outputs."""
+
+    codes: torch.Tensor  # uint8, [padded out, in / 2] in the operator's own order
+    scales_and_zeros: torch.Tensor  # [in / group, padded out, 2]
+    num_out: int
+    group_size: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.codes.nbytes + self.scales_and_zeros.nbytes
+
+
+class Int4Packer:
+    """Packs weights for the operator of this processor; ``layout`` is None where only the operator's own packing fits."""
+
+    def __init__(self) -> None:
+        self.layout = _find_layout()
+
+    def pack(self, words: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -> PackedWeight:
+        """Words [out, in / 8] and scales [out, in / group] of a checkpoint → what ``int4_call`` takes."""
+        num_out, num_groups = scales.shape
+        group_size = words.shape[1] * 8 // num_groups
+        check_shape(num_out, words.shape[1] * 8, group_size)
+        rows = int4.bytes_of(words)
+        if num_out % _BLOCK:
+            rows = torch.cat((rows, rows.new_full((-num_out % _BLOCK, rows.shape[1]), int4.ZERO_CODES)))
+        padded = rows.shape[0]
+        both = torch.zeros(num_groups, padded, 2, dtype=dtype)
+        both[:, :num_out, 0] = scales.t()
+        codes = _own_packing(rows) if self.layout is None else _permuted(rows, self.layout)
+        return PackedWeight(codes, both, num_out, group_size)
+
+
+def check_shape(num_out: int, num_in: int, group_size: int) -> None:
+    if group_size not in GROUP_SIZES:
+        raise KernelError(f"group_size: cpu-int4pack cannot take {group_size}, only {', '.join(map(str, GROUP_SIZES))}")
+    if num_in % group_size:
+        raise KernelError(f"in: {num_in} inputs are not a multiple of the group size {group_size}")
+    if num_out < 1:
+        raise KernelError(f"out: {num_out} outputs, wanted at least 1")
+
+
+def int4_call(weight: PackedWeight) -> RowCall:
+    """x [R, in] → [R, out] in x's dtype, for counts R that a rule allows."""
+    multiply = torch.ops.aten._weight_int4pack_mm_for_cpu
+    codes, both, group_size, num_out = weight.codes, weight.scales_and_zeros, weight.group_size, weight.num_out
+    if num_out == codes.shape[0]:
+        return lambda x: multiply(x, codes, group_size, both)
+    return lambda x: multiply(x, codes, group_size, both)[:, :num_out]
+
+
+def int4_rule(
+    book: RuleBook, packer: Int4Packer, num_out: int, num_in: int, group_size: int, dtype: torch.dtype
+) -> RowRule:
+    """The rule for a weight of this shape. In float32 fewer outputs are tried: they only cost time, one by one."""
+    tried = num_out if dtype is torch.bfloat16 else min(num_out, _FLOAT32_TEST_OUTPUTS)
+
+    def choose() -> RowRule:
+        row, weight = _cancelling_weight(packer, tried, num_in, group_size, dtype)
+        return choose_rule([("int4pack", int4_call(weight))], row, EVERY_SIZES, every=True)
+
+    return book.find(f"int4 {num_out}x{num_in} group {group_size} {str(dtype).removeprefix('torch.')}", choose)
+
+
+def _cancelling_weight(
+    packer: Int4Packer, num_out: int, num_in: int, group_size: int, dtype: torch.dtype
+) -> tuple[torch.Tensor, PackedWeight]:
+    """A row and a weight whose exact products cancel (see canned.py): codes q and 16 - q, one scale per output."""
+    first, second = scattered_pairs(num_in)
+    row = canned((num_in,), 1)
+    row[second] = row[first]
+    codes = (canned((min(num_out, 61), num_in), 2).add_(1).mul_(7.5).floor_() + 1).to(torch.uint8)
+    codes[:, second] = 16 - codes[:, first]
+    codes = codes.repeat(-(-num_out // len(codes)), 1)[:num_out]
+    scales = (canned((num_out, 1), 3).abs() + 0.1).to(torch.bfloat16).expand(num_out, num_in // group_size)
+    return row.to(dtype), packer.pack(int4.pack(codes), scales, dtype)
+
+
+def _permuted(rows: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """Checkpoint bytes [out, in / 2] → the operator's order, the same shape."""
+    num_out, num_bytes = rows.shape
+    packed = torch.empty_like(rows)
+    whole = num_out - num_out % layout.block
+    if whole:
+        blocks = rows[:whole].view(-1, layout.block, num_bytes)
+        half = layout.block // 2
+        low, high = (blocks[:, :half], blocks[:, half:]) if layout.halves else (blocks[:, 0::2], blocks[:, 1::2])
+        _interleave(low, high, packed[:whole])
+    if whole < num_out:
+        _interleave(rows[None, whole::2], rows[None, whole + 1 :: 2], packed[whole:])
+    return packed
+
+
+def _interleave(low: torch.Tensor, high: torch.Tensor, packed: torch.Tensor) -> None:
+    """Outputs [blocks, half, in / 2] for the low and the high nibbles → packed [blocks, in, half]."""
+    num_blocks, half, num_bytes = low.shape
+    target = packed.view(num_blocks, num_bytes, 2, half)
+    target[:, :, 0] = ((low & 15) | (high << 4)).transpose(1, 2)
+    target[:, :, 1] = ((low >> 4) | (high & 0xF0)).transpose(1, 2)
+
+
+def _own_packing(rows: torch.Tensor) -> torch.Tensor:
+    codes = int4.unpack(rows.view(torch.int32)).to(torch.int32)
+    packed: torch.Tensor = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
+    return packed
+
+
+def _find_layout() -> Layout | None:
+    codes = (canned(_SAMPLE, 5).add_(1).mul_(8)).to(torch.uint8)
+    rows = int4.bytes_of(int4.pack(codes))
+    wanted = _own_packing(rows)
+    for layout in (Layout(64, True), Layout(32, True), Layout(32, False), Layout(64, False), Layout(16, False)):
+        if torch.equal(_permuted(rows, layout).flatten(), wanted.flatten()):
+            return layout
+    return None

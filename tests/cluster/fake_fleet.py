@@ -1,0 +1,82 @@
+"""The `expertfleet` command with workers that need no torch: they sit on their seats and count instead of computing.
+
+A script, not a module: what lies in ``__main__`` travels to Ray's processes by value.
+"""
+
+import asyncio
+import os
+import sys
+import threading
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from expertfleet.checkpoint.files import CheckpointFiles
+from expertfleet.cluster import actors
+from expertfleet.cluster.__main__ import main
+from expertfleet.membership.epoch import ExpertSet
+from expertfleet.membership.seat import SeatKeeper
+from expertfleet.proto.generated import generate_pb2, generate_pb2_grpc, membership_pb2
+
+TOKEN_S = 0.05
+
+
+class CountingWorker(generate_pb2_grpc.AttentionWorkerServicer):
+    """Any role: registers, reports ready at once, and as an attention worker streams the ids 100, 101, …"""
+
+    def __init__(self, config: Any) -> None:
+        self.config, self.tokens, self.state = config, 0, "ready"
+        self.held = ExpertSet.empty()
+        self.loop = asyncio.new_event_loop()
+        threading.Thread(target=self.loop.run_forever, daemon=True).start()
+        if "FAKE_FAULT" in os.environ and config.seat == "expert-1":
+            raise OSError(os.environ["FAKE_FAULT"])
+        asyncio.run_coroutine_threadsafe(self.serve(), self.loop).result(30)
+
+    async def serve(self) -> None:
+        self.server = grpc.aio.server()
+        generate_pb2_grpc.add_AttentionWorkerServicer_to_server(self, self.server)
+        self.port = self.server.add_insecure_port(f"{self.config.host}:0")
+        await self.server.start()
+        fingerprint = CheckpointFiles.open(self.config.model).fingerprint
+        keeper = SeatKeeper(self.config.controller, self.config.seat)
+        reply = await keeper.register(self.address(), os.getpid(), "node", fingerprint, self.config.dtype)
+        self.held = ExpertSet.from_proto(reply.assignment)
+        self.keeping = asyncio.create_task(keeper.keep(self.report, interval_s=0.2))
+
+    def report(self) -> membership_pb2.WorkerReport:
+        return membership_pb2.WorkerReport(
+            seat=self.config.seat, state=self.state, held=self.held.to_proto(), numerics="fake", tokens=self.tokens,
+            bytes_loaded=1000, bytes_total=1000, pid=os.getpid(), epoch=membership_pb2.EpochId(incarnation=1, counter=1),
+        )  # fmt: skip
+
+    async def Describe(
+        self, request: generate_pb2.DescribeWorkerRequest, context: grpc.aio.ServicerContext
+    ) -> membership_pb2.WorkerReport:
+        return self.report()
+
+    async def Generate(
+        self, request: generate_pb2.GenerateRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[generate_pb2.GenerateReply]:
+        for index in range(request.max_tokens):
+            await asyncio.sleep(TOKEN_S)
+            self.tokens += 1
+            last = index + 1 == request.max_tokens
+            first = {"seat": self.config.seat, "numerics": "fake"} if index == 0 else {}
+            yield generate_pb2.GenerateReply(token_ids=[100 + index % 50], finish_reason="length" * last, **first)
+
+    def address(self) -> str:
+        return f"{self.config.host}:{self.port}"
+
+    def ping(self) -> bool:
+        return True
+
+    def drain(self, timeout_s: float) -> bool:
+        self.state = "draining"
+        return True
+
+
+if __name__ == "__main__":
+    actors.ExpertSeat = actors.AttentionSeat = CountingWorker  # type: ignore[misc,assignment]
+    sys.exit(main())

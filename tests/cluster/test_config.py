@@ -1,0 +1,66 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from expertfleet.cluster.config import FleetConfig
+from expertfleet.settings.reader import SettingsError, resolve
+
+
+def config(tmp_path: Path, **changes: Any) -> FleetConfig:
+    return FleetConfig(model=tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"expert_shards": 0}, "expert_shards: 0 is not within 1 to 4096"),
+        ({"attention_workers": 0}, "attention_workers: 0 is not within 1 to 4096"),
+        ({"expert_shards": 3, "replicas": 4}, "replicas: 4 is not within 1 to 3"),
+        ({"port": 70000}, "port: 70000 is not within 0 to 65535"),
+        ({"port": 9000, "admin_port": 9000}, "admin_port: 9000 is the API's port as well"),
+        ({"threads": 0}, "threads: 0 is not within 1 to 1024"),
+        ({"drain_s": -1}, "drain_s: -1 is not within 0 to 86400"),
+        ({"device": "cuda"}, "device: cuda has no backend yet"),
+        ({"ray_address": "somewhere"}, "ray_address: 'somewhere' is neither local nor HOST:PORT"),
+        ({"api_key": ("a,b",)}, "api_key: a key must not contain a comma"),
+    ],
+)
+def test_a_bad_value_names_the_setting_and_its_limit(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config(tmp_path, **changes)
+
+
+def test_seats_are_the_controller_then_attention_then_experts(tmp_path: Path) -> None:
+    seats = config(tmp_path, attention_workers=2, expert_shards=3).seats
+    assert seats == ("controller", "attention-0", "attention-1", "expert-0", "expert-1", "expert-2")
+
+
+def test_every_role_gets_the_fleets_settings(tmp_path: Path) -> None:
+    fleet = config(tmp_path, dtype="float32", max_model_len=99, max_num_seqs=7, drain_s=3.0, served_model_name=("a/b",))
+    expert = fleet.expert("expert-1", "h:1", "10.0.0.1", 4)
+    attention = fleet.attention("attention-0", "h:1", "10.0.0.2", 2)
+    gateway = fleet.gateway("h:1", 8001, 8002)
+    assert (expert.seat, expert.controller, expert.host, expert.threads) == ("expert-1", "h:1", "10.0.0.1", 4)
+    assert expert.dtype == attention.dtype == "float32"
+    assert (attention.max_model_len, attention.max_num_seqs, attention.threads) == (99, 7, 2)
+    assert (gateway.port, gateway.admin_port, gateway.max_model_len) == (8001, 8002, 99)
+    assert gateway.served_model_name == ("a/b",)
+    assert expert.drain_s == attention.drain_s == gateway.drain_s == 3.0
+
+
+def test_a_value_only_a_role_refuses_is_refused_early(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="max_num_seqs: 0 is not within"):
+        config(tmp_path, max_num_seqs=0).check_roles()
+
+
+def test_file_environment_and_flags_in_that_order(tmp_path: Path) -> None:
+    file = {"model": str(tmp_path), "port": 1, "expert_shards": 5, "replicas": 2}
+    environ = {"EXPERTFLEET_PORT": "2", "EXPERTFLEET_REPLICAS": "3", "HOME": "/"}
+    fleet = resolve(FleetConfig, flags={"port": "3"}, environ=environ, file=file)
+    assert (fleet.expert_shards, fleet.replicas, fleet.port) == (5, 3, 3)
+
+
+def test_an_unknown_key_is_an_error_with_the_nearest_name() -> None:
+    with pytest.raises(SettingsError, match=r"unknown setting 'expert_shard' .did you mean 'expert_shards'"):
+        resolve(FleetConfig, flags={}, environ={}, file={"expert_shard": 2})

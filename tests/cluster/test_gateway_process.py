@@ -1,0 +1,39 @@
+import socket
+
+import pytest
+
+from expertfleet.cluster.errors import ClusterError
+from expertfleet.cluster.gateway_process import claim_port, error_message, gateway_environment, http_url
+
+
+def test_a_taken_port_is_named_with_its_remedy() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(
+            ClusterError, match=f"--port {port}: 127.0.0.1:{port} cannot be bound .* choose another --port"
+        ):
+            claim_port("127.0.0.1", port, "--port")
+    assert claim_port("127.0.0.1", port, "--port") == port
+
+
+def test_port_zero_is_any_free_one() -> None:
+    assert claim_port("127.0.0.1", 0, "--port") > 0
+
+
+def test_an_address_that_is_not_ours_is_named() -> None:
+    with pytest.raises(ClusterError, match=r"--port 8000: 192\.0\.2\.77:8000 cannot be bound"):
+        claim_port("192.0.2.77", 8000, "--port")
+
+
+def test_the_gateway_sees_neither_our_settings_nor_rays_but_its_keys() -> None:
+    environ = {"EXPERTFLEET_EXPERT_SHARDS": "3", "RAY_AUTH_TOKEN": "x", "PATH": "/bin"}
+    assert gateway_environment(environ, ()) == {"PATH": "/bin"}
+    assert gateway_environment(environ, ("k1", "k2")) == {"PATH": "/bin", "EXPERTFLEET_API_KEY": "k1,k2"}
+
+
+def test_urls_and_error_bodies_for_people() -> None:
+    assert http_url("::1", 80) == "http://[::1]:80"
+    assert error_message('{"error": {"message": "no such model"}}') == "no such model"
+    assert error_message(" oh no ") == "oh no"

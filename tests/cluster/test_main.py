@@ -1,0 +1,107 @@
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from expertfleet import __version__
+from expertfleet.cluster.__main__ import main
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
+    status = main(argv)
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    status, out, err = run(capsys, *argv)
+    assert (status, out) == (1, "")
+    (line,) = [line for line in err.splitlines() if not line.startswith("checking ")]
+    assert line.startswith("expertfleet: error: ")
+    return line
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"expertfleet {__version__}\n"
+
+
+@pytest.mark.parametrize("argv", [[], ["nonsense"], ["serve", "--no-such-flag"]])
+def test_a_wrong_command_line_is_status_two(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(argv)
+    assert caught.value.code == 2
+    assert "usage: expertfleet" in capsys.readouterr().err
+
+
+def test_dry_run_prints_settings_and_plan_with_secrets_masked(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["serve", str(tiny), "--dry-run", "--expert-shards", "5", "--api-key", "hunter2"]
+    status, out, _ = run(capsys, *argv)
+    assert status == 0
+    assert "hunter2" not in out
+    shown = yaml.safe_load(out)
+    assert shown["settings"]["expert_shards"] == 5
+    assert [worker["experts"] for worker in shown["plan"]["workers"]] == [0, 39, 39, 38, 38, 38]
+
+
+def test_settings_come_from_file_environment_and_flags(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "fleet.yaml"
+    file.write_text(f"model: {tiny}\nport: 1111\nexpert-shards: 3\nreplicas: 2\n")
+    monkeypatch.setenv("EXPERTFLEET_PORT", "2222")
+    status, out, _ = run(capsys, "serve", "--config", str(file), "--replicas", "3", "--dry-run")
+    settings = yaml.safe_load(out)["settings"]
+    assert status == 0
+    assert (settings["port"], settings["expert_shards"], settings["replicas"]) == (2222, 3, 3)
+    file.write_text("modle: x\n")
+    assert "unknown setting 'modle' (did you mean 'model'?)" in error_of(capsys, "serve", "--config", str(file))
+
+
+def test_user_errors_are_one_line(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "missing: --model" in error_of(capsys, "serve")
+    assert "model: /no/such is not a directory" in error_of(capsys, "serve", "/no/such")
+    assert "replicas: 9 is not within 1 to 2" in error_of(capsys, "serve", str(tiny), "--replicas", "9")
+    assert "too little memory" in error_of(capsys, "serve", str(tiny), "--cache-gib", "9999")
+    assert "is neither local nor HOST:PORT" in error_of(capsys, "serve", str(tiny), "--ray-address", "x")
+    assert "does not answer" in error_of(capsys, "status", "--url", "http://127.0.0.1:9")
+    assert "does not answer" in error_of(capsys, "chat", "--url", "http://127.0.0.1:9")
+
+
+def test_a_ray_that_is_not_there_is_one_line_with_the_remedy(tiny: Path) -> None:
+    command = [sys.executable, "-m", "expertfleet.cluster", "serve", str(tiny), "--port=0", "--ray-address=127.0.0.1:9"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert ended.returncode == 1
+    assert ended.stdout == ""
+    last = ended.stderr.splitlines()[-1]
+    assert last.startswith("expertfleet: error: Ray at 127.0.0.1:9 cannot be used: Connection refused; is it running")
+    assert "ray start --address=127.0.0.1:9" in last
+
+
+def test_a_damaged_checkpoint_names_file_and_tensor_before_anything_starts(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny, broken)
+    index = broken / "model.safetensors.index.json"
+    document = json.loads(index.read_text())
+    name, file = next((name, file) for name, file in document["weight_map"].items() if "experts.3." in name)
+    path = broken / file
+    path.write_bytes(path.read_bytes()[:-64])
+    assert file in error_of(capsys, "serve", str(broken))
+    shutil.copy(tiny / file, path)
+    document["weight_map"][name] = "not-there.safetensors"
+    index.write_text(json.dumps(document))
+    assert "not-there.safetensors" in error_of(capsys, "serve", str(broken))
+
+
+def test_checkpoint_verbs_are_part_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys, "checkpoint", "make-tiny", str(tmp_path / "m"), "--seed", "5")
+    assert status == 0
+    assert "random" in out

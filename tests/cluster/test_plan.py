@@ -1,0 +1,86 @@
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from expertfleet.checkpoint.files import CheckpointFiles
+from expertfleet.cluster.config import FleetConfig
+from expertfleet.cluster.errors import ClusterError
+from expertfleet.cluster.plan import (
+    EXPERT_OVERHEAD,
+    GIB,
+    WORKER_BYTES,
+    available_cores,
+    available_memory,
+    make_plan,
+    threads_per_worker,
+)
+
+
+@pytest.fixture
+def checkpoint(tiny: Path) -> Iterator[CheckpointFiles]:
+    with CheckpointFiles.open(tiny) as opened:
+        yield opened
+
+
+def config(tiny: Path, **changes: object) -> FleetConfig:
+    return dataclasses.replace(FleetConfig(model=tiny, max_model_len=512, cache_gib=0.5), **changes)
+
+
+def test_experts_and_bytes_are_shared_out(tiny: Path, checkpoint: CheckpointFiles) -> None:
+    plan = make_plan(config(tiny, expert_shards=5, replicas=2), checkpoint, cores=2)
+    model = checkpoint.config
+    shards = [share for share in plan.shares if share.seat.startswith("expert")]
+    assert len(shards) == 5
+    assert sum(share.num_experts for share in shards) == 2 * len(model.moe_layers) * model.num_experts
+    for share in shards:
+        assert share.weight_bytes == share.num_experts * model.expert_bytes
+        assert share.memory_bytes == int(share.weight_bytes * EXPERT_OVERHEAD) + WORKER_BYTES
+    assert plan.shape.fingerprint == checkpoint.fingerprint
+
+
+def test_attention_counts_everything_but_the_experts_and_its_cache(tiny: Path, checkpoint: CheckpointFiles) -> None:
+    (half,) = (s for s in make_plan(config(tiny), checkpoint, 2).shares if s.seat == "attention-0")
+    (full,) = (s for s in make_plan(config(tiny, dtype="float32"), checkpoint, 2).shares if s.seat == "attention-0")
+    on_disk = sum(info.end - info.start for info in checkpoint.tensors.values())
+    experts = len(checkpoint.config.moe_layers) * checkpoint.config.num_experts * checkpoint.config.expert_bytes
+    assert half.weight_bytes == on_disk - experts
+    assert half.memory_bytes == half.weight_bytes + GIB // 2 + WORKER_BYTES
+    assert full.memory_bytes - half.memory_bytes == half.weight_bytes
+
+
+def test_too_little_memory_is_one_line_with_the_remedy(tiny: Path, checkpoint: CheckpointFiles) -> None:
+    plan = make_plan(config(tiny), checkpoint, 2)
+    plan.check_memory(plan.memory_bytes)
+    with pytest.raises(
+        ClusterError, match=r"too little memory: the plan needs 2\.\d GiB .* 1\.0 GiB are available; lower"
+    ):
+        plan.check_memory(GIB)
+
+
+def test_a_cache_too_small_for_one_sequence_names_what_would_do(tiny: Path, checkpoint: CheckpointFiles) -> None:
+    with pytest.raises(
+        ClusterError, match=r"cache_gib: 0\.0001 GiB cannot hold one sequence of 512 positions; give --cache"
+    ):
+        make_plan(config(tiny, cache_gib=0.0001), checkpoint, 2)
+
+
+def test_more_positions_than_the_checkpoint_has_are_refused(tiny: Path, checkpoint: CheckpointFiles) -> None:
+    limit = checkpoint.config.max_position_embeddings
+    with pytest.raises(ClusterError, match=f"max_model_len: {limit + 1} is more than the checkpoint's {limit}"):
+        make_plan(config(tiny, max_model_len=limit + 1), checkpoint, 2)
+
+
+@pytest.mark.parametrize(("cores", "workers", "threads"), [(2, 2, 1), (2, 6, 1), (1, 3, 1), (64, 4, 16), (64, 5, 12)])
+def test_threads_fill_the_cores_once(cores: int, workers: int, threads: int) -> None:
+    assert threads_per_worker(cores, workers) == threads
+
+
+def test_explicit_threads_win(tiny: Path, checkpoint: CheckpointFiles) -> None:
+    assert {share.threads for share in make_plan(config(tiny, threads=3), checkpoint, 64).shares} == {3}
+
+
+def test_the_machine_has_cores_and_memory() -> None:
+    assert available_cores() >= 1
+    assert available_memory() > 0

@@ -1,0 +1,169 @@
+"""The whole path against the oracle: a model in this process, its experts on real shard processes over real lanes."""
+
+import math
+import random
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from expertfleet.attention_workers.config import AttentionConfig
+from expertfleet.attention_workers.kv_cache import PageAllocator
+from expertfleet.attention_workers.model import Batch
+from expertfleet.attention_workers.scheduler import Chunk
+from expertfleet.attention_workers.sequence import SamplingParams, Sequence
+from expertfleet.attention_workers.server import AttentionServer
+
+
+class Probe:
+    """Runs forward passes of an attention server's model outside its engine, keeping every row."""
+
+    def __init__(self, server: AttentionServer) -> None:
+        self._server = server
+
+    def logits(self, token_ids: list[int], chunk: int = 512) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Logits [T, V] of a prompt computed in chunks, and the hidden rows [T, H] after every layer."""
+        sequence = Sequence("probe", token_ids, len(token_ids), 1, SamplingParams(), lambda update: None)
+        pages = self._server.pages
+        sequence.pages = pages.take(PageAllocator.needed(len(token_ids)))
+        logits, hidden = [], []
+        for first in range(0, len(token_ids), chunk):
+            count = min(chunk, len(token_ids) - first)
+            rows, layers = self._forward(Chunk(sequence, first, count))
+            logits.append(rows)
+            hidden.append(layers)
+        pages.give_back(sequence.pages)
+        return torch.cat(logits), [torch.cat(parts) for parts in zip(*hidden, strict=True)]
+
+    def _forward(self, chunk: Chunk) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        server, layers = self._server, []
+        batch = Batch.of([chunk])
+        batch = Batch(batch.token_ids, batch.positions, batch.slots, batch.chunks, torch.arange(chunk.count), 0)
+        assert server._model is not None
+        forward = server._model.forward(batch, server.cache, server.router, lambda layer, rows: layers.append(rows))
+        with torch.inference_mode():
+            while True:
+                try:
+                    dispatch = forward.send(None)
+                except StopIteration as result:
+                    return result.value, layers
+                done = threading.Event()
+                dispatch.when_done(done.set)
+                assert done.wait(30)
+
+
+@pytest.fixture
+def probe(start: Callable[..., Any], small_checkpoint: Path) -> Iterator[Callable[[str], Probe]]:
+    """``probe(dtype)``: a model whose experts live on two shard processes."""
+    servers = []
+
+    def make(dtype: str) -> Probe:
+        halves = ("0-20,40-50", "21-39,51-63")
+        shards = [
+            start(
+                "expert_workers",
+                "--model",
+                small_checkpoint,
+                "--dtype",
+                dtype,
+                "--seat",
+                f"expert-{n}",
+                "--experts",
+                half,
+            )
+            for n, half in enumerate(halves)
+        ]
+        addresses = tuple(shard.address() for shard in shards)
+        server = AttentionServer(AttentionConfig(small_checkpoint, shards=addresses, dtype=dtype))
+        server.start()
+        servers.append(server)
+        assert server.router.wait_usable(60), server.tenancy.report()
+        return Probe(server)
+
+    yield make
+    for server in servers:
+        server.stop(0)
+
+
+def prompts(vocab_size: int) -> list[list[int]]:
+    """16 random prompts of 1 to 200 tokens."""
+    rng = random.Random()
+    lengths = [1, 2, 200, *(rng.randint(1, 200) for _ in range(13))]
+    return [[rng.randrange(vocab_size) for _ in range(length)] for length in lengths]
+
+
+def compare_float32(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """The largest log-probability difference; greedy tokens must agree where the oracle's top-2 gap exceeds 1e-3."""
+    mine, reference = ours.double().log_softmax(-1), theirs.double().log_softmax(-1)
+    best = reference.topk(2, dim=-1)
+    clear = (best.values[:, 0] - best.values[:, 1]) > 1e-3
+    assert torch.equal(mine.argmax(-1)[clear], best.indices[clear, 0])
+    return float((mine - reference).abs().max())
+
+
+def test_float32_log_probabilities_equal_the_oracles(
+    probe: Callable[[str], Probe], oracle: ModuleType, small_checkpoint: Path
+) -> None:
+    model = oracle.load_oracle(small_checkpoint, torch.float32)
+    ours = probe("float32")
+    worst = 0.0
+    for prompt in prompts(model.config.vocab_size):
+        with torch.inference_mode():
+            reference = model(torch.tensor([prompt])).logits[0]
+        worst = max(worst, compare_float32(ours.logits(prompt)[0], reference))
+    assert worst <= 1e-3, worst
+
+
+@pytest.mark.slow
+def test_float32_beyond_the_original_context(
+    probe: Callable[[str], Probe], oracle: ModuleType, small_checkpoint: Path
+) -> None:
+    model = oracle.load_oracle(small_checkpoint, torch.float32)
+    rng = random.Random()
+    prompt = [rng.randrange(model.config.vocab_size) for _ in range(4096 + rng.randint(10, 120))]
+    with torch.inference_mode():
+        reference = model(torch.tensor([prompt])).logits[0]
+    assert compare_float32(probe("float32").logits(prompt)[0], reference) <= 1e-3
+
+
+def test_bfloat16_errs_no_more_than_transformers_bfloat16(
+    probe: Callable[[str], Probe], oracle: ModuleType, small_checkpoint: Path
+) -> None:
+    exact = oracle.load_oracle(small_checkpoint, torch.float32)
+    rounded = oracle.load_oracle(small_checkpoint, torch.bfloat16)
+    ours = probe("bfloat16")
+    kl = {"ours": 0.0, "theirs": 0.0}
+    hidden: dict[str, list[list[float]]] = {"ours": [], "theirs": []}
+    for prompt in prompts(exact.config.vocab_size):
+        with torch.inference_mode():
+            reference = exact(torch.tensor([prompt]), output_hidden_states=True)
+            theirs = rounded(torch.tensor([prompt]), output_hidden_states=True)
+        logits, layers = ours.logits(prompt)
+        goal = reference.logits[0].double().log_softmax(-1)
+        kl["ours"] += divergence(goal, logits) * len(prompt)
+        kl["theirs"] += divergence(goal, theirs.logits[0]) * len(prompt)
+        # transformers' last hidden state is the normalised one: every layer but the last is compared.
+        pairs = list(zip(layers[:-1], theirs.hidden_states[1:-1], reference.hidden_states[1:-1], strict=True))
+        hidden["ours"].append([error(mine, goal) for mine, _, goal in pairs])
+        hidden["theirs"].append([error(other[0], goal) for _, other, goal in pairs])
+    assert kl["ours"] <= 1.2 * kl["theirs"], kl
+    for layer, (mine, other) in enumerate(zip(*(torch.tensor(hidden[key]).mean(0) for key in hidden), strict=True)):
+        assert mine <= 1.2 * other, (layer, float(mine), float(other))
+
+
+def divergence(goal: torch.Tensor, logits: torch.Tensor) -> float:
+    """Mean KL(goal ‖ logits) over the rows; ``goal`` holds log-probabilities."""
+    other = logits.double().log_softmax(-1)
+    return float((goal.exp() * (goal - other)).sum(-1).mean())
+
+
+def error(rows: torch.Tensor, goal: torch.Tensor) -> float:
+    """Relative error of hidden rows in the Frobenius norm."""
+    goal = goal.double().view(rows.shape)
+    value = float((rows.double() - goal).norm() / goal.norm())
+    assert math.isfinite(value)
+    return value

@@ -1,0 +1,81 @@
+"""A worker reads its own tensors and no other byte, and holds little more than those bytes."""
+
+import os
+import random
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from expertfleet.attention_workers.config import AttentionConfig
+from expertfleet.attention_workers.server import AttentionServer
+from expertfleet.checkpoint.make_tiny import make_tiny
+from expertfleet.checkpoint.tensors import Checkpoint
+from expertfleet.expert_workers.config import ExpertConfig
+from expertfleet.expert_workers.server import ExpertServer
+
+
+def ranges(checkpoint: Checkpoint, names: list[str]) -> set[tuple[str, int]]:
+    """Every byte of the named tensors, in steps of their own granularity: (file, offset) of each tensor's bytes."""
+    bytes_of: set[tuple[str, int]] = set()
+    for name in names:
+        info = checkpoint.info(name)
+        bytes_of.update((info.file, offset) for offset in range(info.start, info.end))
+    return bytes_of
+
+
+def bytes_read(checkpoint: Checkpoint) -> set[tuple[str, int]]:
+    return {(file, offset) for file, start, end in checkpoint.ranges_read for offset in range(start, end)}
+
+
+def wait_loaded(server: ExpertServer | AttentionServer) -> None:
+    deadline = time.monotonic() + 60
+    while server.tenancy.state != "ready":
+        assert time.monotonic() < deadline
+        assert server.tenancy.state != "failed", server.tenancy.error
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def minute_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small enough to compare byte by byte."""
+    directory = tmp_path_factory.mktemp("minute") / "model"
+    make_tiny(directory, hidden=64, layers=3, experts=8, top_k=2, expert_width=32, dense_width=64, vocab=512)
+    return directory
+
+
+def test_a_shard_reads_the_bytes_of_its_experts_and_no_others(minute_checkpoint: Path) -> None:
+    held = sorted(random.sample(range(8), 3))
+    server = ExpertServer(ExpertConfig(minute_checkpoint, experts=",".join(map(str, held))))
+    server.start()
+    wait_loaded(server)
+    checkpoint = server.checkpoint
+    names = [
+        name
+        for layer in checkpoint.config.moe_layers
+        for expert in held
+        for pair in checkpoint.expert_names(layer, expert)
+        for name in pair
+    ]
+    assert bytes_read(checkpoint) == ranges(checkpoint, names)
+    server.stop(0)
+
+
+def test_an_attention_worker_reads_everything_but_routed_experts(minute_checkpoint: Path) -> None:
+    server = AttentionServer(AttentionConfig(minute_checkpoint, shards=("127.0.0.1:1",), max_model_len=512))
+    server.start()
+    wait_loaded(server)
+    checkpoint = server.checkpoint
+    names = [name for name in checkpoint.tensors if ".mlp.experts." not in name]
+    assert bytes_read(checkpoint) == ranges(checkpoint, names)
+    server.stop(0)
+
+
+def test_nothing_of_the_checkpoint_stays_mapped(minute_checkpoint: Path) -> None:
+    server = ExpertServer(ExpertConfig(minute_checkpoint))
+    server.start()
+    wait_loaded(server)
+    mapped = [region.path for region in psutil.Process(os.getpid()).memory_maps(grouped=True)]
+    assert not [path for path in mapped if str(minute_checkpoint) in path]
+    server.stop(0)

@@ -1,0 +1,284 @@
+"""The real shard process behind its port: what it holds it answers, everything else is refused by type."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc
+import numpy as np
+import pytest
+import torch
+
+from expertfleet.checkpoint.tensors import Checkpoint
+from expertfleet.kernels.grouped_gemm import grouped_gemm_reference
+from expertfleet.membership.epoch import ExpertSet
+from expertfleet.proto.codec import (
+    Error,
+    Hello,
+    Result,
+    decode,
+    encode_cancel,
+    encode_dispatch,
+    encode_hello,
+    short_fingerprint,
+)
+from expertfleet.proto.errors import Code, FleetError, from_details
+from expertfleet.proto.generated import expert_pb2, expert_pb2_grpc, membership_pb2
+from expertfleet.proto.lane import PATH, channel_options
+
+T = TypeVar("T")
+LIMIT = 1 << 20
+HELD = "0-31"
+
+
+class Client:
+    """A raw lane to one shard."""
+
+    def __init__(self, address: str, checkpoint: Checkpoint) -> None:
+        self.channel = grpc.aio.insecure_channel(address, options=channel_options(LIMIT))
+        self.stream = self.channel.stream_stream(PATH)()
+        self.checkpoint = checkpoint
+        self.hello = Hello("test", checkpoint.fingerprint, "bfloat16", LIMIT)
+
+    async def greet(self) -> None:
+        await self.stream.write(encode_hello(self.hello))
+        assert isinstance(decode(await self.stream.read(), LIMIT), Hello)
+
+    def frame(self, frame_id: int = 5, **changes: Any) -> bytes:
+        fields: dict[str, Any] = {
+            "fingerprint": short_fingerprint(self.checkpoint.fingerprint),
+            "epoch": (10, 10),
+            "layer": 1,
+            "priority": 0,
+            "deadline_us": 10_000_000,
+            "rows": torch.randn(3, self.checkpoint.config.hidden_size).bfloat16(),
+            "route_rows": np.array([0, 1, 2, 0], dtype=np.int32),
+            "route_experts": np.array([0, 5, 5, 31], dtype=np.int32),
+        }
+        return encode_dispatch(frame_id, **(fields | changes))
+
+    async def ask(self, frame: bytes) -> Result | Error:
+        await self.stream.write(frame)
+        answer = decode(await asyncio.wait_for(self.stream.read(), 10), LIMIT)
+        assert isinstance(answer, Result | Error)
+        return answer
+
+
+@pytest.fixture(scope="module")
+def checkpoint(small_checkpoint: Path) -> Checkpoint:
+    return Checkpoint.open(small_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def shard(start_once: Callable[..., Any], small_checkpoint: Path) -> str:
+    """One shard for the whole file."""
+    flags = ("--model", small_checkpoint, "--experts", HELD, "--max-frame-mib", 1)
+    address = str(start_once("expert_workers", *flags).address())
+    asyncio.run(_wait_ready(address))
+    return address
+
+
+@pytest.fixture
+def own_shard(start: Callable[..., Any], small_checkpoint: Path) -> str:
+    """A shard whose state a test changes or counts."""
+    address = str(start("expert_workers", "--model", small_checkpoint, "--experts", HELD).address())
+    asyncio.run(_wait_ready(address))
+    return address
+
+
+async def broken(client: Client) -> FleetError:
+    """Why the shard ended the lane."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await client.stream.read()
+    return from_details(caught.value.code(), caught.value.details())
+
+
+async def _wait_ready(address: str) -> None:
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = expert_pb2_grpc.ExpertShardStub(channel)
+        while (await stub.Describe(expert_pb2.DescribeRequest())).state != "ready":
+            await asyncio.sleep(0.05)
+
+
+def talk(shard: str, checkpoint: Checkpoint, conversation: Callable[[Client], Awaitable[T]]) -> T:
+    """Runs a conversation over a fresh, greeted lane."""
+
+    async def run() -> T:
+        client = Client(shard, checkpoint)
+        await client.greet()
+        try:
+            return await conversation(client)
+        finally:
+            await client.channel.close()
+
+    return asyncio.run(run())
+
+
+def test_answers_what_it_holds(shard: str, checkpoint: Checkpoint) -> None:
+    rows = torch.randn(3, checkpoint.config.hidden_size).bfloat16()
+    answer = talk(shard, checkpoint, lambda client: client.ask(client.frame(rows=rows)))
+    assert isinstance(answer, Result)
+    experts = {
+        expert: tuple((checkpoint.read(p), checkpoint.read(s)) for p, s in checkpoint.expert_names(1, expert))
+        for expert in (0, 5, 31)
+    }
+    expected = grouped_gemm_reference(rows, torch.tensor([0, 1, 2, 0]), torch.tensor([0, 5, 5, 31]), experts)
+    assert (answer.rows.double() - expected).norm() / expected.norm() < 8e-3
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"route_experts": np.array([0, 5, 32, 31], dtype=np.int32)}, Code.NOT_HELD),
+        ({"route_experts": np.array([0, 5, -1, 31], dtype=np.int32)}, Code.NOT_HELD),
+        ({"route_experts": np.array([0, 5, 10**6, 31], dtype=np.int32)}, Code.NOT_HELD),
+        ({"layer": 0}, Code.NOT_HELD),
+        ({"layer": 60000}, Code.NOT_HELD),
+        ({"fingerprint": b"\x01" * 8}, Code.FOREIGN_CHECKPOINT),
+        ({"rows": torch.zeros(3, 256)}, Code.WRONG_DTYPE),
+        ({"rows": torch.zeros(3, 64).bfloat16()}, Code.BAD_FRAME),
+        ({"deadline_us": 0}, Code.EXPIRED),
+        ({"rows": torch.full((3, 256), float("nan")).bfloat16()}, Code.NON_FINITE),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_type_and_the_lane_lives(
+    shard: str, checkpoint: Checkpoint, changes: dict[str, Any], code: Code
+) -> None:
+    async def conversation(client: Client) -> tuple[Result | Error, Result | Error]:
+        return await client.ask(client.frame(7, **changes)), await client.ask(client.frame(8))
+
+    refused, fine = talk(shard, checkpoint, conversation)
+    assert isinstance(refused, Error)
+    assert (refused.frame_id, refused.code) == (7, code)
+    assert refused.message
+    assert isinstance(fine, Result)
+
+
+def test_truncated_oversized_and_alien_frames_are_refused(shard: str, checkpoint: Checkpoint) -> None:
+    async def conversation(client: Client) -> list[Result | Error]:
+        frame = client.frame(7)
+        large = client.frame(9, rows=torch.zeros(3000, 256).bfloat16())
+        return [
+            await client.ask(data) for data in (frame[:-1], frame + b"\0", large, b"hello", encode_hello(client.hello))
+        ]
+
+    answers = talk(shard, checkpoint, conversation)
+    codes = [answer.code for answer in answers if isinstance(answer, Error)]
+    assert codes == [Code.BAD_FRAME, Code.BAD_FRAME, Code.FRAME_TOO_LARGE, Code.BAD_FRAME, Code.BAD_FRAME]
+
+
+def test_a_frame_beyond_the_transports_limit_ends_the_lane_by_type(shard: str, checkpoint: Checkpoint) -> None:
+    async def conversation(client: Client) -> FleetError:
+        await client.stream.write(client.frame(rows=torch.zeros(3, 256).bfloat16().repeat(2000, 1)))
+        return await broken(client)
+
+    assert talk(shard, checkpoint, conversation).code is Code.FRAME_TOO_LARGE
+
+
+def test_an_epoch_below_the_minimum_is_stale_and_the_minimum_never_falls(
+    own_shard: str, checkpoint: Checkpoint
+) -> None:
+    async def conversation(client: Client) -> list[Any]:
+        stub = expert_pb2_grpc.ExpertShardStub(client.channel)
+        raised = []
+        for incarnation, counter in ((10, 11), (10, 3)):
+            minimum = membership_pb2.EpochId(incarnation=incarnation, counter=counter)
+            reply = await stub.RaiseMinEpoch(expert_pb2.RaiseMinEpochRequest(min_epoch=minimum))
+            raised.append((reply.min_epoch.incarnation, reply.min_epoch.counter))
+        stale = await client.ask(client.frame(1, epoch=(10, 10)))
+        fresh = await client.ask(client.frame(2, epoch=(10, 11)))
+        return [raised, stale, fresh]
+
+    raised, stale, fresh = talk(own_shard, checkpoint, conversation)
+    assert raised == [(10, 11), (10, 11)]
+    assert isinstance(stale, Error)
+    assert stale.code is Code.STALE_EPOCH
+    assert isinstance(fresh, Result)
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [({"fingerprint": "cd" * 32}, Code.FOREIGN_CHECKPOINT), ({"dtype": "float32"}, Code.WRONG_DTYPE)],
+)
+def test_strangers_are_turned_away_at_the_greeting(
+    shard: str, checkpoint: Checkpoint, change: dict[str, str], code: Code
+) -> None:
+    async def run() -> FleetError:
+        client = Client(shard, checkpoint)
+        hello = Hello(**{name: getattr(client.hello, name) for name in Hello.__slots__} | change)
+        await client.stream.write(encode_hello(hello))
+        error = await broken(client)
+        await client.channel.close()
+        return error
+
+    assert asyncio.run(run()).code is code
+
+
+def test_a_cancelled_frame_gets_no_answer(shard: str, checkpoint: Checkpoint) -> None:
+    async def conversation(client: Client) -> Result | Error:
+        rows = torch.randn(1500, 256).bfloat16()
+        routes = np.arange(1500, dtype=np.int32)
+        big = client.frame(1, rows=rows, route_rows=routes, route_experts=np.zeros(1500, dtype=np.int32))
+        await client.stream.write(big)
+        await client.stream.write(encode_cancel(1))
+        answer = await client.ask(client.frame(2))
+        while answer.frame_id == 1:
+            assert isinstance(answer, Result)
+            assert answer.first_route + answer.rows.shape[0] < 1500, "every route was computed after all"
+            answer = decode(await client.stream.read(), LIMIT)  # type: ignore[assignment]
+        return answer
+
+    assert isinstance(talk(shard, checkpoint, conversation), Result)
+
+
+def test_describe_tells_what_is_held(own_shard: str, checkpoint: Checkpoint) -> None:
+    async def conversation(client: Client) -> membership_pb2.WorkerReport:
+        await client.ask(client.frame())
+        report: membership_pb2.WorkerReport = await expert_pb2_grpc.ExpertShardStub(client.channel).Describe(
+            expert_pb2.DescribeRequest()
+        )
+        return report
+
+    report = talk(own_shard, checkpoint, conversation)
+    config = checkpoint.config
+    held = ExpertSet.from_proto(report.held)
+    assert held.count == 32 * len(config.moe_layers)
+    assert report.bytes_loaded == report.bytes_total == held.count * config.expert_bytes
+    assert report.tokens == 4
+    assert "cpu-int4pack" in report.numerics
+    assert report.fingerprint == checkpoint.fingerprint
+
+
+def test_drain_answers_and_ends_the_process(start: Callable[..., Any], small_checkpoint: Path) -> None:
+    process = start("expert_workers", "--model", small_checkpoint, "--experts", "0-3")
+    address = process.address()
+
+    async def drain() -> bool:
+        await _wait_ready(address)
+        async with grpc.aio.insecure_channel(address) as channel:
+            stub = expert_pb2_grpc.ExpertShardStub(channel)
+            return bool((await stub.Drain(membership_pb2.DrainRequest(timeout_s=5))).finished)
+
+    assert asyncio.run(drain())
+    assert process.popen.wait(10) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--experts", "0-64"], "names ids outside 0 to 63"),
+        (["--experts", "x"], "neither an expert id nor a range"),
+        (["--threads", "0"], "threads: 0 is not within 1 to 1024"),
+        (["--backend", "magic"], "'magic' is not one of"),
+        (["--port", "99999"], "port: 99999"),
+    ],
+)
+def test_bad_settings_are_one_line(
+    start: Callable[..., Any], small_checkpoint: Path, flags: list[str], message: str
+) -> None:
+    process = start("expert_workers", "--model", small_checkpoint, *flags)
+    assert process.popen.wait(30) == 1
+    lines = process.log.read_text().splitlines()
+    assert len(lines) == 1
+    assert message in lines[0]
