@@ -149,13 +149,13 @@ class Model:
             if layer.gate is None:
                 x = x + layer.mlp(normed)
             else:
-                x = x + await _mixture(index, layer, layer.gate, normed, router, batch.priority)
+                x = x + await mixture(index, layer, layer.gate, normed, router, batch.priority)
             if watch is not None:
                 watch(index, x)
         return self._head(rms_norm(x[batch.sampled_rows], self._norm, eps)).float()
 
 
-async def _mixture(
+async def mixture(
     index: int, layer: Layer, gate: Gate, x: torch.Tensor, router: Router, priority: int
 ) -> torch.Tensor:
     """Routed experts plus shared expert [T, H]; the shared one is computed while the routed rows travel."""
