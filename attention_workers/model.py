@@ -155,9 +155,7 @@ class Model:
         return self._head(rms_norm(x[batch.sampled_rows], self._norm, eps)).float()
 
 
-async def mixture(
-    index: int, layer: Layer, gate: Gate, x: torch.Tensor, router: Router, priority: int
-) -> torch.Tensor:
+async def mixture(index: int, layer: Layer, gate: Gate, x: torch.Tensor, router: Router, priority: int) -> torch.Tensor:
     """Routed experts plus shared expert [T, H]; the shared one is computed while the routed rows travel."""
     topk_ids, topk_weights = gate(x)
     dispatch = router.dispatch(index, x, topk_ids, topk_weights, priority)

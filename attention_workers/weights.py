@@ -13,7 +13,7 @@ from ..checkpoint.tensors import Checkpoint
 from ..kernels.exact_linear import ExactHeads, ExactLinear, heads_rule, linear_rule
 from ..kernels.mla import attention_rule
 from ..kernels.numerics import AttentionShapes
-from ..kernels.rope import RopeTable, Yarn, rope_table, softmax_scale
+from ..kernels.rope import RopeTable, rope_table, softmax_scale
 from ..kernels.row_rule import RuleBook
 from ..router.gate import Gate
 from .model import Attention, Layer, Mlp, Model
@@ -77,7 +77,7 @@ class Loader:
             absorb_key=self._heads(keys),
             absorb_value=self._heads(values.transpose(1, 2)),
             out=self._linear(f"{name}.o_proj.weight"),
-            scale=softmax_scale(config.qk_head_dim, yarn_of(config)),
+            scale=softmax_scale(config.qk_head_dim, config.yarn),
             rule=attention_rule(self._rules, config.kv_lora_rank, config.qk_rope_head_dim, self._dtype),
         )
 
@@ -98,7 +98,7 @@ class Loader:
 
     def _rope(self) -> RopeTable:
         config = self._config
-        return rope_table(self._max_model_len, config.qk_rope_head_dim, config.rope_theta, yarn_of(config))
+        return rope_table(self._max_model_len, config.qk_rope_head_dim, config.rope_theta, config.yarn)
 
     def _linear(self, name: str) -> ExactLinear:
         return self._exact(self._tensor(name))
@@ -116,21 +116,6 @@ class Loader:
             raise InterruptedError("loading was interrupted")
         self.bytes_loaded += num_bytes(self._checkpoint, name)
         return self._checkpoint.read(name).to(dtype or self._dtype)
-
-
-def yarn_of(config: ModelConfig) -> Yarn | None:
-    """The checkpoint's YaRN fields as the kernels take them."""
-    yarn = config.yarn
-    if yarn is None:
-        return None
-    return Yarn(
-        yarn.factor,
-        yarn.original_max_position_embeddings,
-        yarn.beta_fast,
-        yarn.beta_slow,
-        yarn.mscale,
-        yarn.mscale_all_dim,
-    )
 
 
 def dense_tensors(checkpoint: Checkpoint) -> list[str]:

@@ -4,6 +4,7 @@ Knows nothing of lanes and leases. ``admit`` is the fence: a frame passes only i
 every route of it fit what is held.
 """
 
+import ctypes
 import threading
 from collections.abc import Callable
 
@@ -46,6 +47,7 @@ class Holdings:
                 if stop():
                     return
                 self._load_expert(layer, expert, backend)
+        _return_free_memory()
 
     def raise_min_epoch(self, epoch: EpochId) -> EpochId:
         """The oldest epoch served from now on; it never goes down."""
@@ -90,3 +92,10 @@ class Holdings:
         self.layers[layer].add(expert, gate, up, down)
         self._mask[layer, expert] = True
         self.bytes_loaded += self.checkpoint.config.expert_bytes
+
+
+def _return_free_memory() -> None:
+    """Gives what repacking left on the heap back to the system; glibc alone has and needs this."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

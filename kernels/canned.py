@@ -26,12 +26,18 @@ def canned(shape: tuple[int, ...], salt: int = 0) -> torch.Tensor:
 def cancelling(num_out: int, num_in: int, dtype: torch.dtype, salt: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """A row [in] and a weight [out, in] whose exact product is zero (for an even ``in``)."""
     first, second = scattered_pairs(num_in)
-    row = canned((num_in,), salt + 1)
-    row[second] = row[first]
     weight = canned((min(num_out, _BASE_ROWS), num_in), salt + 2)
     weight[:, second] = -weight[:, first]
-    weight = weight.to(dtype)
-    return row.to(dtype), weight.repeat(-(-num_out // len(weight)), 1)[:num_out].contiguous()
+    weight = weight.to(dtype).repeat(-(-num_out // len(weight)), 1)[:num_out].contiguous()
+    return cancelling_row(num_in, salt).to(dtype), weight
+
+
+def cancelling_row(num_in: int, salt: int = 0) -> torch.Tensor:
+    """[in] float32, equal in each scattered pair. Magnitudes from 2⁻⁸ to 2⁸: similar bf16 products would add exactly."""
+    first, second = scattered_pairs(num_in)
+    row = canned((num_in,), salt + 1) * torch.exp2((canned((num_in,), salt + 3) * 8).round())
+    row[second] = row[first]
+    return row
 
 
 def scattered_pairs(count: int) -> tuple[torch.Tensor, torch.Tensor]:

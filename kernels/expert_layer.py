@@ -14,8 +14,8 @@ from . import int4
 from .activation import silu_mul
 from .errors import KernelError
 from .exact_linear import ExactLinear, LinearRule
-from .int4pack import Int4Packer, PackedWeight, int4_call
-from .row_rule import RowRule
+from .int4pack import Int4Packer, int4_call
+from .row_rule import RowCall, RowRule
 
 Projection = tuple[torch.Tensor, torch.Tensor]  # words int32 [out, in / 8], scales bf16 [out, in / group]
 
@@ -83,24 +83,26 @@ class Int4PackLayer(ExpertLayer):
         self._packer = packer
         self._gate_up_rule = gate_up_rule
         self._down_rule = down_rule
-        self._experts: dict[int, tuple[PackedWeight, PackedWeight]] = {}
+        self._calls: dict[int, tuple[RowCall, RowCall]] = {}
+        self._bytes_held = 0
 
     def _keep(self, expert_id: int, gate: Projection, up: Projection, down: Projection) -> None:
-        both = torch.cat((gate[0], up[0])), torch.cat((gate[1], up[1]))
-        self._experts[expert_id] = self._packer.pack(*both, self.dtype), self._packer.pack(*down, self.dtype)
+        first, second = self._packer.pack((gate, up), self.dtype), self._packer.pack((down,), self.dtype)
+        self._calls[expert_id] = int4_call(first), int4_call(second)
+        self._bytes_held += first.nbytes + second.nbytes
 
     def holds(self, expert_id: int) -> bool:
-        return expert_id in self._experts
+        return expert_id in self._calls
 
     @property
     def bytes_held(self) -> int:
-        return sum(gate_up.nbytes + down.nbytes for gate_up, down in self._experts.values())
+        return self._bytes_held
 
     def apply(self, expert_id: int, x: torch.Tensor) -> torch.Tensor:
-        gate_up, down = self._experts[expert_id]
-        both = self._gate_up_rule.run(int4_call(gate_up), x)  # [R, 2F]
+        gate_up, down = self._calls[expert_id]
+        both = self._gate_up_rule.run(gate_up, x)  # [R, 2F]
         width = self.shape.width
-        return self._down_rule.run(int4_call(down), silu_mul(both[:, :width], both[:, width:]))
+        return self._down_rule.run(down, silu_mul(both[:, :width], both[:, width:]))
 
 
 class ReferenceLayer(ExpertLayer):

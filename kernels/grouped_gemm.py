@@ -5,7 +5,8 @@ Knows nothing of gates, routing weights or the wire. The contract, which every b
 - a route's bits depend on its row and its expert alone, never on the other routes, their number or their order;
 - finite rows and weights whose products fit the dtype give finite results; non-finite rows are the caller's business;
 - no routes give an empty result, experts without routes cost nothing.
-1. The routes are sorted by expert once; 2. each expert hit runs once over its rows; 3. results go to their places.
+1. The routes are sorted by expert and their rows gathered once; 2. each expert hit runs once over its stretch;
+3. the results go to their routes' places.
 """
 
 from collections.abc import Mapping
@@ -36,14 +37,15 @@ def grouped_gemm(
     _check_rows(route_rows, num_rows)
     sorted_experts, order = torch.sort(route_experts, stable=True)
     expert_ids, counts = torch.unique_consecutive(sorted_experts, return_counts=True)
-    result = torch.empty((num_routes, hidden), dtype=x.dtype)
+    rows = x[route_rows[order]]  # [N, H] by expert; each expert's rows are overwritten with their results
     start = 0
     for expert_id, count in zip(expert_ids.tolist(), counts.tolist(), strict=True):
         if not layer.holds(expert_id):
             raise KernelError(f"expert {expert_id} is not held")
-        places = order[start : start + count]
-        result[places] = layer.apply(expert_id, x[route_rows[places]])
+        rows[start : start + count] = layer.apply(expert_id, rows[start : start + count])
         start += count
+    result = torch.empty_like(rows)
+    result[order] = rows
     return result
 
 

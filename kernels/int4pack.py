@@ -8,19 +8,23 @@ checkpoint's bytes at group 32.
 3. ``int4_call`` multiplies. In bf16 it gives the same bits for every row count; float32 is scalar code, 1 GFLOP/s.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from . import int4
-from .canned import canned, scattered_pairs
+from .canned import cancelling_row, canned, scattered_pairs
 from .errors import KernelError
 from .row_rule import EVERY_SIZES, RowCall, RowRule, RuleBook, choose_rule
 
 GROUP_SIZES = (32, 64, 128, 256)
 _BLOCK = 16  # outputs must be a multiple of this; missing ones are padded with zeros
-_SAMPLE = (208, 8)  # three blocks of 64 and one of 16
+_SAMPLE = (208, 16)  # three blocks of 64 and one of 16
 _FLOAT32_TEST_OUTPUTS = 64
+_LOW_NIBBLES = np.uint64(0x0F0F0F0F0F0F0F0F)
+_FOUR = np.uint64(4)
 
 
 @dataclass(frozen=True)
@@ -51,19 +55,34 @@ class Int4Packer:
     def __init__(self) -> None:
         self.layout = _find_layout()
 
-    def pack(self, words: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -> PackedWeight:
-        """Words [out, in / 8] and scales [out, in / group] of a checkpoint → what ``int4_call`` takes."""
-        num_out, num_groups = scales.shape
-        group_size = words.shape[1] * 8 // num_groups
-        check_shape(num_out, words.shape[1] * 8, group_size)
-        rows = int4.bytes_of(words)
-        if num_out % _BLOCK:
-            rows = torch.cat((rows, rows.new_full((-num_out % _BLOCK, rows.shape[1]), int4.ZERO_CODES)))
-        padded = rows.shape[0]
+    def pack(self, parts: Sequence[tuple[torch.Tensor, torch.Tensor]], dtype: torch.dtype) -> PackedWeight:
+        """Words [out, in / 8] and scales [out, in / group] of one or more weights, stacked along the outputs."""
+        num_in = parts[0][0].shape[1] * 8
+        num_groups = parts[0][1].shape[1]
+        num_out = sum(words.shape[0] for words, _ in parts)
+        check_shape(num_out, num_in, num_in // num_groups)
+        padded = -(-num_out // _BLOCK) * _BLOCK
         both = torch.zeros(num_groups, padded, 2, dtype=dtype)
-        both[:, :num_out, 0] = scales.t()
-        codes = _own_packing(rows) if self.layout is None else _permuted(rows, self.layout)
-        return PackedWeight(codes, both, num_out, group_size)
+        codes = torch.empty(padded, num_in // 2, dtype=torch.uint8)
+        start = 0
+        for rows, scales in self._blockwise(parts):
+            stop = start + rows.shape[0]
+            both[:, start : start + scales.shape[0], 0] = scales.t()
+            if self.layout is None:
+                codes[start:stop] = _own_packing(rows).view(codes[start:stop].shape)
+            else:
+                _permute(rows, self.layout, codes[start:stop])
+            start = stop
+        return PackedWeight(codes, both, num_out, num_in // num_groups)
+
+    def _blockwise(self, parts: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Bytes [out, in / 2] and scales, stacked only where a part does not fill whole blocks; padded at the end."""
+        block = self.layout.block if self.layout else 0
+        if block and all(words.shape[0] % block == 0 for words, _ in parts):
+            return [(int4.bytes_of(words), scales) for words, scales in parts]
+        rows = torch.cat([int4.bytes_of(words) for words, _ in parts])
+        missing = rows.new_full((-rows.shape[0] % _BLOCK, rows.shape[1]), int4.ZERO_CODES)
+        return [(torch.cat((rows, missing)), torch.cat([scales for _, scales in parts]))]
 
 
 def check_shape(num_out: int, num_in: int, group_size: int) -> None:
@@ -102,19 +121,16 @@ def _cancelling_weight(
 ) -> tuple[torch.Tensor, PackedWeight]:
     """A row and a weight whose exact products cancel (see canned.py): codes q and 16 - q, one scale per output."""
     first, second = scattered_pairs(num_in)
-    row = canned((num_in,), 1)
-    row[second] = row[first]
     codes = (canned((min(num_out, 61), num_in), 2).add_(1).mul_(7.5).floor_() + 1).to(torch.uint8)
     codes[:, second] = 16 - codes[:, first]
     codes = codes.repeat(-(-num_out // len(codes)), 1)[:num_out]
     scales = (canned((num_out, 1), 3).abs() + 0.1).to(torch.bfloat16).expand(num_out, num_in // group_size)
-    return row.to(dtype), packer.pack(int4.pack(codes), scales, dtype)
+    return cancelling_row(num_in).to(dtype), packer.pack([(int4.pack(codes), scales)], dtype)
 
 
-def _permuted(rows: torch.Tensor, layout: Layout) -> torch.Tensor:
-    """Checkpoint bytes [out, in / 2] → the operator's order, the same shape."""
+def _permute(rows: torch.Tensor, layout: Layout, packed: torch.Tensor) -> None:
+    """Checkpoint bytes [out, in / 2] → the operator's order in ``packed``, the same shape."""
     num_out, num_bytes = rows.shape
-    packed = torch.empty_like(rows)
     whole = num_out - num_out % layout.block
     if whole:
         blocks = rows[:whole].view(-1, layout.block, num_bytes)
@@ -123,15 +139,26 @@ def _permuted(rows: torch.Tensor, layout: Layout) -> torch.Tensor:
         _interleave(low, high, packed[:whole])
     if whole < num_out:
         _interleave(rows[None, whole::2], rows[None, whole + 1 :: 2], packed[whole:])
-    return packed
 
 
 def _interleave(low: torch.Tensor, high: torch.Tensor, packed: torch.Tensor) -> None:
-    """Outputs [blocks, half, in / 2] for the low and the high nibbles → packed [blocks, in, half]."""
+    """Outputs [blocks, half, in / 2] for the low and the high nibbles → packed, as [blocks, in / 2, 2, half].
+
+    Block by block with small buffers, eight bytes at a time; numpy transposes bytes 2.4 × faster than torch.
+    """
     num_blocks, half, num_bytes = low.shape
-    target = packed.view(num_blocks, num_bytes, 2, half)
-    target[:, :, 0] = ((low & 15) | (high << 4)).transpose(1, 2)
-    target[:, :, 1] = ((low >> 4) | (high & 0xF0)).transpose(1, 2)
+    target = packed.numpy().reshape(num_blocks, num_bytes, 2, half)
+    lows, highs = low.numpy().view(np.uint64), high.numpy().view(np.uint64)
+    first, second = np.empty_like(lows[0]), np.empty_like(lows[0])
+    for block in range(num_blocks):
+        np.bitwise_and(lows[block], _LOW_NIBBLES, out=first)
+        np.left_shift(highs[block], _FOUR, out=second)
+        np.bitwise_or(first, np.bitwise_and(second, ~_LOW_NIBBLES, out=second), out=first)
+        target[block, :, 0] = first.view(np.uint8).T  # even inputs
+        np.right_shift(lows[block], _FOUR, out=first)
+        np.bitwise_and(first, _LOW_NIBBLES, out=first)
+        np.bitwise_or(first, np.bitwise_and(highs[block], ~_LOW_NIBBLES, out=second), out=first)
+        target[block, :, 1] = first.view(np.uint8).T  # odd inputs
 
 
 def _own_packing(rows: torch.Tensor) -> torch.Tensor:
@@ -145,6 +172,8 @@ def _find_layout() -> Layout | None:
     rows = int4.bytes_of(int4.pack(codes))
     wanted = _own_packing(rows)
     for layout in (Layout(64, True), Layout(32, True), Layout(32, False), Layout(64, False), Layout(16, False)):
-        if torch.equal(_permuted(rows, layout).flatten(), wanted.flatten()):
+        found = torch.empty_like(rows)
+        _permute(rows, layout, found)
+        if torch.equal(found.flatten(), wanted.flatten()):
             return layout
     return None

@@ -1,23 +1,31 @@
 """Multi-head latent attention in absorbed form whose rows never depend on the rows computed beside them.
 
 Knows nothing of projections, caches or sequences: it takes one sequence's latents as one contiguous tensor.
-1. Positions are cut into aligned splits of 256, whatever the row; 2. per split torch's CPU flash attention gives the
-normalised P·V and the log-sum-exp, with query rows (tokens times heads) padded to counts that proved equal; 3. splits
-are joined in order in float32. A split that a row does not see is masked and weighs exactly 0, so a decode row equals
+1. Positions are cut into aligned splits of 256, whatever the row; 2. per split torch's CPU flash attention (form
+``flash``; ``plain`` products where that is missing) gives the normalised P·V and the log-sum-exp, with query rows
+(tokens times heads) padded to counts that proved equal; 3. splits are joined in order in float32. A split that a row does not see is masked and weighs exactly 0, so a decode row equals
 the same row inside any chunk.
-Measured with AMX, 1 thread, 64 heads: the flash operator needs 8.5 ms for one token at 8,192 positions where float32
-scores and bf16 P·V need 10 to 28, and for 32 tokens 0.1 s against 0.8 s. It gives other bits for one query row, and for
-a tile's last row at 33 rows (float32 also 65), which is why the counts are tested.
+Measured with AMX, 1 thread, 64 heads: one token at 8,192 positions takes 7.9 ms, 32 tokens 0.14 s, where float32 scores
+with bf16 P·V take 0.78 s. The operator gives other bits for a single query row, for the last one of 33 (float32 also of
+65), and at small widths below and above 64 rows, which is why the counts are tested.
 """
+
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 
 from .canned import cancelling
-from .row_rule import RowRule, RuleBook, choose_rule
+from .row_rule import RowCall, RowRule, RuleBook, choose_rule
+
+SplitCall = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], tuple[torch.Tensor, torch.Tensor]]
 
 SPLIT = 256
 _QUERY_SIZES = (16, 32, 48, 64, 96, 128, 192, 256)
 _TILE_VALUES = 1 << 25  # query rows × splits × width held at once
+_FEW_ROWS = 128  # up to here tiles of 32 are faster: from 64 rows on the operator rearranges all keys first
+_SMALL_TILE = 32
+_NOISE_SCALE = 1000.0  # makes rounding noise in scores as large as scores are
 
 
 def attention_rule(book: RuleBook, num_latent: int, num_rope: int, dtype: torch.dtype) -> RowRule:
@@ -42,7 +50,7 @@ def mla_attend(
     query = torch.cat((q_latent, q_rope), dim=-1).view(num_rows * num_heads, -1)
     positions = torch.arange(first_position, num_positions).repeat_interleave(num_heads)  # [R * heads]
     result = torch.empty((num_rows * num_heads, num_latent), dtype=query.dtype)
-    tile = _tile_rows(rule, -(-num_positions // SPLIT), query.shape[1])
+    tile = _tile_rows(rule, len(query), -(-num_positions // SPLIT) * query.shape[1])
     for start in range(0, len(query), tile):
         stop = min(start + tile, len(query))
         parts, log_sums = _attend_tile(query[start:stop], positions[start:stop], latent, scale, rule)
@@ -50,9 +58,10 @@ def mla_attend(
     return result.view(num_rows, num_heads, num_latent)
 
 
-def _tile_rows(rule: RowRule, num_splits: int, width: int) -> int:
-    """The largest tested count whose results of all splits fit the budget."""
-    fitting = [size for size in rule.sizes if size * num_splits * width <= _TILE_VALUES]
+def _tile_rows(rule: RowRule, num_rows: int, values_per_row: int) -> int:
+    """The largest tested count that is worth its while and whose results of all splits fit the budget."""
+    limit = _SMALL_TILE if num_rows <= _FEW_ROWS else num_rows
+    fitting = [size for size in rule.sizes if size <= limit and size * values_per_row <= _TILE_VALUES]
     return max(fitting, default=rule.sizes[0])
 
 
@@ -68,18 +77,19 @@ def _attend_tile(
     if size > num_rows:
         query = torch.cat((query, query.new_zeros((size - num_rows, width))))
         positions = torch.cat((positions, positions[-1:].expand(size - num_rows)))
+    attend = _FORMS[rule.form]
     num_clear = (int(positions[0]) + 1) // SPLIT  # splits that every row sees whole
     num_splits = int(positions[-1]) // SPLIT + 1
     parts: list[torch.Tensor] = []
     log_sums: list[torch.Tensor] = []
     if num_clear:
         keys = latent[: num_clear * SPLIT].view(num_clear, 1, SPLIT, width)
-        part, log_sum = _flash(query, keys, query.new_zeros((1, 1, 1, SPLIT)), scale)
+        part, log_sum = attend(query, keys, query.new_zeros((1, 1, 1, SPLIT)), scale)
         parts.extend(part)
         log_sums.append(log_sum)
     if num_clear < num_splits:
         keys = _padded_splits(latent, num_clear, num_splits)
-        part, log_sum = _masked_splits(query, keys, positions - num_clear * SPLIT, scale)
+        part, log_sum = _masked_splits(attend, query, keys, positions - num_clear * SPLIT, scale)
         parts.extend(part)
         log_sums.append(log_sum)
     return parts, torch.cat(log_sums)
@@ -95,15 +105,15 @@ def _padded_splits(latent: torch.Tensor, first: int, stop: int) -> torch.Tensor:
 
 
 def _masked_splits(
-    query: torch.Tensor, keys: torch.Tensor, positions: torch.Tensor, scale: float
+    attend: SplitCall, query: torch.Tensor, keys: torch.Tensor, positions: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As ``_flash``, each row seeing keys up to its position (counted from the first of these splits)."""
+    """As ``attend``, each row seeing keys up to its position (counted from the first of these splits)."""
     num_splits = keys.shape[0]
     visible = torch.arange(num_splits * SPLIT).view(num_splits, 1, SPLIT) <= positions[:, None]  # [splits, M, 256]
     blind = ~visible[:, :, 0]  # rows before the split begins: shown one key, then weighed 0
     visible[:, :, 0] = True
     mask = query.new_zeros(visible.shape).masked_fill_(~visible, float("-inf"))
-    part, log_sum = _flash(query, keys, mask[:, None], scale)
+    part, log_sum = attend(query, keys, mask[:, None], scale)
     return part, log_sum.masked_fill_(blind, float("-inf"))
 
 
@@ -120,6 +130,22 @@ def _flash(
     return part[:, 0], log_sum[:, 0]
 
 
+def _plain(
+    query: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As ``_flash``: float32 scores (in bf16 they lose 1.3e-2), P·V in the query's dtype."""
+    expanded = query.float().expand(keys.shape[0], *query.shape)
+    scores = torch.bmm(expanded, keys[:, 0].float().transpose(1, 2)).mul_(scale).add_(mask[:, 0])  # [splits, M, 256]
+    top = scores.amax(-1, keepdim=True)
+    weights = scores.sub_(top).exp_()
+    share = weights.sum(-1, keepdim=True)
+    part = torch.bmm(weights.to(query.dtype), keys[:, 0]).float().div_(share)
+    return part, share.log_().add_(top)[:, :, 0]
+
+
+_FORMS: dict[str, SplitCall] = {"flash": _flash, "plain": _plain}
+
+
 def _join(parts: list[torch.Tensor], log_sums: torch.Tensor, num_latent: int) -> torch.Tensor:
     """Splits' results and log-sum-exps → [M, C] in the parts' dtype, added in float32 in split order."""
     weights = (log_sums - log_sums.amax(0)).exp_()[:, :, None]  # [splits, M, 1]
@@ -134,13 +160,22 @@ def _join(parts: list[torch.Tensor], log_sums: torch.Tensor, num_latent: int) ->
 def _choose(width: int, dtype: torch.dtype) -> RowRule:
     """Tests scores that are rounding noise (seen by the log-sum) and P·V that is (seen with a query of zeros)."""
     row, keys = cancelling(2 * SPLIT, width, dtype, salt=11)
-    noisy_keys = (keys * 8).view(2, 1, SPLIT, width)
+    noisy_keys = keys.view(2, 1, SPLIT, width)
     noisy_values = cancelling(width, SPLIT, dtype, salt=13)[1].t().contiguous().expand(2, 1, SPLIT, width).contiguous()
     unmasked = torch.zeros((1, 1, 1, SPLIT), dtype=dtype)
 
-    def call(query: torch.Tensor) -> torch.Tensor:
-        part, log_sum = _flash(query * 8, noisy_keys, unmasked, 10.0)
-        level = _flash(query * 0, noisy_values, unmasked, 1.0)[0]
+    def probe(attend: SplitCall, query: torch.Tensor) -> torch.Tensor:
+        part, log_sum = attend(query, noisy_keys, unmasked, _NOISE_SCALE)
+        level = attend(query * 0, noisy_values, unmasked, 1.0)[0]
         return torch.cat((part[1].float(), level[1].float(), log_sum[1, :, None]), dim=1)
 
-    return choose_rule([("flash", call)], row, _QUERY_SIZES)
+    def forms() -> Iterator[tuple[str, RowCall]]:
+        for name, attend in _FORMS.items():
+            call = partial(probe, attend)
+            try:
+                call(row.expand(_QUERY_SIZES[-1], width))
+            except RuntimeError:  # torch's operator does not serve this processor
+                continue
+            yield name, call
+
+    return choose_rule(forms(), row, _QUERY_SIZES)

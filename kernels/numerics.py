@@ -17,7 +17,7 @@ import torch
 from . import int4
 from .activation import sigmoid, silu_mul
 from .backend import Backend, make_backend
-from .canned import cancelling, canned, scattered_pairs
+from .canned import cancelling, cancelling_row, canned, scattered_pairs
 from .errors import KernelError
 from .exact_linear import ExactHeads, ExactLinear, heads_rule, linear_rule
 from .expert_layer import ExpertLayer, Projection
@@ -28,6 +28,7 @@ from .row_rule import RuleBook, bits_of
 
 KERNEL_VERSION = 1  # raised whenever a change of the code changes bits
 _COUNTS = (2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 31, 32, 33, 63, 64, 65, 128, 300)
+_SINGLES = 6  # rows of a batch that are compared with the same row alone
 _BUDGET_FLOPS = 2e10  # a shape's counts are thinned out to stay below this: half a second or less
 _SCALE_STEP = 1 / 64
 
@@ -133,7 +134,8 @@ def _require_exact(
     what: str, call: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, counts: Sequence[int]
 ) -> None:
     """Each row of batches of every count equals that row alone; batches are cut from the end of x."""
-    alone = torch.cat([call(x[row : row + 1]) for row in range(len(x) - min(counts[-1], 17), len(x))])
+    singles = min(counts[-1], _SINGLES)
+    alone = torch.cat([call(x[row : row + 1]) for row in range(len(x) - singles, len(x))])
     for count in counts:
         batch = call(x[len(x) - count :])
         compared = min(count, len(alone))
@@ -166,9 +168,7 @@ def _one_expert(rows: torch.Tensor, layer: ExpertLayer) -> torch.Tensor:
 
 def _noise_through(layer: ExpertLayer) -> torch.Tensor:
     """Bits of rows for which every gate and up value is rounding noise, so that any other order of summation shows."""
-    first, second = scattered_pairs(layer.shape.hidden)
-    rows = canned((4, layer.shape.hidden), 43)
-    rows[:, second] = rows[:, first]
+    rows = torch.stack([cancelling_row(layer.shape.hidden, salt) for salt in range(4)])
     places = torch.arange(4)
     return bits_of(grouped_gemm((rows * 2.0**16).to(layer.dtype), places, places % 2, layer))
 

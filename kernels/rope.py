@@ -7,20 +7,26 @@ YaRN is static: the same frequencies at every length, also below the original co
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
 
-@dataclass(frozen=True)
-class Yarn:
+class Yarn(Protocol):
     """The fields of ``rope_scaling``; mscale and mscale_all_dim of 0 count as absent."""
 
-    factor: float
-    original_max_position_embeddings: int
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    mscale: float = 0.0
-    mscale_all_dim: float = 0.0
+    @property
+    def factor(self) -> float: ...
+    @property
+    def original_max_position_embeddings(self) -> int: ...
+    @property
+    def beta_fast(self) -> float: ...
+    @property
+    def beta_slow(self) -> float: ...
+    @property
+    def mscale(self) -> float: ...
+    @property
+    def mscale_all_dim(self) -> float: ...
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,45 @@
+import pytest
+import torch
+
+from expertfleet.kernels.backend import make_backend
+from expertfleet.kernels.errors import KernelError
+from expertfleet.kernels.row_rule import RuleBook
+
+
+@pytest.mark.parametrize(
+    ("dtype", "wanted"), [(torch.bfloat16, "cpu-int4pack"), (torch.float32, "reference")], ids=["bfloat16", "float32"]
+)
+def test_auto_says_what_it_chose(dtype: torch.dtype, wanted: str) -> None:
+    backend = make_backend("auto", "cpu", dtype, 64, 32, 32)
+    assert backend.name == wanted
+    assert backend.description.startswith(f"{wanted} {str(dtype)[6:]}, 64→32→64 group 32; gate_up ")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "triton"}, "backend: 'triton' is unknown, one of auto, cpu-int4pack, reference"),
+        ({"device": "cuda"}, "device: 'cuda' has no backend yet"),
+        ({"dtype": torch.float16}, "dtype: torch.float16 is not served"),
+        ({"hidden": 80}, "hidden: 80 is not a multiple of the group size, 32"),
+        ({"width": 48}, "width: 48 is not a multiple of the group size, 32"),
+        ({"width": 0}, "width: 0 is not a multiple"),
+        ({"group_size": 16}, "group_size: cpu-int4pack cannot take 16, only 32, 64, 128, 256"),
+        ({"group_size": 0}, "hidden: 64 is not a multiple of the group size, 0"),
+    ],
+)
+def test_what_cannot_be_served_is_named(change: dict[str, object], message: str) -> None:
+    arguments = {"name": "cpu-int4pack", "device": "cpu", "dtype": torch.bfloat16}
+    arguments |= {"hidden": 64, "width": 32, "group_size": 32}
+    with pytest.raises(KernelError, match=message):
+        make_backend(**(arguments | change))  # type: ignore[arg-type]
+
+
+def test_rules_are_shared_through_the_book() -> None:
+    book = RuleBook()
+    first = make_backend("cpu-int4pack", "cpu", torch.bfloat16, 64, 32, 32, rules=book)
+    found = book.described()
+    assert len(found) == 2
+    second = make_backend("cpu-int4pack", "cpu", torch.bfloat16, 64, 32, 32, rules=book)
+    assert book.described() == found
+    assert first.description == second.description

@@ -1,0 +1,86 @@
+import pytest
+import torch
+
+from expertfleet.kernels.exact_linear import ExactHeads, ExactLinear, heads_rule, linear_rule
+from expertfleet.kernels.row_rule import RuleBook, bits_of
+
+COUNTS = (*range(1, 18), 31, 32, 33, 63, 64, 65, 100, 128, 300)
+DTYPES = [torch.bfloat16, torch.float32]
+ERROR = {torch.bfloat16: 4e-3, torch.float32: 2e-6}
+
+
+def _cancelling(num_out: int, num_in: int, num_rows: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows and a weight whose products cancel but for rounding: any other order of summation shows."""
+    order = torch.randperm(num_in)
+    first, second = order[: num_in // 2], order[num_in // 2 : num_in // 2 * 2]
+    x, weight = torch.randn(num_rows, num_in), torch.randn(num_out, num_in)
+    x[:, second] = x[:, first]
+    weight[:, second] = -weight[:, first]
+    return x.to(dtype), weight.to(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("num_out", "num_in"), [(256, 256), (320, 128), (64, 64), (48, 96), (7, 24), (128, 1536), (384, 7168)]
+)
+def test_a_row_never_depends_on_its_batch(threads: int, num_out: int, num_in: int, dtype: torch.dtype) -> None:
+    x, weight = _cancelling(num_out, num_in, 300, dtype)
+    linear = ExactLinear(weight, linear_rule(RuleBook(), num_out, num_in, dtype))
+    whole = bits_of(linear(x))
+    assert whole.any(), "all rounding noise vanished: this test shows nothing"
+    for count in COUNTS:
+        start = int(torch.randint(0, 301 - count, ()))
+        assert torch.equal(bits_of(linear(x[start : start + count])), whole[start : start + count]), count
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("passing", [False, True])
+def test_the_product_is_right(dtype: torch.dtype, passing: bool) -> None:
+    num_out, num_in = int(torch.randint(1, 200, ())), int(torch.randint(1, 200, ()))
+    weight = torch.randn(num_out, num_in).to(dtype)
+    linear = ExactLinear(weight, linear_rule(RuleBook(), num_out, num_in, dtype, passing=passing))
+    x = torch.randn(int(torch.randint(1, 70, ())), num_in).to(dtype)
+    wanted = x.double() @ weight.double().t()
+    assert (linear(x).double() - wanted).norm() <= ERROR[dtype] * wanted.norm()
+    assert linear(x[:0]).shape == (0, num_out)
+
+
+def test_many_outputs_are_cut_into_pieces() -> None:
+    rule = linear_rule(RuleBook(), 20_000, 32, torch.bfloat16)
+    assert [(start, stop) for start, stop, _ in rule.pieces] == [(0, 6720), (6720, 13440), (13440, 20000)]
+    weight = torch.randn(20_000, 32).bfloat16()
+    linear = ExactLinear(weight, rule)
+    x = torch.randn(3, 32).bfloat16()
+    assert (linear(x).double() - x.double() @ weight.double().t()).norm() < 4e-3 * 20_000
+    assert linear.bytes_held == weight.nbytes
+
+
+def test_rows_of_another_view_give_the_same(threads: int) -> None:
+    x, weight = _cancelling(96, 80, 40, torch.float32)
+    linear = ExactLinear(weight, linear_rule(RuleBook(), 96, 80, torch.float32))
+    strided = torch.cat((x, x), dim=1)[:, :80]
+    assert torch.equal(bits_of(linear(strided)), bits_of(linear(x)))
+
+
+def test_a_wrong_width_or_dtype_is_refused() -> None:
+    linear = ExactLinear(torch.randn(8, 16), linear_rule(RuleBook(), 8, 16, torch.float32))
+    with pytest.raises(AssertionError, match=r"\(1, 15\)"):
+        linear(torch.randn(1, 15))
+    with pytest.raises(AssertionError, match="bfloat16"):
+        linear(torch.randn(1, 16).bfloat16())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("heads", "num_in", "num_out"), [(1, 16, 32), (6, 32, 16), (16, 128, 64), (64, 128, 512)])
+def test_heads_are_right_and_exact(threads: int, heads: int, num_in: int, num_out: int, dtype: torch.dtype) -> None:
+    flat_x, flat = _cancelling(heads * num_out, num_in, 100, dtype)
+    weight = flat.view(heads, num_out, num_in).transpose(1, 2)
+    product = ExactHeads(weight, heads_rule(RuleBook(), heads, num_in, num_out, dtype))
+    x = flat_x[:, None].expand(-1, heads, -1)
+    whole = bits_of(product(x))
+    for count in (1, 2, 3, 5, 8, 15, 16, 17, 31, 33, 65):
+        start = int(torch.randint(0, 101 - count, ()))
+        assert torch.equal(bits_of(product(x[start : start + count])), whole[start : start + count]), count
+    x = torch.randn(5, heads, num_in).to(dtype)
+    wanted = torch.einsum("rhi,hio->rho", x.double(), weight.double())
+    assert (product(x).double() - wanted).norm() <= ERROR[dtype] * wanted.norm()
