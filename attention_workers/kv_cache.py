@@ -43,6 +43,10 @@ class LatentCache:
         """``latents`` [T, width] to slot ids [T] int64 (page × PAGE + offset)."""
         self._flat[layer].index_copy_(0, slots, latents)
 
+    def pages(self, layer: int, pages: torch.Tensor) -> torch.Tensor:
+        """A copy of the pages [P] int64: [P, PAGE, width]."""
+        return self._pages[layer].index_select(0, pages)
+
     def gather(self, layer: int, pages: list[int], num_positions: int) -> torch.Tensor:
         """[S, width] contiguous, S ≥ ``num_positions``: a view where the pages lie side by side, else a copy."""
         used = pages[: PageAllocator.needed(num_positions)]

@@ -13,16 +13,29 @@ import torch
 from ..checkpoint.model_config import ModelConfig
 from ..kernels.activation import silu_mul
 from ..kernels.exact_linear import ExactHeads, ExactLinear
-from ..kernels.mla import mla_attend
+from ..kernels.mla import mla_attend, mla_decode
 from ..kernels.norm import rms_norm
 from ..kernels.rope import RopeTable, apply_rope
 from ..kernels.row_rule import RowRule
 from ..router.gate import Gate
 from ..router.router import Router
-from .kv_cache import LatentCache, slots_of
+from .kv_cache import LatentCache, PageAllocator, slots_of
 from .scheduler import Chunk
 
 Watcher = Callable[[int, torch.Tensor], None]
+
+
+# Decode rows of sequences up to this many splits are attended together, on a copy of their pages; longer ones alone.
+_TOGETHER = 16
+
+
+@dataclass(frozen=True)
+class DecodeGroup:
+    """Chunks of one row each whose attention is one call."""
+
+    rows: torch.Tensor  # [B] int64
+    pages: torch.Tensor  # [P] int64, all pages of the first sequence, then of the second …
+    num_positions: list[int]  # [B]
 
 
 @dataclass(frozen=True)
@@ -32,7 +45,8 @@ class Batch:
     token_ids: torch.Tensor  # [T] int64
     positions: torch.Tensor  # [T] int64
     slots: torch.Tensor  # [T] int64, where each token's latent goes
-    chunks: list[Chunk]
+    together: DecodeGroup | None
+    alone: list[tuple[int, Chunk]]  # the other chunks, and the row at which each begins
     sampled_rows: torch.Tensor  # [S] int64, the last row of every chunk that samples
     priority: int
 
@@ -42,16 +56,38 @@ class Batch:
         positions: list[int] = []
         slots: list[int] = []
         sampled: list[int] = []
+        together: list[tuple[int, Chunk]] = []
+        alone: list[tuple[int, Chunk]] = []
         for chunk in chunks:
+            short = chunk.count == 1 and PageAllocator.needed(chunk.first + 1) <= _TOGETHER
+            (together if short else alone).append((len(token_ids), chunk))
             last = chunk.first + chunk.count
             token_ids += chunk.sequence.tokens[chunk.first : last]
             positions += range(chunk.first, last)
             slots += slots_of(chunk.sequence.pages, chunk.first, chunk.count)
             if chunk.samples:
                 sampled.append(len(token_ids) - 1)
-        tensors = [torch.tensor(values, dtype=torch.int64) for values in (token_ids, positions, slots, sampled)]
-        priority = min(chunk.sequence.priority for chunk in chunks)
-        return Batch(tensors[0], tensors[1], tensors[2], chunks, tensors[3], priority)
+        return Batch(
+            torch.tensor(token_ids),
+            torch.tensor(positions),
+            torch.tensor(slots),
+            _decode_group(together),
+            alone,
+            torch.tensor(sampled, dtype=torch.int64),
+            min(chunk.sequence.priority for chunk in chunks),
+        )
+
+
+def _decode_group(members: list[tuple[int, Chunk]]) -> DecodeGroup | None:
+    if not members:
+        return None
+    lengths = [chunk.first + 1 for _, chunk in members]
+    pages = [
+        page
+        for (_, chunk), length in zip(members, lengths, strict=True)
+        for page in chunk.sequence.pages[: PageAllocator.needed(length)]
+    ]
+    return DecodeGroup(torch.tensor([row for row, _ in members]), torch.tensor(pages), lengths)
 
 
 @dataclass(frozen=True)
@@ -85,14 +121,27 @@ class Attention:
         query = self.q_up(x).view(T, config.num_heads, config.qk_head_dim)
         q_latent = self.absorb_key(query[..., :nope])  # [T, heads, rank]
         q_rope = apply_rope(query[..., nope:], batch.positions, rope)  # [T, heads, rope]
-        attended = torch.empty_like(q_latent)
-        row = 0
-        for chunk in batch.chunks:
-            rows = slice(row, row + chunk.count)
-            latents = cache.gather(self.layer, chunk.sequence.pages, chunk.first + chunk.count)
-            attended[rows] = mla_attend(q_latent[rows], q_rope[rows], latents, chunk.first, self.scale, self.rule)
-            row += chunk.count
+        attended = self._attend(q_latent, q_rope, batch, cache)
         return self.out(self.absorb_value(attended).reshape(T, -1))
+
+    def _attend(
+        self, q_latent: torch.Tensor, q_rope: torch.Tensor, batch: Batch, cache: LatentCache
+    ) -> torch.Tensor:  # [T, heads, rank]
+        """Each chunk over the latents of its own sequence."""
+        attended = torch.empty_like(q_latent)
+        group = batch.together
+        if group is not None:
+            rows, splits = group.rows, cache.pages(self.layer, group.pages)
+            attended[rows] = mla_decode(
+                q_latent[rows], q_rope[rows], splits, group.num_positions, self.scale, self.rule
+            )
+        for row, chunk in batch.alone:
+            chunk_rows = slice(row, row + chunk.count)
+            latents = cache.gather(self.layer, chunk.sequence.pages, chunk.first + chunk.count)
+            attended[chunk_rows] = mla_attend(
+                q_latent[chunk_rows], q_rope[chunk_rows], latents, chunk.first, self.scale, self.rule
+            )
+        return attended
 
 
 @dataclass(frozen=True)

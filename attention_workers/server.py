@@ -1,7 +1,7 @@
 """One attention worker as a running server: composes model, cache, scheduler, engine, router and service.
 
-Knows nothing of Ray. ``start`` returns when the port is bound; a loader thread then runs the numerics self-test, takes
-the seat, loads the weights, and reports ready.
+Knows nothing of Ray. ``start`` returns when the port is bound; a loader thread then takes the seat, runs the numerics
+self-test, loads the weights, and reports ready.
 """
 
 import asyncio
@@ -14,7 +14,6 @@ import grpc
 import torch
 
 from ..checkpoint.tensors import Checkpoint
-from ..kernels.errors import KernelError
 from ..kernels.numerics import attention_self_test
 from ..membership.channel import SERVER_OPTIONS
 from ..membership.epoch import NO_EPOCH
@@ -100,16 +99,16 @@ class AttentionServer:
         config = self.config
         torch.set_num_threads(config.threads)
         try:
+            self.tenancy.take(self.address, self.checkpoint.fingerprint, config.dtype)
             report = attention_self_test(attention_shapes(self.checkpoint.config), self.dtype)
             self.numerics = report.class_name
             logger.info("%s: numerics %s", config.seat, self.numerics)
-            self.tenancy.take(self.address, self.checkpoint.fingerprint, config.dtype)
             self.tenancy.enter("loading")
             self._loader = Loader(self.checkpoint, report.rules, self.dtype, self.max_model_len, self._stopping.is_set)
             self._model = self._loader.load()
         except InterruptedError:
             return
-        except (FleetError, KernelError, ValueError, OSError, MemoryError) as error:
+        except (FleetError, RuntimeError, ValueError, OSError, MemoryError) as error:
             self.tenancy.enter("failed", str(error) or type(error).__name__)
             return
         self.engine.start()

@@ -17,8 +17,10 @@ class ExpertActor:
     def address(self) -> str:
         return self._server.address
 
-    def ping(self) -> bool:
-        return True
+    def ping(self) -> None:
+        """Raises RuntimeError with the reason once the worker has failed."""
+        if self._server.tenancy.state == "failed":
+            raise RuntimeError(self._server.tenancy.error)
 
     def drain(self, timeout_s: float) -> bool:
         return self._server.stop(timeout_s)

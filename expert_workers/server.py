@@ -1,7 +1,7 @@
 """One expert shard as a running server: composes holdings, pool, runtime and handlers, and keeps the seat.
 
-Knows nothing of Ray. ``start`` returns when the port is bound; a loader thread then runs the numerics self-test, takes
-the seat, loads what it is assigned, and reports ready.
+Knows nothing of Ray. ``start`` returns when the port is bound; a loader thread then takes the seat, runs the numerics
+self-test, loads what it is assigned, and reports ready.
 """
 
 import asyncio
@@ -12,7 +12,6 @@ import grpc
 import torch
 
 from ..checkpoint.tensors import Checkpoint
-from ..kernels.errors import KernelError
 from ..kernels.grouped_gemm import Backend
 from ..kernels.numerics import expert_self_test
 from ..membership.epoch import ExpertSet
@@ -84,11 +83,11 @@ class ExpertServer:
     def _load(self) -> None:
         torch.set_num_threads(self.config.threads)
         try:
-            backend = self._test_backend()
             reply = self.tenancy.take(self.address, self.checkpoint.fingerprint, self.config.dtype)
+            backend = self._test_backend()
             self.tenancy.enter("loading")
             self.holdings.load(self._assignment(reply), backend, self._stopping.is_set)
-        except (FleetError, KernelError, ValueError, OSError, MemoryError) as error:
+        except (FleetError, RuntimeError, ValueError, OSError, MemoryError) as error:
             self.tenancy.enter("failed", str(error) or type(error).__name__)
             return
         if not self._stopping.is_set():

@@ -10,7 +10,7 @@ with bf16 P·V take 0.78 s. The operator gives other bits for a single query row
 65), and at small widths below and above 64 rows, which is why the counts are tested.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -56,6 +56,41 @@ def mla_attend(
         parts, log_sums = _attend_tile(query[start:stop], positions[start:stop], latent, scale, rule)
         result[start:stop] = _join(parts, log_sums, num_latent)[: stop - start]
     return result.view(num_rows, num_heads, num_latent)
+
+
+def mla_decode(
+    q_latent: torch.Tensor,  # [B, heads, C], the newest row of each of B sequences
+    q_rope: torch.Tensor,  # [B, heads, D]
+    splits: torch.Tensor,  # [P, 256, C + D], all splits of the first sequence, then of the second …; tails finite
+    num_positions: Sequence[int],  # positions of each sequence, at least 1
+    scale: float,
+    rule: RowRule,
+) -> torch.Tensor:  # [B, heads, C]
+    """As ``mla_attend`` with one row for each sequence, bit for bit, in one call for all of them.
+
+    It wants the splits gathered, which costs a copy of them: worth it for short contexts, where calls are what is dear.
+    """
+    num_sequences, num_heads, num_latent = q_latent.shape
+    counts = [-(-number // SPLIT) for number in num_positions]
+    assert len(counts) == num_sequences, f"{len(counts)} lengths for {num_sequences} rows"
+    assert sum(counts) == len(splits), f"{sum(counts)} splits needed, {len(splits)} given"
+    query = torch.cat((q_latent, q_rope), dim=-1)
+    owners = torch.arange(num_sequences).repeat_interleave(torch.tensor(counts))
+    seen = torch.tensor([min(number - start, SPLIT) for number in num_positions for start in range(0, number, SPLIT)])
+    mask = query.new_zeros(len(seen), SPLIT).masked_fill_(torch.arange(SPLIT) >= seen[:, None], float("-inf"))
+    result = torch.empty_like(q_latent)
+    tile = _tile_rows(rule, num_heads, len(splits) * query.shape[2])
+    for start in range(0, num_heads, tile):
+        heads = query[:, start : start + tile]
+        missing = rule.size_for(heads.shape[1]) - heads.shape[1]
+        rows = torch.nn.functional.pad(heads, (0, 0, 0, missing))[owners]  # [P, M, C + D]
+        part, log_sum = _FORMS[rule.form](rows, splits[:, None], mask[:, None, None], scale)
+        first = 0
+        for number, count in enumerate(counts):
+            joined = _join(list(part[first : first + count]), log_sum[first : first + count], num_latent)
+            result[number, start : start + tile] = joined[: heads.shape[1]]
+            first += count
+    return result
 
 
 def _tile_rows(rule: RowRule, num_rows: int, values_per_row: int) -> int:
@@ -118,12 +153,12 @@ def _masked_splits(
 
 
 def _flash(
-    query: torch.Tensor,  # [M, C + D]
+    query: torch.Tensor,  # [M, C + D], or [splits, M, C + D] where splits have queries of their own
     keys: torch.Tensor,  # [splits, 1, 256, C + D], values as well
     mask: torch.Tensor,  # [1 or splits, 1, 1 or M, 256]
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # [splits, M, C + D], [splits, M] float32
-    expanded = query.expand(keys.shape[0], 1, *query.shape)
+    expanded = query.expand(keys.shape[0], *query.shape[-2:])[:, None]
     part, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         expanded, keys, keys, 0.0, False, attn_mask=mask, scale=scale
     )
@@ -134,7 +169,7 @@ def _plain(
     query: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As ``_flash``: float32 scores (in bf16 they lose 1.3e-2), P·V in the query's dtype."""
-    expanded = query.float().expand(keys.shape[0], *query.shape)
+    expanded = query.float().expand(keys.shape[0], *query.shape[-2:])
     scores = torch.bmm(expanded, keys[:, 0].float().transpose(1, 2)).mul_(scale).add_(mask[:, 0])  # [splits, M, 256]
     top = scores.amax(-1, keepdim=True)
     weights = scores.sub_(top).exp_()
@@ -148,6 +183,8 @@ _FORMS: dict[str, SplitCall] = {"flash": _flash, "plain": _plain}
 
 def _join(parts: list[torch.Tensor], log_sums: torch.Tensor, num_latent: int) -> torch.Tensor:
     """Splits' results and log-sum-exps → [M, C] in the parts' dtype, added in float32 in split order."""
+    if len(parts) == 1:
+        return parts[0][:, :num_latent]  # its weight is exactly 1
     weights = (log_sums - log_sums.amax(0)).exp_()[:, :, None]  # [splits, M, 1]
     total = torch.zeros((log_sums.shape[1], num_latent))
     share = torch.zeros((log_sums.shape[1], 1))

@@ -22,7 +22,7 @@ from .errors import KernelError
 from .exact_linear import ExactHeads, ExactLinear, heads_rule, linear_rule
 from .expert_layer import ExpertLayer, Projection
 from .grouped_gemm import grouped_gemm
-from .mla import SPLIT, attention_rule, mla_attend
+from .mla import SPLIT, attention_rule, mla_attend, mla_decode
 from .norm import rms_norm
 from .row_rule import RuleBook, bits_of
 
@@ -115,7 +115,16 @@ def _attention_result(shapes: AttentionShapes, dtype: torch.dtype, rules: RuleBo
     for row in (0, 2, 3, 4, num_rows // 2, SPLIT + 2, SPLIT + 3, num_rows - 1):
         _require_equal("mla_attend", f"row {row} of {num_rows}", chunk[row], attend(row, row + 1)[0])
     _require_equal("mla_attend", "rows 1 to 17", chunk[1:17], attend(1, 17))
+    ends = (first + 1, first + num_rows)
+    gathered = torch.cat((latent[:SPLIT], _whole_splits(latent[: ends[1]]))).view(-1, SPLIT, latent.shape[1])
+    last = query[[0, -1]]
+    decoded = mla_decode(last[..., :num_latent], last[..., num_latent:], gathered, ends, 0.3, rule)
+    _require_equal("mla_decode", "two sequences", decoded, chunk[[0, -1]])
     return chunk[:: num_rows - 1]
+
+
+def _whole_splits(latent: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.pad(latent, (0, 0, 0, -len(latent) % SPLIT))
 
 
 def _elementwise_results(shapes: AttentionShapes, dtype: torch.dtype) -> list[torch.Tensor]:

@@ -5,6 +5,8 @@ against the safetensors and compressed-tensors libraries. In float32 an expert's
 in bfloat16 it is that product rounded once.
 """
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,26 @@ def load_oracle(directory: Path, dtype: torch.dtype = torch.float32) -> Any:
                 if norm is not None:
                     norm.variance_epsilon = checkpoint.config.latent_norm_eps
     return model.eval()
+
+
+@contextlib.contextmanager
+def gate_gaps(model: Any) -> Iterator[list[torch.Tensor]]:
+    """Collects, for every MoE layer, each row's gap [T] between the last chosen and the first rejected expert.
+
+    Where it is below float32's resolution, which of the two is chosen is rounding's decision, not the model's.
+    """
+    gaps: list[torch.Tensor] = []
+
+    def note(gate: Any, inputs: Any, outputs: tuple[torch.Tensor, ...]) -> None:
+        biased = (outputs[0].sigmoid() + gate.e_score_correction_bias).topk(gate.top_k + 1, dim=-1).values
+        gaps.append(biased[:, -2] - biased[:, -1])
+
+    hooks = [layer.mlp.gate.register_forward_hook(note) for layer in model.model.layers if hasattr(layer.mlp, "gate")]
+    try:
+        yield gaps
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def oracle_config(directory: Path) -> Any:

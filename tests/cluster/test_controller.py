@@ -182,7 +182,9 @@ def test_a_malformed_report_is_refused_over_the_wire() -> None:
     async def scenario() -> None:
         async with Fleet() as fleet:
             lease = fleet.workers["expert-0"].keeper.lease_id
-            report = pb.WorkerReport(state="ready", held=pb.ExpertSet(num_layers=4, num_experts=10, bits=b"x"))
+            report = pb.WorkerReport(
+                seat="expert-0", state="ready", held=pb.ExpertSet(num_layers=4, num_experts=10, bits=b"x")
+            )
             async with open_channel(fleet.controller.address) as channel:
                 with pytest.raises(grpc.aio.AioRpcError, match=r"ExpertSet\.bits: 1 bytes"):
                     await rpc.MembershipStub(channel).Report(pb.ReportRequest(lease_id=lease, report=report))

@@ -108,13 +108,16 @@ def test_a_missing_program_is_an_error_and_the_guard_lives_on(launcher: Launcher
     assert launcher.spawn([sys.executable, "-c", ""], {}, "fine")
 
 
-def test_a_dead_guard_is_noticed(launcher: Launcher) -> None:
+def test_a_dead_guard_is_noticed_and_its_work_is_done_for_it(launcher: Launcher) -> None:
+    sleeper = launcher.spawn([sys.executable, "-c", "import time; time.sleep(600)"], {}, "sleeper")
     os.kill(launcher.guard_pid, signal.SIGKILL)
     until(lambda: launcher._guard.poll() is not None)
     with pytest.raises(ClusterError, match="was ended from outside"):
         launcher.check()
     with pytest.raises(ClusterError, match=r"guard process \(pid \d+\) is gone"):
         launcher.spawn([sys.executable, "-c", ""], {}, "none")
+    assert launcher.end() == [sleeper]
+    assert not launcher.run_dir.exists()
 
 
 def test_a_long_temp_folder_is_not_used_for_sockets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

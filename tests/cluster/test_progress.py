@@ -36,3 +36,13 @@ def test_a_failure_comes_with_its_reason() -> None:
     lines: list[str] = []
     Progress(lines.append).update(worker("failed", error="no space"))
     assert lines == ["expert-0 failed: no space"]
+
+
+def test_a_long_silence_is_broken_by_what_is_missing() -> None:
+    lines: list[str] = []
+    now = [0.0]
+    progress = Progress(lines.append, lambda: now[0])
+    for moment in (0.0, 5.0, 9.0, 12.0, 15.0, 23.0):
+        now[0] = moment
+        progress.update(pb.FleetStatus(missing="no attention worker is ready"))
+    assert lines == ["waiting: no attention worker is ready"] * 2

@@ -115,7 +115,7 @@ def test_missing_is_empty_only_when_every_expert_and_an_attention_worker_are_rea
     assert book.missing().startswith("no attention worker is ready; 30 of 30 experts have no live replica")
     leases = all_ready(book)
     assert book.missing() == ""
-    progress = pb.WorkerReport(state="loading", bytes_loaded=42, bytes_total=100)
+    progress = pb.WorkerReport(seat="expert-2", state="loading", bytes_loaded=42, bytes_total=100)
     book.report(leases["expert-2"], progress, 0.0)
     assert book.missing() == "10 of 30 experts have no live replica (expert-2 loading 42 %)"
 
@@ -148,3 +148,17 @@ def test_gateways_come_and_go_without_a_fixed_number() -> None:
     assert book.seats["gateway-0"].role == "gateway"
     book.expire(9.0)
     assert "gateway-0" not in book.seats
+
+
+def test_a_lease_of_an_earlier_controller_is_nobodys() -> None:
+    before, after = SeatBook(SHAPE, 3.0, incarnation=1000), SeatBook(SHAPE, 3.0, incarnation=1001)
+    old = [take(before, f"expert-{i}", pid=10 + i) for i in range(3)]
+    new = [take(after, f"expert-{i}", pid=10 + i) for i in (2, 0, 1)]
+    assert not set(old) & set(new)
+    assert not any(after.report(lease, report("expert-0", "ready"), 0.1) for lease in old)
+
+
+def test_a_report_for_another_seat_is_not_taken() -> None:
+    book = SeatBook(SHAPE, 3.0)
+    lease = take(book, "expert-0")
+    assert not book.report(lease, report("expert-1", "ready"), 0.1)

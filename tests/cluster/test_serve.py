@@ -8,6 +8,12 @@ from typing import Any
 import httpx
 import pytest
 
+from expertfleet.cluster.gateway_process import claim_port
+from expertfleet.cluster.launcher import Launcher, make_run_dir
+from expertfleet.cluster.ray_head import RayHead
+from expertfleet.cluster.ray_settings import RaySettings
+from expertfleet.cluster.stop import Stop
+
 WORKERS = {"controller", "attention-0", "expert-0", "expert-1"}
 
 
@@ -149,6 +155,28 @@ def test_a_worker_that_cannot_start_is_one_line_and_leaves_nothing(serve: Callab
     assert one.process.wait(60) == 1
     assert one.stderr[-1] == "expertfleet: error: expert-1 cannot start: OSError: no such instruction\n"
     assert one.left_over([]) == []
+
+
+@pytest.mark.slow
+def test_a_ray_of_others_is_used_and_left_as_it_was(serve: Callable[..., Any]) -> None:
+    launcher = Launcher(make_run_dir())
+    try:
+        settings = RaySettings(launcher.run_dir, ("controller", "attention-0", "expert-0", "expert-1"))
+        head = RayHead(settings, launcher)
+        head.start(os.environ, Stop().wait_until)
+        flags = (f"--ray-address={head.address}", f"--controller-port={claim_port('127.0.0.1', 0, '')}")
+        short = serve(*flags, "--expert-shards=4", env=settings.client_environment())
+        assert short.process.wait(60) == 1
+        assert "Ray offers no place for expert-2, expert-3; start a node that does: ray start" in short.stderr[-1]
+        one = serve(*flags, env=settings.client_environment())
+        one.wait_ready()
+        pids = [worker["pid"] for worker in one.status().values()]
+        one.send(signal.SIGTERM)
+        assert one.process.wait(30) == 0
+        until(lambda: not one.left_over(pids), 5)
+        assert not head.supervise()
+    finally:
+        launcher.end()
 
 
 def _command(pid: int) -> str:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from expertfleet.kernels.mla import SPLIT, attention_rule, mla_attend
+from expertfleet.kernels.mla import SPLIT, attention_rule, mla_attend, mla_decode
 from expertfleet.kernels.row_rule import RowRule, RuleBook, bits_of
 
 ERROR = {torch.bfloat16: 6e-3, torch.float32: 3e-6}
@@ -109,3 +109,25 @@ def test_missing_latents_are_refused() -> None:
     rule = attention_rule(RuleBook(), 16, 8, torch.float32)
     with pytest.raises(AssertionError, match="9 latents given, 10 needed"):
         mla_attend(torch.randn(1, 2, 16), torch.randn(1, 2, 8), torch.randn(9, 24), 9, 1.0, rule)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("form", ["tested", "plain"])
+@pytest.mark.parametrize(("heads", "num_latent", "num_rope"), [(1, 32, 16), (4, 64, 16), (64, 128, 32), (40, 64, 16)])
+def test_many_decode_rows_at_once_equal_each_alone(
+    threads: int, heads: int, num_latent: int, num_rope: int, form: str, dtype: torch.dtype
+) -> None:
+    rule = attention_rule(RuleBook(), num_latent, num_rope, dtype)
+    if form == "plain":
+        rule = RowRule("plain", (16, 32, 64))
+    lengths = [1, SPLIT, SPLIT + 1, *torch.randint(1, 4 * SPLIT, (4,)).tolist()]
+    padded = [-(-length // SPLIT) * SPLIT for length in lengths]
+    latents = [torch.randn(size, num_latent + num_rope).to(dtype) for size in padded]
+    query = (torch.randn(len(lengths), heads, num_latent + num_rope) * 2).to(dtype)
+    q_latent, q_rope = query[..., :num_latent], query[..., num_latent:]
+    splits = torch.cat(latents).view(-1, SPLIT, num_latent + num_rope)
+    together = mla_decode(q_latent, q_rope, splits, lengths, 0.15, rule)
+    for row, length in enumerate(lengths):
+        one = slice(row, row + 1)
+        alone = mla_attend(q_latent[one], q_rope[one], latents[row], length - 1, 0.15, rule)
+        assert torch.equal(bits_of(together[one]), bits_of(alone)), length

@@ -1,0 +1,1 @@
+"""The composition root: Ray actors, controller, configuration, and the `expertfleet` command."""

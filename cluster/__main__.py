@@ -1,0 +1,107 @@
+"""The ``expertfleet`` command: serve, status, chat, checkpoint.
+
+Knows nothing of what they do. It alone reads flags, file and environment. A user's mistake is one line on standard error
+and exit status 1, a wrong command line is status 2; neither is ever a traceback.
+"""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from .. import __version__
+from ..checkpoint import command as checkpoint_command
+from ..settings.reader import SettingsError, add_flags, masked, read_file, resolve
+from .chat import Chat, first_model, typed_lines
+from .config import FleetConfig
+from .errors import ClusterError
+from .serve import dry_run, serve
+from .status import fetch_status, render
+
+_URL = "http://127.0.0.1:8000"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except (ClusterError, ValueError, OSError) as error:
+        print(f"expertfleet: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="expertfleet", description="Serve a mixture of experts on ordinary machines.")
+    parser.add_argument("--version", action="version", version=f"expertfleet {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_serve(commands.add_parser("serve", help="start a fleet and serve its API"))
+    _add_status(commands.add_parser("status", help="list the workers of a running fleet"))
+    _add_chat(commands.add_parser("chat", help="talk to a running fleet"))
+    checkpoint_command.add_parser(commands)
+    return parser
+
+
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("positional_model", nargs="?", metavar="MODEL", help="checkpoint directory")
+    parser.add_argument("--config", type=Path, help="YAML file of settings, named as the flags are")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved settings and the plan, then stop")
+    add_flags(parser, FleetConfig)
+    parser.set_defaults(run=_serve)
+
+
+def _add_status(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--url", default=_URL, help=f"address of the API or its admin port (default: {_URL})")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=_status)
+
+
+def _add_chat(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--url", default=_URL, help=f"address of the API (default: {_URL})")
+    parser.add_argument("--model", help="name of the model; the first one served if not given")
+    parser.add_argument("--api-key", default="", help="key of the API")
+    parser.add_argument("--max-tokens", type=int, help="most tokens of one answer")
+    parser.set_defaults(run=_chat)
+
+
+def read_fleet_config(arguments: argparse.Namespace) -> FleetConfig:
+    """File < environment < flags; the positional MODEL is a flag."""
+    flags = dict(vars(arguments))
+    if flags.get("positional_model") is not None:
+        if "model" in flags:
+            raise SettingsError("MODEL and --model are the same; give one of them")
+        flags["model"] = flags["positional_model"]
+    file = read_file(arguments.config) if arguments.config is not None else None
+    name = f"--config {arguments.config}"
+    return resolve(FleetConfig, flags=flags, environ=os.environ, file=file, file_name=name)
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    config = read_fleet_config(arguments)
+    if not arguments.dry_run:
+        return serve(config)
+    print(yaml.safe_dump({"settings": masked(config), "plan": dry_run(config)}, sort_keys=False), end="")
+    return 0
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    print(render(fetch_status(arguments.url), arguments.json))
+    return 0
+
+
+def _chat(arguments: argparse.Namespace) -> int:
+    url = arguments.url.rstrip("/")
+    model = arguments.model or first_model(url, arguments.api_key)
+    dims = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    Chat(url, model, sys.stdout, dims, arguments.api_key, arguments.max_tokens).converse(typed_lines())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

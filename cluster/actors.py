@@ -1,0 +1,64 @@
+"""The Ray actors of a fleet: one class a role, each a shell around a server that needs no Ray.
+
+Knows nothing of placement. A role's code is imported inside the actor's process alone, so the driver needs no torch.
+"""
+
+import asyncio
+import importlib
+import threading
+from typing import Any, ClassVar
+
+from .controller import Controller
+from .seats import FleetShape
+
+_START_S = 30.0
+
+
+class _RoleSeat:
+    """Builds the role's own actor class from its configuration and hands every call on."""
+
+    target: ClassVar[tuple[str, str]]
+
+    def __init__(self, config: Any) -> None:
+        module, name = self.target
+        self._role = getattr(importlib.import_module(module, __package__), name)(config)
+
+    def ping(self) -> bool:
+        return bool(self._role.ping())
+
+    def address(self) -> str:
+        return str(self._role.address())
+
+    def drain(self, timeout_s: float) -> bool:
+        return bool(self._role.drain(timeout_s))
+
+
+class ExpertSeat(_RoleSeat):
+    target = ("..expert_workers.actor", "ExpertActor")
+
+
+class AttentionSeat(_RoleSeat):
+    target = ("..attention_workers.actor", "AttentionActor")
+
+
+class ControllerSeat:
+    """The controller on a thread and loop of its own; a restarted one binds the same port."""
+
+    def __init__(self, shape: FleetShape, host: str, port: int) -> None:
+        self._controller = Controller(shape, host, port)
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, name="controller", daemon=True).start()
+        self._on_loop(self._controller.start())
+
+    def ping(self) -> bool:
+        return True
+
+    def address(self) -> str:
+        return self._controller.address
+
+    def drain(self, timeout_s: float) -> bool:
+        self._on_loop(self._controller.stop())
+        return True
+
+    def _on_loop(self, work: Any) -> None:
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(_START_S)

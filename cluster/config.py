@@ -1,0 +1,137 @@
+"""The fleet's settings, and the roles' settings made from them.
+
+Knows nothing of processes; values are checked here once. What a role checks of its own settings is left to the role.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..attention_workers.config import AttentionConfig
+from ..expert_workers.config import ExpertConfig
+from ..gateway.config import GatewayConfig
+from ..settings.reader import option
+
+CONTROLLER_SEAT = "controller"
+
+
+@dataclass(frozen=True)
+class FleetConfig:
+    """Configuration of one fleet."""
+
+    model: Path = option(help="checkpoint directory")
+    host: str = option("127.0.0.1", "address of the API")
+    port: int = option(8000, "port of the API; 0 takes any free one")
+    admin_host: str = option("127.0.0.1", "address of metrics and status")
+    admin_port: int = option(0, "port of metrics and status; 0 takes any free one")
+    controller_port: int = option(0, "port of the controller; 0 takes any free one, with --ray-address 7411")
+    attention_workers: int = option(1, "number of attention workers")
+    expert_shards: int = option(2, "number of expert shards")
+    replicas: int = option(1, "copies of each expert, every one on another shard")
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "where the workers compute: auto or cpu")
+    backend: Literal["auto", "cpu-int4pack", "reference"] = option(
+        "auto", "expert GEMM: auto, cpu-int4pack or reference"
+    )
+    dtype: Literal["bfloat16", "float32"] = option("bfloat16", "dtype of activations, cache and frames")
+    threads: int | None = option(None, "threads of each worker; if not given the cores are shared out")
+    ray_address: str = option("local", "local starts a private Ray; HOST:PORT uses one whose nodes offer the seats")
+    served_model_name: tuple[str, ...] = option((), "names of the model in the API; the directory's if not given")
+    max_model_len: int | None = option(None, "most tokens of prompt and answer; the checkpoint's limit if not given")
+    max_num_seqs: int = option(64, "most sequences in one forward step")
+    max_num_batched_tokens: int = option(512, "most tokens in one forward step")
+    max_micro_batches: int = option(1, "forward steps under way at once; 2 hides a remote shard's latency")
+    cache_gib: float | None = option(None, "latent cache of an attention worker, GiB; the worker's choice if not given")
+    layer_deadline_s: float = option(10.0, "seconds that one layer's experts may take, retries and all")
+    keep_alive_s: float = option(15.0, "seconds of silence after which a stream gets a comment line")
+    drain_s: float = option(30.0, "seconds that running requests may take after SIGTERM")
+    api_key: tuple[str, ...] = option((), "keys that clients must present; none: open to all", secret=True)
+
+    def __post_init__(self) -> None:
+        _within("attention_workers", self.attention_workers, 1, 4096)
+        _within("expert_shards", self.expert_shards, 1, 4096)
+        _within("replicas", self.replicas, 1, self.expert_shards)
+        _within("drain_s", self.drain_s, 0, 86_400)
+        if self.threads is not None:
+            _within("threads", self.threads, 1, 1024)
+        for name in ("port", "admin_port", "controller_port"):
+            _within(name, getattr(self, name), 0, 65535)
+        if self.port and self.port == self.admin_port:
+            raise ValueError(f"admin_port: {self.admin_port} is the API's port as well; choose another")
+        if self.device == "cuda":
+            raise ValueError("device: cuda has no backend yet; choose auto or cpu")
+        if any("," in key for key in self.api_key):
+            raise ValueError("api_key: a key must not contain a comma")
+        if self.ray_address != "local" and not self.ray_address.rpartition(":")[2].isdecimal():
+            raise ValueError(f"ray_address: {self.ray_address!r} is neither local nor HOST:PORT")
+
+    @property
+    def is_local(self) -> bool:
+        return self.ray_address == "local"
+
+    @property
+    def attention_seats(self) -> tuple[str, ...]:
+        return tuple(f"attention-{index}" for index in range(self.attention_workers))
+
+    @property
+    def expert_seats(self) -> tuple[str, ...]:
+        return tuple(f"expert-{index}" for index in range(self.expert_shards))
+
+    @property
+    def seats(self) -> tuple[str, ...]:
+        """Every seat that is a Ray actor, the controller's first."""
+        return (CONTROLLER_SEAT, *self.attention_seats, *self.expert_seats)
+
+    def check_roles(self) -> None:
+        """Builds every role's settings once, so that a value no role accepts is refused before anything starts."""
+        self.expert("expert-0", "127.0.0.1:1", "127.0.0.1", self.threads or 1)
+        self.attention("attention-0", "127.0.0.1:1", "127.0.0.1", self.threads or 1)
+        self.gateway("127.0.0.1:1", self.port, self.admin_port)
+
+    def expert(self, seat: str, controller: str, host: str, threads: int) -> ExpertConfig:
+        return ExpertConfig(
+            model=self.model.resolve(),
+            seat=seat,
+            controller=controller,
+            host=host,
+            threads=threads,
+            dtype=self.dtype,
+            backend=self.backend,
+            drain_s=self.drain_s,
+        )
+
+    def attention(self, seat: str, controller: str, host: str, threads: int) -> AttentionConfig:
+        return AttentionConfig(
+            model=self.model.resolve(),
+            seat=seat,
+            controller=controller,
+            host=host,
+            threads=threads,
+            dtype=self.dtype,
+            max_model_len=self.max_model_len,
+            max_num_seqs=self.max_num_seqs,
+            max_num_batched_tokens=self.max_num_batched_tokens,
+            max_micro_batches=self.max_micro_batches,
+            cache_gib=self.cache_gib,
+            layer_deadline_s=self.layer_deadline_s,
+            drain_s=self.drain_s,
+        )
+
+    def gateway(self, controller: str, port: int, admin_port: int) -> GatewayConfig:
+        return GatewayConfig(
+            model=self.model,
+            controller=controller,
+            host=self.host,
+            port=port,
+            admin_host=self.admin_host,
+            admin_port=admin_port,
+            served_model_name=self.served_model_name,
+            max_model_len=self.max_model_len,
+            api_key=self.api_key,
+            keep_alive_s=self.keep_alive_s,
+            drain_s=self.drain_s,
+        )
+
+
+def _within(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"{name}: {value} is not within {low} to {high}")

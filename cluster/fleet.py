@@ -1,0 +1,162 @@
+"""One running fleet: the guard, Ray, the actors and the gateway, in the order in which they need each other.
+
+Knows nothing of command lines. 1. ``start`` brings everything up until a completion was answered; 2. ``watch`` keeps it
+up; 3. ``drain`` ends it without losing a request; 4. ``end`` leaves nothing behind, whatever happened before.
+"""
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from ..proto.generated import membership_pb2 as pb
+from .config import CONTROLLER_SEAT, FleetConfig
+from .errors import ClusterError
+from .gateway_process import GatewayProcess
+from .launcher import Launcher, make_run_dir
+from .membership_client import MembershipClient
+from .plan import Plan
+from .progress import Progress
+from .ray_head import RayHead
+from .ray_settings import RaySettings, prepare_driver, prepare_remote_driver
+from .stop import Stop, StopAsked
+
+if TYPE_CHECKING:
+    from .crew import Crew
+
+_log = logging.getLogger(__name__)
+_READY_S = 60.0
+_ANSWER_S = 30.0
+_POLL_S = 0.2
+_WORKER_DRAIN_S = 5.0
+_LEAVE_S = 10.0
+
+
+class Ports:
+    """Host and port of everything that others must find again after a restart."""
+
+    def __init__(self, api: int, admin: int, controller: int) -> None:
+        self.api, self.admin, self.controller = api, admin, controller
+
+
+class Fleet:
+    def __init__(
+        self,
+        config: FleetConfig,
+        plan: Plan,
+        ports: Ports,
+        environ: Mapping[str, str],
+        stop: Stop,
+        say: Callable[[str], None],
+    ) -> None:
+        self._config, self._plan, self._ports, self._environ = config, plan, ports, environ
+        self._stop, self._say = stop, say
+        self._launcher = Launcher(make_run_dir())
+        self._head: RayHead | None = None
+        self._crew: Crew | None = None
+        self._gateway: GatewayProcess | None = None
+
+    def start(self) -> None:
+        """Returns when a chat request would be answered. Raises ClusterError when that cannot come about."""
+        crew = self._crew = self._join_ray()
+        sites = crew.local_sites() if self._config.is_local else crew.sites()
+        controller = crew.hire_controller(sites[CONTROLLER_SEAT], self._ports.controller)
+        crew.hire_workers(sites, controller)
+        settings = self._config.gateway(controller, self._ports.api, self._ports.admin)
+        gateway = self._gateway = GatewayProcess(settings, self._launcher, self._environ)
+        gateway.start()
+        self._say(f"controller {controller}, gateway pid {gateway.pid}; workers are starting")
+        progress = Progress(self._say)
+        with MembershipClient(controller) as client:
+            self._wait_for_workers(client, gateway, progress)
+        self._wait_for_answer(gateway, progress)
+
+    def watch(self) -> None:
+        """Starts again what died, until a signal comes."""
+        while True:
+            self._keep_up()
+            self._stop.wait_until(lambda: False, _POLL_S)
+
+    def drain(self) -> None:
+        """The gateway first, so that nothing new comes in; then those it talks to."""
+        drain_s = self._config.drain_s
+        gateway, crew = self._gateway, self._crew
+        if gateway is not None:
+            self._launcher.terminate(gateway.pid)
+            self._stop.wait_until(lambda: gateway.pid in self._launcher.exited, drain_s + _WORKER_DRAIN_S)
+        if crew is not None:
+            crew.drain(self._config.attention_seats, _WORKER_DRAIN_S)
+            crew.drain(self._config.expert_seats, _WORKER_DRAIN_S)
+
+    def end(self) -> None:
+        """Whatever still runs is killed, and the run's folder removed."""
+        crew = self._crew
+        if crew is not None:
+            with contextlib.suppress(StopAsked):
+                self._stop.run(crew.leave, _LEAVE_S)
+        killed = self._launcher.end()
+        _log.info("%d processes were left to kill", len(killed))
+
+    def _join_ray(self) -> "Crew":
+        address = self._config.ray_address
+        if self._config.is_local:
+            settings = RaySettings(self._launcher.run_dir, self._config.seats, self._plan.shares[0].threads)
+            self._head = RayHead(settings, self._launcher)
+            self._say("starting Ray")
+            self._head.start(self._environ, self._stop.wait_until)
+            address = self._head.address
+            prepare_driver(os.environ, settings)
+        else:
+            prepare_remote_driver(os.environ)
+        from .crew import Crew  # NOTE: imports ray, which reads its environment at import
+
+        crew = Crew(self._config, self._plan, self._stop.wait_until)
+        crew.connect(address)
+        self._stop.install()  # NOTE: Ray has put handlers of its own in the place of ours
+        return crew
+
+    def _wait_for_workers(self, client: MembershipClient, gateway: GatewayProcess, progress: Progress) -> None:
+        is_ready = False
+        while not is_ready:
+            self._stop.wait_until(lambda: False, _POLL_S)
+            if self._crew is not None:
+                self._crew.check_births()
+            gateway.check_start()
+            if self._head is not None:
+                self._head.supervise()
+            status = client.status()
+            if status is None:
+                progress.waiting_for("the controller does not answer")
+            else:
+                progress.update(status)
+                _raise_failure(status)
+                is_ready = status.ready
+
+    def _wait_for_answer(self, gateway: GatewayProcess, progress: Progress) -> None:
+        why = ""
+
+        def is_up() -> bool:
+            nonlocal why
+            gateway.check_start()
+            why = gateway.why_not_ready()
+            if not why and not self._stop.run(gateway.answers, _ANSWER_S):
+                why = f"a completion of one token got no answer within {_ANSWER_S:g} s"
+            progress.waiting_for(why)
+            return not why
+
+        if not self._stop.wait_until(is_up, _READY_S):
+            raise ClusterError(f"the workers are ready, but {gateway.url} is not after {_READY_S:g} s: {why}")
+
+    def _keep_up(self) -> None:
+        self._launcher.check()
+        if self._head is not None:
+            self._head.supervise()
+        if self._gateway is not None:
+            self._gateway.supervise()
+
+
+def _raise_failure(status: pb.FleetStatus) -> None:
+    for worker in status.workers:
+        if worker.state == "failed":
+            raise ClusterError(f"{worker.seat}: {worker.report.error or 'failed without a reason'}")

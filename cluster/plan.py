@@ -1,0 +1,147 @@
+"""What a fleet will need before any of it starts: experts, bytes and threads per worker, and whether memory suffices.
+
+Knows nothing of processes; the machine's cores and free memory are arguments.
+"""
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from ..checkpoint.files import CheckpointFiles
+from .config import FleetConfig
+from .errors import ClusterError
+from .seats import FleetShape
+
+GIB = 1 << 30
+# The CPU backend keeps a scale and a zero for each group where the checkpoint keeps a scale.
+EXPERT_OVERHEAD = 1.12
+WORKER_BYTES = 400 << 20
+BESIDES_BYTES = 900 << 20
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class Share:
+    """One worker's part of the plan."""
+
+    seat: str
+    threads: int
+    num_experts: int
+    weight_bytes: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    shape: FleetShape
+    shares: tuple[Share, ...]
+
+    @property
+    def memory_bytes(self) -> int:
+        return sum(share.memory_bytes for share in self.shares) + BESIDES_BYTES
+
+    def check_memory(self, available_bytes: int) -> None:
+        if self.memory_bytes <= available_bytes:
+            return
+        largest = max(self.shares, key=lambda share: share.memory_bytes)
+        raise ClusterError(
+            f"too little memory: the plan needs {self.memory_bytes / GIB:.1f} GiB "
+            f"({largest.seat} alone {largest.memory_bytes / GIB:.1f} GiB), {available_bytes / GIB:.1f} GiB are available; "
+            "lower --replicas, --cache-gib or --max-model-len, or spread the shards over machines with --ray-address"
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """For ``--dry-run``."""
+        return {
+            "fingerprint": self.shape.fingerprint,
+            "memory_gib": round(self.memory_bytes / GIB, 3),
+            "workers": [
+                {
+                    "seat": share.seat,
+                    "threads": share.threads,
+                    "experts": share.num_experts,
+                    "weight_bytes": share.weight_bytes,
+                    "memory_gib": round(share.memory_bytes / GIB, 3),
+                }
+                for share in self.shares
+            ],
+        }
+
+
+def make_plan(config: FleetConfig, checkpoint: CheckpointFiles, cores: int) -> Plan:
+    model = checkpoint.config
+    if config.max_model_len is not None and config.max_model_len > model.max_position_embeddings:
+        limit = model.max_position_embeddings
+        raise ClusterError(f"max_model_len: {config.max_model_len} is more than the checkpoint's {limit} positions")
+    shape = FleetShape(
+        num_layers=model.num_layers,
+        num_experts=model.num_experts,
+        num_dense_layers=model.num_dense_layers,
+        fingerprint=checkpoint.fingerprint,
+        dtype=config.dtype,
+        attention_workers=config.attention_workers,
+        expert_shards=config.expert_shards,
+        replicas=config.replicas,
+    )
+    threads = config.threads or threads_per_worker(cores, config.attention_workers + config.expert_shards)
+    attention = _attention_share(config, checkpoint)
+    shares = [Share(seat, threads, 0, *attention) for seat in config.attention_seats]
+    for seat, held in zip(config.expert_seats, shape.assignments(), strict=True):
+        weights = held.count * model.expert_bytes
+        memory = int(weights * EXPERT_OVERHEAD) + WORKER_BYTES
+        shares.append(Share(seat, threads, held.count, weights, memory))
+    return Plan(shape, tuple(shares))
+
+
+def threads_per_worker(cores: int, num_workers: int) -> int:
+    """All workers at work at once fill the cores once; waiting threads sleep, so more would only take turns."""
+    return max(1, cores // num_workers)
+
+
+def _attention_share(config: FleetConfig, checkpoint: CheckpointFiles) -> tuple[int, int]:
+    """(weight bytes, memory) of one attention worker: everything but the routed experts, and the latent cache."""
+    model = checkpoint.config
+    num_routed = len(model.moe_layers) * model.num_experts
+    total = sum(info.end - info.start for info in checkpoint.tensors.values())
+    weights = max(0, total - num_routed * model.expert_bytes)
+    width = 2 if config.dtype == "float32" else 1
+    positions = config.max_model_len or model.max_position_embeddings
+    sequence = positions * model.num_layers * model.latent_width * 2 * width
+    if config.cache_gib is not None and config.cache_gib * GIB < sequence:
+        raise ClusterError(
+            f"cache_gib: {config.cache_gib:g} GiB cannot hold one sequence of {positions} positions; "
+            f"give --cache-gib {math.ceil(sequence / GIB * 1000) / 1000:g} or a smaller --max-model-len"
+        )
+    cache = int(config.cache_gib * GIB) if config.cache_gib is not None else max(GIB, sequence)
+    return weights, weights * width + cache + WORKER_BYTES
+
+
+def available_cores() -> int:
+    """Cores this process may use, a container's quota included."""
+    cores = len(os.sched_getaffinity(0))
+    quota = _read_words(_CGROUP / "cpu.max")
+    if len(quota) == 2 and quota[0].isdecimal():
+        cores = min(cores, max(1, int(quota[0]) // int(quota[1])))
+    return cores
+
+
+def available_memory() -> int:
+    """Bytes that can be taken without swapping, a container's limit included."""
+    available = int(psutil.virtual_memory().available)
+    limit, used = _read_words(_CGROUP / "memory.max"), _read_words(_CGROUP / "memory.current")
+    if limit and used and limit[0].isdecimal():
+        statistics = _read_words(_CGROUP / "memory.stat")
+        reclaimable = dict(zip(statistics[::2], statistics[1::2], strict=False)).get("inactive_file", "0")
+        available = min(available, int(limit[0]) - int(used[0]) + int(reclaimable))
+    return available
+
+
+def _read_words(path: Path) -> list[str]:
+    try:
+        return path.read_text().split()
+    except OSError:
+        return []

@@ -1,0 +1,118 @@
+"""What this project sets in Ray, and why: environment, command line and start hook of a private head node.
+
+Knows nothing of processes. Ray's defaults end a fleet a minute after its head died, give a third of the memory to an
+object store that nobody uses, and kill the largest worker under memory pressure; each setting here undoes one of these.
+"""
+
+import json
+import secrets
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..settings.reader import ENV_PREFIX
+
+NAMESPACE = "expertfleet"
+OBJECT_STORE_BYTES = 80 * 1024 * 1024
+START_HOOK = f"{__name__}.adjust_start"
+# Ray announces a coming change of a default between the lines of `serve` unless this is set.
+QUIET_DRIVER = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+# NOTE: Ray replaces 127.0.0.1 by the machine's address, except where this is 0 (it is meant for laptops).
+_LOOPBACK_IS_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+
+
+def seat_resource(seat: str) -> str:
+    """The custom resource that pins a seat to a node: an ordinal alone means nothing to Ray."""
+    return f"seat-{seat}"
+
+
+@dataclass(frozen=True)
+class RaySettings:
+    """One private Ray cluster on this machine, on loopback alone: nobody else is to join it."""
+
+    run_dir: Path
+    seats: tuple[str, ...]
+    threads: int = 1
+    token: str = field(default_factory=lambda: secrets.token_hex(32))
+
+    def environment(self, base: Mapping[str, str]) -> dict[str, str]:
+        """``base`` without what would configure Ray otherwise, plus this cluster's settings."""
+        kept = {name: value for name, value in base.items() if not name.startswith(("RAY_", ENV_PREFIX))}
+        return {**kept, **self.client_environment(), **self._head_environment()}
+
+    def client_environment(self) -> dict[str, str]:
+        """What a driver or a further node needs."""
+        return {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": self.token,
+            "RAY_gcs_rpc_server_reconnect_timeout_s": "3600",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            **QUIET_DRIVER,
+            **_LOOPBACK_IS_LOOPBACK,
+        }
+
+    def _head_environment(self) -> dict[str, str]:
+        return {
+            "RAY_gcs_storage": "rocksdb",
+            "RAY_gcs_storage_path": str(self.run_dir / "gcs"),
+            "RAY_memory_monitor_refresh_ms": "0",
+            "RAY_worker_maximum_startup_concurrency": "4",
+            "RAY_START_HOOK": START_HOOK,
+            **thread_environment(self.threads),
+        }
+
+    def start_command(self, python: str) -> list[str]:
+        options = {
+            "--node-ip-address": "127.0.0.1",
+            "--port": "0",
+            "--temp-dir": str(self.run_dir / "ray"),
+            "--object-store-memory": str(OBJECT_STORE_BYTES),
+            "--include-dashboard": "false",
+            "--include-log-monitor": "false",
+            "--min-worker-port": "0",
+            "--max-worker-port": "0",
+            "--dashboard-agent-listen-port": "0",
+            "--num-cpus": "0",
+            "--num-gpus": "0",
+            "--resources": json.dumps({seat_resource(seat): 1 for seat in self.seats}),
+        }
+        flat = [f"{name}={value}" for name, value in options.items()]
+        return [python, "-m", "ray.scripts.scripts", "start", "--head", "--disable-usage-stats", "--no-monitor", *flat]
+
+
+def prepare_driver(environ: MutableMapping[str, str], settings: RaySettings) -> None:
+    """Makes ``environ``, this process's own, that of a driver of the private Ray; to be done before Ray is imported."""
+    for name in [name for name in environ if name.startswith("RAY_")]:
+        del environ[name]
+    environ.update(settings.client_environment())
+
+
+def prepare_remote_driver(environ: MutableMapping[str, str]) -> None:
+    """The same for a Ray that others run: its token and address stay as the user set them."""
+    for name, value in {"RAY_gcs_rpc_server_reconnect_timeout_s": "3600", **QUIET_DRIVER}.items():
+        environ.setdefault(name, value)
+
+
+def thread_environment(threads: int) -> dict[str, str]:
+    """Thread counts on purpose (Ray would set one silently), and waiting threads that sleep instead of spinning."""
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "GOMP_SPINCOUNT": "0",
+        "KMP_BLOCKTIME": "0",
+    }
+
+
+def adjust_start(ray_params: Any, head: bool) -> None:
+    """Called inside ``ray start``: no client server, no dashboard process."""
+    from ray._private.node import Node
+
+    Node.start_api_server = lambda self, **_: None
+    ray_params.ray_client_server_port = None
+
+
+def missing_seats(wanted: Sequence[str], offered: Mapping[str, float]) -> list[str]:
+    """Seats of ``wanted`` for which no node of a cluster offers the resource."""
+    return [seat for seat in wanted if offered.get(seat_resource(seat), 0) < 1]

@@ -1,0 +1,84 @@
+"""``expertfleet serve``: checks everything that can be known beforehand, then runs one fleet until a signal.
+
+Knows nothing of how a fleet runs. 1. The checkpoint, the plan, the memory and the ports, before any worker starts;
+2. the fleet; 3. ``ready URL`` alone on a line of standard output, everything else on standard error.
+"""
+
+import os
+import sys
+
+from ..checkpoint.chat_template import ChatTemplate
+from ..checkpoint.check import check
+from ..checkpoint.files import CheckpointFiles
+from ..checkpoint.generation import GenerationDefaults
+from ..checkpoint.tokenizer import Tokenizer
+from .config import FleetConfig
+from .fleet import Fleet, Ports
+from .gateway_process import claim_port, http_url
+from .plan import Plan, available_cores, available_memory, make_plan
+from .stop import Stop, StopAsked
+
+_REMOTE_CONTROLLER_PORT = 7411
+
+
+def serve(config: FleetConfig) -> int:
+    stop = Stop()
+    stop.install()
+    try:
+        plan = prepare(config, stop)
+        ports = claim_ports(config)
+        fleet = Fleet(config, plan, ports, os.environ.copy(), stop, say)
+    except StopAsked:
+        return 0
+    try:
+        fleet.start()
+        print(f"ready {http_url(config.host, ports.api)}", flush=True)
+        fleet.watch()
+    except StopAsked:
+        _drain(fleet, stop)
+    finally:
+        stop.tolerated = sys.maxsize
+        fleet.end()
+    return 0
+
+
+def _drain(fleet: Fleet, stop: Stop) -> None:
+    say("ending: running requests may finish, a second signal ends them")
+    stop.tolerated = 1
+    try:
+        fleet.drain()
+    except StopAsked:
+        say("ending at once")
+
+
+def prepare(config: FleetConfig, stop: Stop) -> Plan:
+    """The plan, once the checkpoint is known to be whole and the memory to suffice."""
+    config.check_roles()
+    with CheckpointFiles.open(config.model) as checkpoint:
+        plan = make_plan(config, checkpoint, available_cores())
+        if config.is_local:
+            plan.check_memory(available_memory())
+        say(f"checking {config.model}")
+        check(checkpoint, lambda done, total: stop.check(), available_cores())
+    ChatTemplate.from_dir(config.model, Tokenizer.from_dir(config.model))
+    GenerationDefaults.from_dir(config.model)
+    return plan
+
+
+def claim_ports(config: FleetConfig) -> Ports:
+    api = claim_port(config.host, config.port, "--port")
+    admin = claim_port(config.admin_host, config.admin_port, "--admin-port")
+    if not config.is_local:
+        return Ports(api, admin, config.controller_port or _REMOTE_CONTROLLER_PORT)
+    return Ports(api, admin, claim_port("127.0.0.1", config.controller_port, "--controller-port"))
+
+
+def dry_run(config: FleetConfig) -> dict[str, object]:
+    """The plan as plain values; nothing is started and no tensor is read."""
+    config.check_roles()
+    with CheckpointFiles.open(config.model) as checkpoint:
+        return make_plan(config, checkpoint, available_cores()).describe()
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
