@@ -96,11 +96,10 @@ class Attention:
 
     config: ModelConfig
     layer: int
-    q_down: ExactLinear | None  # [q_lora_rank, H]; None: q_up takes the hidden row itself
-    q_norm: torch.Tensor | None  # [q_lora_rank]
-    q_up: ExactLinear  # [heads · (nope + rope), q_lora_rank or H]
-    kv_down: ExactLinear  # [kv_lora_rank + rope, H]
+    down: ExactLinear  # [kv_lora_rank + rope + q_lora_rank, H]: latent, shared key, and low-rank query if there is one
     kv_norm: torch.Tensor  # [kv_lora_rank]
+    q_norm: torch.Tensor | None  # [q_lora_rank]; None: q_up takes the hidden row itself
+    q_up: ExactLinear  # [heads · (nope + rope), q_lora_rank or H]
     absorb_key: ExactHeads  # W_UK [heads, nope, kv_lora_rank]
     absorb_value: ExactHeads  # W_UV transposed [heads, kv_lora_rank, v]
     out: ExactLinear  # [H, heads · v]
@@ -111,13 +110,13 @@ class Attention:
         """[T, H] normalised hidden rows to [T, H]; the rows' latents are in the cache afterwards."""
         config, T = self.config, x.shape[0]
         rank, nope = config.kv_lora_rank, config.qk_nope_head_dim
-        down = self.kv_down(x)  # [T, rank + rope]
+        down = self.down(x)
         latent = rms_norm(down[:, :rank], self.kv_norm, config.latent_norm_eps)
-        key = apply_rope(down[:, rank:], batch.positions, rope)
+        key = apply_rope(down[:, rank : config.latent_width], batch.positions, rope)
         cache.write(self.layer, batch.slots, torch.cat((latent, key), dim=-1))
 
-        if self.q_down is not None and self.q_norm is not None:
-            x = rms_norm(self.q_down(x), self.q_norm, config.latent_norm_eps)
+        if self.q_norm is not None:
+            x = rms_norm(down[:, config.latent_width :], self.q_norm, config.latent_norm_eps)
         query = self.q_up(x).view(T, config.num_heads, config.qk_head_dim)
         q_latent = self.absorb_key(query[..., :nope])  # [T, heads, rank]
         q_rope = apply_rope(query[..., nope:], batch.positions, rope)  # [T, heads, rope]
@@ -148,12 +147,12 @@ class Attention:
 class Mlp:
     """SwiGLU: the dense layers' MLP, and the shared expert."""
 
-    gate: ExactLinear
-    up: ExactLinear
-    down: ExactLinear
+    gate_up: ExactLinear  # [2F, H]
+    down: ExactLinear  # [H, F]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down(silu_mul(self.gate(x), self.up(x)))
+        both = self.gate_up(x)
+        return self.down(silu_mul(both[:, : self.down.num_in], both[:, self.down.num_in :]))
 
 
 @dataclass(frozen=True)

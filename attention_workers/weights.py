@@ -18,6 +18,9 @@ from ..kernels.row_rule import RuleBook
 from ..router.gate import Gate
 from .model import Attention, Layer, Mlp, Model
 
+# The products that take the normalised hidden row; the second is missing where queries have no low rank.
+DOWN = ("kv_a_proj_with_mqa", "q_a_proj")
+
 
 class Loader:
     """Reads one checkpoint into one model; ``bytes_loaded`` grows while it works."""
@@ -69,11 +72,10 @@ class Loader:
         return Attention(
             config=config,
             layer=index,
-            q_down=self._linear(f"{name}.q_a_proj.weight") if low_rank else None,
+            down=self._linear(*[f"{name}.{part}.weight" for part in DOWN[: 1 + low_rank]]),
+            kv_norm=self._tensor(f"{name}.kv_a_layernorm.weight"),
             q_norm=self._tensor(f"{name}.q_a_layernorm.weight") if low_rank else None,
             q_up=self._linear(f"{name}.q_b_proj.weight" if low_rank else f"{name}.q_proj.weight"),
-            kv_down=self._linear(f"{name}.kv_a_proj_with_mqa.weight"),
-            kv_norm=self._tensor(f"{name}.kv_a_layernorm.weight"),
             absorb_key=self._heads(keys),
             absorb_value=self._heads(values.transpose(1, 2)),
             out=self._linear(f"{name}.o_proj.weight"),
@@ -82,7 +84,8 @@ class Loader:
         )
 
     def _mlp(self, name: str) -> Mlp:
-        return Mlp(*(self._linear(f"{name}.{part}_proj.weight") for part in ("gate", "up", "down")))
+        gate_up = self._linear(f"{name}.gate_proj.weight", f"{name}.up_proj.weight")
+        return Mlp(gate_up, self._linear(f"{name}.down_proj.weight"))
 
     def _gate(self, name: str) -> Gate:
         config = self._config
@@ -100,8 +103,9 @@ class Loader:
         config = self._config
         return rope_table(self._max_model_len, config.qk_rope_head_dim, config.rope_theta, config.yarn)
 
-    def _linear(self, name: str) -> ExactLinear:
-        return self._exact(self._tensor(name))
+    def _linear(self, *names: str) -> ExactLinear:
+        """One linear of the named weights, one below the other: products of the same rows cost one call."""
+        return self._exact(torch.cat([self._tensor(name) for name in names]))
 
     def _exact(self, weight: torch.Tensor) -> ExactLinear:
         num_out, num_in = weight.shape
@@ -136,20 +140,18 @@ def num_bytes(checkpoint: Checkpoint, name: str) -> int:
 def attention_shapes(config: ModelConfig) -> AttentionShapes:
     """Every product that the worker computes, as the numerics self-test takes them."""
     heads, H = config.num_heads, config.hidden_size
-    linears = [
-        (heads * config.qk_head_dim, config.q_lora_rank or H),
-        (config.latent_width, H),
+    rank = config.q_lora_rank
+    linears = {
+        (heads * config.qk_head_dim, rank or H),
+        (config.latent_width + (rank or 0), H),
         (H, heads * config.v_head_dim),
         (config.vocab_size, H),
-    ]
-    norms = {H, config.kv_lora_rank}
-    if config.q_lora_rank is not None:
-        linears.append((config.q_lora_rank, H))
-        norms.add(config.q_lora_rank)
+    }
     for width in (config.shared_width, *([config.intermediate_size] if config.num_dense_layers else [])):
-        linears += [(width, H), (H, width)]
+        linears |= {(2 * width, H), (H, width)}
+    norms = {H, config.kv_lora_rank} | ({rank} if rank is not None else set())
     return AttentionShapes(
-        linears=tuple(sorted(set(linears))),
+        linears=tuple(sorted(linears)),
         float32_linears=((config.num_experts, H),),
         num_heads=heads,
         nope_width=config.qk_nope_head_dim,

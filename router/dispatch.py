@@ -200,4 +200,3 @@ class Dispatch:
             call = self._when_done
         if call is not None:
             call()
-
