@@ -23,8 +23,9 @@ class _RoleSeat:
         module, name = self.target
         self._role = getattr(importlib.import_module(module, __package__), name)(config)
 
-    def ping(self) -> bool:
-        return bool(self._role.ping())
+    def ping(self) -> None:
+        """Raises RuntimeError with the reason once the role has failed."""
+        self._role.ping()
 
     def address(self) -> str:
         return str(self._role.address())
@@ -50,8 +51,8 @@ class ControllerSeat:
         threading.Thread(target=self._loop.run_forever, name="controller", daemon=True).start()
         self._on_loop(self._controller.start())
 
-    def ping(self) -> bool:
-        return True
+    def ping(self) -> None:
+        return None
 
     def address(self) -> str:
         return self._controller.address

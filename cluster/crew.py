@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayError, RayTaskError
 
 from . import actors
 from .config import CONTROLLER_SEAT, FleetConfig
@@ -112,16 +112,15 @@ class Crew:
             self._hire(seat, actors.ExpertSeat, site, config.expert(seat, controller, site.host, site.threads))
 
     def check_births(self) -> None:
-        """Raises ClusterError with the reason when an actor's construction failed."""
+        """Raises ClusterError with the reason when an actor's construction failed, or its worker did since."""
         for seat, birth in list(self._births.items()):
             if not _is_done(birth):
                 continue
             try:
-                ray.get(birth)
-                del self._births[seat]
-            except ActorUnavailableError:
+                with contextlib.suppress(ActorUnavailableError):
+                    ray.get(birth)
                 self._births[seat] = self._handles[seat].ping.remote()
-            except ActorDiedError as error:
+            except (ActorDiedError, RayTaskError) as error:
                 raise ClusterError(f"{seat} cannot start: {_last_line(error)}") from error
 
     def drain(self, seats: Sequence[str], timeout_s: float) -> None:

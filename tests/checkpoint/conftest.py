@@ -1,11 +1,9 @@
 """A generated checkpoint shared by all tests of the folder, and copies of it to damage."""
 
-import importlib.util
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -31,17 +29,6 @@ def copy(tiny: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def tokenizer(tiny: Path) -> Tokenizer:
     return Tokenizer.from_dir(tiny)
-
-
-@pytest.fixture(scope="session")
-def oracle_module() -> ModuleType:
-    path = Path(__file__).parents[1] / "oracle.py"
-    spec = importlib.util.spec_from_file_location("expertfleet_oracle", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="session")

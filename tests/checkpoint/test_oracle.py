@@ -11,7 +11,7 @@ from expertfleet.checkpoint.make_tiny import make_tiny
 from expertfleet.checkpoint.tensors import Checkpoint
 
 
-def test_codes_are_packed_as_the_library_packs_them(tiny: Path, oracle_module: ModuleType) -> None:
+def test_codes_are_packed_as_the_library_packs_them(tiny: Path, oracle: ModuleType) -> None:
     with Checkpoint.open(tiny) as checkpoint:
         for packed_name, scale_name in checkpoint.expert_names(1, 3):
             packed, scale = checkpoint.read(packed_name), checkpoint.read(scale_name)
@@ -19,12 +19,12 @@ def test_codes_are_packed_as_the_library_packs_them(tiny: Path, oracle_module: M
             codes = unpack_from_int32(packed, 4, shape)
             assert torch.equal(pack_to_int32(codes, 4), packed)
             expected = codes.float() * scale.float().repeat_interleave(32, dim=1)
-            assert torch.equal(oracle_module.dequantized(checkpoint, packed_name, scale_name), expected)
+            assert torch.equal(oracle.dequantized(checkpoint, packed_name, scale_name), expected)
 
 
-def test_transformers_runs_the_checkpoint_with_sane_activations(tmp_path: Path, oracle_module: ModuleType) -> None:
+def test_transformers_runs_the_checkpoint_with_sane_activations(tmp_path: Path, oracle: ModuleType) -> None:
     make_tiny(tmp_path / "m", seed=11, layers=6)
-    model = oracle_module.load_oracle(tmp_path / "m", torch.float32)
+    model = oracle.load_oracle(tmp_path / "m", torch.float32)
     ids = torch.randint(0, 2048, (2, 40), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         output = model(ids, output_hidden_states=True)
@@ -36,9 +36,9 @@ def test_transformers_runs_the_checkpoint_with_sane_activations(tmp_path: Path, 
     assert model.model.norm.variance_epsilon == 1e-5
 
 
-def test_the_bfloat16_oracle_differs_by_rounding_only(tiny: Path, oracle_module: ModuleType) -> None:
-    exact = oracle_module.load_oracle(tiny, torch.float32)
-    rounded = oracle_module.load_oracle(tiny, torch.bfloat16)
+def test_the_bfloat16_oracle_differs_by_rounding_only(tiny: Path, oracle: ModuleType) -> None:
+    exact = oracle.load_oracle(tiny, torch.float32)
+    rounded = oracle.load_oracle(tiny, torch.bfloat16)
     for name, expected in exact.state_dict().items():
         actual = rounded.state_dict()[name]
         kept = name.endswith("e_score_correction_bias")
