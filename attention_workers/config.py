@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..settings.reader import option
+from ..settings.reader import option, within
 
 
 @dataclass(frozen=True)
@@ -30,24 +30,19 @@ class AttentionConfig:
     drain_s: float = option(30.0, "seconds that running sequences may take after SIGTERM")
 
     def __post_init__(self) -> None:
-        _within("threads", self.threads, 1, 1024)
-        _within("port", self.port, 0, 65535)
-        _within("max_model_len", self.max_model_len if self.max_model_len is not None else 1, 1, 1 << 24)
-        _within("max_num_seqs", self.max_num_seqs, 1, 1 << 16)
-        _within("max_num_batched_tokens", self.max_num_batched_tokens, 1, 1 << 20)
-        _within("max_micro_batches", self.max_micro_batches, 1, 8)
-        _within("cache_gib", self.cache_gib if self.cache_gib is not None else 1, 1e-3, 1 << 14)
-        _within("layer_deadline_s", self.layer_deadline_s, 0.001, 3600)
-        _within("max_frame_mib", self.max_frame_mib, 1, 1024)
-        _within("drain_s", self.drain_s, 0, 86_400)
+        within("threads", self.threads, 1, 1024)
+        within("port", self.port, 0, 65535)
+        within("max_model_len", self.max_model_len if self.max_model_len is not None else 1, 1, 1 << 24)
+        within("max_num_seqs", self.max_num_seqs, 1, 1 << 16)
+        within("max_num_batched_tokens", self.max_num_batched_tokens, 1, 1 << 20)
+        within("max_micro_batches", self.max_micro_batches, 1, 8)
+        within("cache_gib", self.cache_gib if self.cache_gib is not None else 1, 1e-3, 1 << 14)
+        within("layer_deadline_s", self.layer_deadline_s, 0.001, 3600)
+        within("max_frame_mib", self.max_frame_mib, 1, 1024)
+        within("drain_s", self.drain_s, 0, 86_400)
         if self.controller is not None and self.shards:
             raise ValueError(f"shards: {', '.join(self.shards)} are the controller's to name; give one of the two")
 
     @property
     def max_frame_bytes(self) -> int:
         return self.max_frame_mib << 20
-
-
-def _within(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise ValueError(f"{name}: {value} is not within {low} to {high}")

@@ -137,10 +137,17 @@ class Engine:
         self._keep_going()
 
     def _advance(self, sequence: Sequence, logits: torch.Tensor) -> None:
-        if not torch.isfinite(logits).all():
-            self._fail(sequence, FleetError(Code.NON_FINITE, "the sequence's logits are not finite"))
+        try:
+            if not torch.isfinite(logits).all():
+                raise FleetError(Code.NON_FINITE, "the sequence's logits are not finite")
+            token = sample(logits, sequence)
+        except FleetError as error:
+            self._fail(sequence, error)
             return
-        token = sample(logits, sequence)
+        except Exception:
+            logger.exception("sampling for %s failed", sequence.request_id)
+            self._fail(sequence, FleetError(Code.INTERNAL, "sampling failed; see the worker's log"))
+            return
         reason = sequence.append(token.token_id)
         self.counters.tokens_generated += 1
         if reason:

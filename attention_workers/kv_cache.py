@@ -1,7 +1,8 @@
 """The latent cache: one page is one attention split of one sequence.
 
 Knows nothing of sequences beyond the pages they hold. A position stores kv_lora_rank + qk_rope_head_dim values a layer:
-the normalised latent, then the rotated shared key. Pages start zeroed, so that the unused tail of a split is finite.
+the normalised latent, then the rotated shared key. A page is zeroed before its first position is written, so that the
+unused tail of a split is finite whoever had the page before.
 """
 
 import torch
@@ -38,6 +39,11 @@ class LatentCache:
     def __init__(self, num_layers: int, num_pages: int, width: int, dtype: torch.dtype) -> None:
         self._pages = torch.zeros(num_layers, num_pages, PAGE, width, dtype=dtype)
         self._flat = self._pages.view(num_layers, num_pages * PAGE, width)
+
+    def clear(self, pages: list[int]) -> None:
+        """Zeroes pages, in all layers."""
+        if pages:
+            self._pages[:, pages] = 0
 
     def write(self, layer: int, slots: torch.Tensor, latents: torch.Tensor) -> None:
         """``latents`` [T, width] to slot ids [T] int64 (page × PAGE + offset)."""

@@ -19,7 +19,7 @@ from ..kernels.rope import RopeTable, apply_rope
 from ..kernels.row_rule import RowRule
 from ..router.gate import Gate
 from ..router.router import Router
-from .kv_cache import LatentCache, PageAllocator, slots_of
+from .kv_cache import PAGE, LatentCache, PageAllocator, slots_of
 from .scheduler import Chunk
 
 Watcher = Callable[[int, torch.Tensor], None]
@@ -45,6 +45,7 @@ class Batch:
     token_ids: torch.Tensor  # [T] int64
     positions: torch.Tensor  # [T] int64
     slots: torch.Tensor  # [T] int64, where each token's latent goes
+    fresh_pages: list[int]  # pages whose first position is among them
     together: DecodeGroup | None
     alone: list[tuple[int, Chunk]]  # the other chunks, and the row at which each begins
     sampled_rows: torch.Tensor  # [S] int64, the last row of every chunk that samples
@@ -71,6 +72,7 @@ class Batch:
             torch.tensor(token_ids),
             torch.tensor(positions),
             torch.tensor(slots),
+            [slot // PAGE for slot in slots if slot % PAGE == 0],
             _decode_group(together),
             alone,
             torch.tensor(sampled, dtype=torch.int64),
@@ -190,6 +192,7 @@ class Model:
     ) -> torch.Tensor:
         """Logits [S, V] fp32 of the sampled rows; ``watch`` sees (layer, hidden [T, H]) after every layer."""
         eps = self.config.rms_norm_eps
+        cache.clear(batch.fresh_pages)
         x = self._embedding[batch.token_ids]
         for index, layer in enumerate(self._layers):
             x = x + layer.attention(rms_norm(x, layer.attention_norm, eps), batch, cache, self._rope)

@@ -7,6 +7,7 @@ hash of (seed, position), so a sequence continued elsewhere draws what it would 
 import numpy as np
 import torch
 
+from ..proto.errors import Code, FleetError
 from .sequence import SamplingParams, Sequence, TokenOut
 
 _MASK = (1 << 64) - 1
@@ -22,7 +23,7 @@ def sample(logits: torch.Tensor, sequence: Sequence) -> TokenOut:
     if sequence.num_top_logprobs is None:
         return TokenOut(token_id, None, ())
     logprobs = torch.log_softmax(logits, dim=-1)
-    best = logprobs.topk(sequence.num_top_logprobs)
+    best = logprobs.topk(min(sequence.num_top_logprobs, len(logprobs)))
     top = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
     return TokenOut(token_id, float(logprobs[token_id]), top)
 
@@ -35,6 +36,8 @@ def uniform(seed: int, position: int) -> float:
 def _choose(logits: torch.Tensor, sequence: Sequence) -> int:
     params = sequence.sampling
     logits = _penalise(logits, sequence)
+    if not torch.isfinite(logits).all():
+        raise FleetError(Code.NON_FINITE, "the sequence's logits are not finite, penalties and biases applied")
     if params.temperature == 0:
         return int(logits.argmax())
     probabilities, ids = _filtered(torch.softmax(logits.double() / params.temperature, dim=-1), params)

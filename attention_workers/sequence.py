@@ -31,7 +31,7 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class ThinkingBudget:
-    """Once ``max_tokens`` follow ``start_id`` without ``end_id``, ``forced_ids`` are emitted instead."""
+    """Once ``max_tokens`` follow ``start_id`` without ``end_id``, all ``forced_ids`` are emitted instead."""
 
     max_tokens: int
     start_id: int
@@ -92,9 +92,12 @@ class Sequence:
             return None
         output = self.tokens[self.num_prompt :]
         opened = _last_index(output, budget.start_id)
-        if opened is None or budget.end_id in output[opened + 1 :]:
+        if opened is None:
             return None
-        over = len(output) - opened - 1 - budget.max_tokens
+        spent = opened + 1 + budget.max_tokens
+        if budget.end_id in output[opened + 1 : spent]:
+            return None
+        over = len(output) - spent
         return budget.forced_ids[over] if 0 <= over < len(budget.forced_ids) else None
 
     def append(self, token_id: int) -> FinishReason:

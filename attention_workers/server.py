@@ -8,7 +8,6 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Coroutine
 
 import grpc
 import torch
@@ -16,14 +15,12 @@ import torch
 from ..checkpoint.tensors import Checkpoint
 from ..kernels.numerics import attention_self_test
 from ..membership.channel import SERVER_OPTIONS
-from ..membership.epoch import NO_EPOCH
 from ..membership.tenancy import Tenancy
 from ..membership.watch import EpochWatch
 from ..proto.codec import DTYPE_NAMES, Hello
 from ..proto.errors import FleetError
 from ..proto.generated import generate_pb2_grpc, membership_pb2
 from ..proto.io_thread import IoThread
-from ..router.dispatch import Dispatch
 from ..router.router import Router
 from .config import AttentionConfig
 from .engine import Engine
@@ -58,8 +55,10 @@ class AttentionServer:
         self.numerics = ""
         self._model: Model | None = None
         self._loader: Loader | None = None
+        self._stop_once = threading.Lock()
         self._stopping = threading.Event()
         self._ended = threading.Event()
+        self._finished = False
 
     def start(self) -> None:
         """Binds the port and starts loading in the background. Raises OSError when the port is taken."""
@@ -78,13 +77,21 @@ class AttentionServer:
 
     def stop(self, drain_s: float | None = None) -> bool:
         """Finishes running sequences, then ends everything; whether all finished in time. Not from the IO thread."""
-        if self._stopping.is_set():
+        if not self._stop_once.acquire(blocking=False):
             self._ended.wait()
-            return True
+            return self._finished
         self._stopping.set()
+        try:
+            self._finished = self._stop(self.config.drain_s if drain_s is None else drain_s)
+        finally:
+            self._ended.set()
+        return self._finished
+
+    def _stop(self, drain_s: float) -> bool:
+        self.tenancy.give_up()
         self.service.draining = True
         self.tenancy.enter("draining")
-        finished = self._wait_idle(self.config.drain_s if drain_s is None else drain_s)
+        finished = self._wait_idle(drain_s)
         self._loading.join()
         if self._model is not None:
             self.engine.stop()
@@ -92,7 +99,6 @@ class AttentionServer:
         self._io.submit(self.router.close())
         self.tenancy.close()
         self._io.stop()
-        self._ended.set()
         return finished
 
     def _load(self) -> None:
@@ -115,14 +121,14 @@ class AttentionServer:
         self._io.post(self._follow)
         self.tenancy.enter("ready")
 
-    def _forward(self, chunks: list[Chunk]) -> Coroutine[Dispatch, None, torch.Tensor]:
+    async def _forward(self, chunks: list[Chunk]) -> torch.Tensor:
         assert self._model is not None
-        return self._model.forward(Batch.of(chunks), self.cache, self.router)
+        return await self._model.forward(Batch.of(chunks), self.cache, self.router)
 
     def _sequence_numerics(self) -> str:
-        """The class of a token's bits: this worker's and its shards'; empty while no epoch is known."""
+        """The class of a token's bits: this worker's and its shards'; empty while no shard is known."""
         plan = self.router.plan
-        return f"{self.numerics}/{plan.numerics}" if plan.epoch > NO_EPOCH and self._model is not None else ""
+        return f"{self.numerics}/{plan.numerics}" if plan.members and self._model is not None else ""
 
     async def _bind(self) -> None:
         config = self.config
@@ -150,7 +156,12 @@ class AttentionServer:
             self._following = self._io.loop.create_task(self._ask_shards())
 
     async def _ask_shards(self) -> None:
-        self.router.set_epoch(await describe_shards(self.config.shards, self.checkpoint, self.config.dtype))
+        try:
+            epoch = await describe_shards(self.config.shards, self.checkpoint, self.config.dtype)
+        except FleetError as error:
+            self.tenancy.enter("failed", str(error))
+        else:
+            self.router.set_epoch(epoch)
 
     async def _drain(self, timeout_s: float) -> bool:
         finished = asyncio.get_running_loop().create_future()
@@ -159,8 +170,9 @@ class AttentionServer:
 
     def _drain_aside(self, timeout_s: float, finished: "asyncio.Future[bool]") -> None:
         self.service.draining = True
+        self.tenancy.enter("draining")
         done = self._wait_idle(timeout_s)
-        self._io.post(finished.set_result, done)
+        self._io.post(_settle, finished, done)
         self.stop(0.0)
 
     def _wait_idle(self, timeout_s: float) -> bool:
@@ -199,6 +211,12 @@ class AttentionServer:
         }
         for name, value in metrics.items():
             report.metrics[name] = float(value)
+
+
+def _settle(future: "asyncio.Future[bool]", value: bool) -> None:
+    """Whoever waited for the drain may have gone."""
+    if not future.done():
+        future.set_result(value)
 
 
 def cache_pages(cache_gib: float | None, page_bytes: int, max_model_len: int) -> int:

@@ -8,7 +8,8 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 
 import grpc
@@ -21,6 +22,8 @@ from .sequence import SamplingParams, Sequence, ThinkingBudget, TokenOut, Update
 logger = logging.getLogger(__name__)
 
 MAX_TOP_LOGPROBS = 20
+MAX_PRIORITY = 255
+MAX_DEADLINE_S = 1e7
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,9 @@ class GenerateService(generate_pb2_grpc.AttentionWorkerServicer):
         self, request: generate_pb2.GenerateRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[generate_pb2.GenerateReply]:
         try:
-            async for reply in self._generate(request):
-                yield reply
+            async with aclosing(self._generate(request)) as replies:
+                async for reply in replies:
+                    yield reply
         except FleetError as error:
             await context.abort(error.status, error.details)
 
@@ -71,7 +75,9 @@ class GenerateService(generate_pb2_grpc.AttentionWorkerServicer):
     ) -> membership_pb2.DrainReply:
         return membership_pb2.DrainReply(finished=await self._drain(request.timeout_s))
 
-    async def _generate(self, request: generate_pb2.GenerateRequest) -> AsyncIterator[generate_pb2.GenerateReply]:
+    async def _generate(
+        self, request: generate_pb2.GenerateRequest
+    ) -> AsyncGenerator[generate_pb2.GenerateReply, None]:
         numerics = self._admit(request)
         loop = asyncio.get_running_loop()
         updates: asyncio.Queue[Update] = asyncio.Queue()
@@ -82,7 +88,9 @@ class GenerateService(generate_pb2_grpc.AttentionWorkerServicer):
         first = generate_pb2.GenerateReply(seat=self._seat, numerics=numerics)
         try:
             while not finished:
-                update = await updates.get()
+                update = await _next_update(updates, sequence.deadline)
+                if self._numerics() not in ("", numerics):
+                    raise FleetError(Code.WRONG_NUMERICS, f"the fleet no longer computes {numerics}")
                 if isinstance(update, FleetError):
                     finished = True
                     raise update
@@ -128,6 +136,12 @@ def check_request(request: generate_pb2.GenerateRequest, limits: Limits) -> None
         raise FleetError(
             Code.BAD_REQUEST, f"num_top_logprobs: {request.num_top_logprobs}; the limit is {MAX_TOP_LOGPROBS}"
         )
+    if request.priority > MAX_PRIORITY:
+        raise FleetError(Code.BAD_REQUEST, f"priority: {request.priority}; the limit is {MAX_PRIORITY}")
+    if not 0 <= request.deadline_s <= MAX_DEADLINE_S:
+        raise FleetError(
+            Code.BAD_REQUEST, f"deadline_s: {request.deadline_s:g} is not within 0 to {MAX_DEADLINE_S:g} seconds"
+        )
     for name in ("prompt_ids", "generated_ids", "stop_token_ids"):
         _check_ids(name, getattr(request, name), limits.vocab_size)
     _check_ids("logit_bias", request.sampling.logit_bias.keys(), limits.vocab_size)
@@ -152,7 +166,7 @@ def make_sequence(request: generate_pb2.GenerateRequest, publish: Callable[[Upda
         stop_ids=frozenset(request.stop_token_ids),
         budget=budget,
         num_top_logprobs=request.num_top_logprobs if request.logprobs else None,
-        priority=min(request.priority, 255),
+        priority=request.priority,
         deadline=time.monotonic() + request.deadline_s if request.deadline_s > 0 else None,
     )
 
@@ -190,12 +204,25 @@ def _check_budget(budget: generate_pb2.ThinkingBudget, vocab_size: int) -> None:
     _check_ids("thinking_budget", (budget.start_id, budget.end_id, *budget.forced_ids), vocab_size)
     if budget.end_id not in budget.forced_ids:
         raise FleetError(Code.BAD_REQUEST, f"thinking_budget: forced_ids do not contain end_id {budget.end_id}")
+    if budget.start_id == budget.end_id or budget.start_id in budget.forced_ids:
+        raise FleetError(
+            Code.BAD_REQUEST, f"thinking_budget: start_id {budget.start_id} is end_id or one of forced_ids"
+        )
 
 
 def _check_ids(name: str, ids: object, vocab_size: int) -> None:
     largest = max(ids, default=0)  # type: ignore[call-overload]
     if largest >= vocab_size:
         raise FleetError(Code.BAD_REQUEST, f"{name}: token id {largest} is not below {vocab_size}")
+
+
+async def _next_update(updates: "asyncio.Queue[Update]", deadline: float | None) -> Update:
+    """Raises FleetError DEADLINE when nothing comes until then, whatever the engine waits for meanwhile."""
+    try:
+        async with asyncio.timeout(deadline and deadline - time.monotonic()):
+            return await updates.get()
+    except TimeoutError:
+        raise FleetError(Code.DEADLINE, "the request's deadline passed") from None
 
 
 def _hand_over(loop: asyncio.AbstractEventLoop, updates: "asyncio.Queue[Update]", update: Update) -> None:

@@ -15,31 +15,33 @@ _START_S = 30.0
 
 
 class _RoleSeat:
-    """Builds the role's own actor class from its configuration and hands every call on."""
+    """A worker in the actor's own process; a restarted actor is back at once, its server loads on other threads."""
 
-    target: ClassVar[tuple[str, str]]
+    server: ClassVar[tuple[str, str]]
 
     def __init__(self, config: Any) -> None:
-        module, name = self.target
-        self._role = getattr(importlib.import_module(module, __package__), name)(config)
+        module, name = self.server
+        self._server = getattr(importlib.import_module(module, __package__), name)(config)
+        self._server.start()
 
     def ping(self) -> None:
-        """Raises RuntimeError with the reason once the role has failed."""
-        self._role.ping()
+        """Raises RuntimeError with the reason once the worker has failed."""
+        if self._server.tenancy.state == "failed":
+            raise RuntimeError(self._server.tenancy.error)
 
     def address(self) -> str:
-        return str(self._role.address())
+        return str(self._server.address)
 
     def drain(self, timeout_s: float) -> bool:
-        return bool(self._role.drain(timeout_s))
+        return bool(self._server.stop(timeout_s))
 
 
 class ExpertSeat(_RoleSeat):
-    target = ("..expert_workers.actor", "ExpertActor")
+    server = ("..expert_workers.server", "ExpertServer")
 
 
 class AttentionSeat(_RoleSeat):
-    target = ("..attention_workers.actor", "AttentionActor")
+    server = ("..attention_workers.server", "AttentionServer")
 
 
 class ControllerSeat:

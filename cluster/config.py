@@ -10,7 +10,7 @@ from typing import Literal
 from ..attention_workers.config import AttentionConfig
 from ..expert_workers.config import ExpertConfig
 from ..gateway.config import GatewayConfig
-from ..settings.reader import option
+from ..settings.reader import option, within
 
 CONTROLLER_SEAT = "controller"
 
@@ -47,14 +47,14 @@ class FleetConfig:
     api_key: tuple[str, ...] = option((), "keys that clients must present; none: open to all", secret=True)
 
     def __post_init__(self) -> None:
-        _within("attention_workers", self.attention_workers, 1, 4096)
-        _within("expert_shards", self.expert_shards, 1, 4096)
-        _within("replicas", self.replicas, 1, self.expert_shards)
-        _within("drain_s", self.drain_s, 0, 86_400)
+        within("attention_workers", self.attention_workers, 1, 4096)
+        within("expert_shards", self.expert_shards, 1, 4096)
+        within("replicas", self.replicas, 1, self.expert_shards)
+        within("drain_s", self.drain_s, 0, 86_400)
         if self.threads is not None:
-            _within("threads", self.threads, 1, 1024)
+            within("threads", self.threads, 1, 1024)
         for name in ("port", "admin_port", "controller_port"):
-            _within(name, getattr(self, name), 0, 65535)
+            within(name, getattr(self, name), 0, 65535)
         if self.port and self.port == self.admin_port:
             raise ValueError(f"admin_port: {self.admin_port} is the API's port as well; choose another")
         if self.device == "cuda":
@@ -130,8 +130,3 @@ class FleetConfig:
             keep_alive_s=self.keep_alive_s,
             drain_s=self.drain_s,
         )
-
-
-def _within(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise ValueError(f"{name}: {value} is not within {low} to {high}")

@@ -7,7 +7,6 @@ lease has passed.
 """
 
 import asyncio
-import errno
 import logging
 import os
 import socket
@@ -16,7 +15,7 @@ from collections.abc import AsyncIterator
 
 import grpc
 
-from ..membership.channel import SERVER_OPTIONS
+from ..membership.channel import SERVER_OPTIONS, listen
 from ..membership.epoch import NO_EPOCH, Epoch, EpochId
 from ..proto.errors import FleetError
 from ..proto.generated import membership_pb2 as pb
@@ -41,6 +40,7 @@ class Controller(rpc.MembershipServicer):
         self._book = SeatBook(shape, lease_s, self._incarnation)
         self._settled_at = time.monotonic() + lease_s
         self._host, self._port = host, port
+        self.address = f"{host}:{port}"
         self._changed = asyncio.Event()
         self._published = asyncio.Condition()
         self._fence = Fence()
@@ -50,12 +50,8 @@ class Controller(rpc.MembershipServicer):
     async def start(self) -> None:
         self._server = grpc.aio.server(options=SERVER_OPTIONS)
         rpc.add_MembershipServicer_to_server(self, self._server)
-        try:
-            self._port = self._server.add_insecure_port(f"{self._host}:{self._port}")
-        except RuntimeError as error:
-            taken = f"controller: {self._host}:{self._port} cannot be bound, another process may use it"
-            raise OSError(errno.EADDRINUSE, taken) from error
-        await self._server.start()
+        self.address = await listen(self._server, self._host, self._port)
+        self._port = int(self.address.rpartition(":")[2])
         loops = (self._expire_leases(), self._commit_epochs(), self._raise_minimum())
         self._tasks = [asyncio.create_task(loop) for loop in loops]
         _log.info("controller %s serves %s", self._incarnation, self.address)
@@ -67,10 +63,6 @@ class Controller(rpc.MembershipServicer):
         if self._server is not None:
             await self._server.stop(None)
             self._server = None
-
-    @property
-    def address(self) -> str:
-        return f"{self._host}:{self._port}"
 
     async def Register(self, request: pb.RegisterRequest, context: grpc.aio.ServicerContext) -> pb.RegisterReply:
         try:

@@ -1,10 +1,11 @@
 """What one expert shard is told at start; knows nothing of the fleet's other members."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..settings.reader import option
+from ..settings.reader import option, within
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,12 @@ class ExpertConfig:
     drain_s: float = option(30.0, "seconds that queued work may take after SIGTERM")
 
     def __post_init__(self) -> None:
-        _within("threads", self.threads, 1, 1024)
-        _within("port", self.port, 0, 65535)
-        _within("max_frame_mib", self.max_frame_mib, 1, 1024)
-        _within("max_queued_frames", self.max_queued_frames, 1, 1 << 20)
-        _within("slice_ms", self.slice_ms, 0.1, 10_000)
-        _within("drain_s", self.drain_s, 0, 86_400)
+        within("threads", self.threads, 1, 1024)
+        within("port", self.port, 0, 65535)
+        within("max_frame_mib", self.max_frame_mib, 1, 1024)
+        within("max_queued_frames", self.max_queued_frames, 1, 1 << 20)
+        within("slice_ms", self.slice_ms, 0.1, 10_000)
+        within("drain_s", self.drain_s, 0, 86_400)
         if self.controller is not None and self.experts != "all":
             raise ValueError(f"experts: {self.experts!r} is the controller's to choose; give --experts or --controller")
 
@@ -47,15 +48,11 @@ def parse_experts(text: str, num_experts: int) -> tuple[int, ...]:
         return tuple(range(num_experts))
     chosen: set[int] = set()
     for part in text.split(","):
-        first, _, last = part.partition("-")
-        if not first.isdigit() or (last and not last.isdigit()):
+        match = re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", part.strip())
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
+        if first > last:
             raise ValueError(f"experts: {part!r} is neither an expert id nor a range such as 0-15")
-        chosen.update(range(int(first), int(last or first) + 1))
-    if not chosen or max(chosen) >= num_experts:
-        raise ValueError(f"experts: {text!r} names ids outside 0 to {num_experts - 1}")
+        if last >= num_experts:
+            raise ValueError(f"experts: {text!r} names ids outside 0 to {num_experts - 1}")
+        chosen.update(range(first, last + 1))
     return tuple(sorted(chosen))
-
-
-def _within(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise ValueError(f"{name}: {value} is not within {low} to {high}")

@@ -2,7 +2,7 @@
 
 Knows nothing of the wire and of kernels: a job is a DISPATCH frame and somewhere to answer.
 1. the handler ``put``s jobs; 2. the runtime ``take``s a batch: slices of the most urgent job and of every other job of
-the same layer, up to a number of routes; 3. what is left of a job stays queued behind more urgent ones.
+the same layer, up to a number of routes; 3. what is left of a job stays queued behind more urgent ones, of which none may pass it for longer than its patience.
 """
 
 import threading
@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 
 from ..proto.codec import Dispatch
 from ..proto.errors import Code, FleetError
+
+# A job too large for one slice lets smaller ones pass for so long before each of its slices.
+_PATIENCE_S = 0.1
 
 
 @dataclass(slots=True, eq=False)
@@ -23,6 +26,7 @@ class Job:
     lane: object
     expires_at: float
     arrived_at: float = field(default_factory=time.monotonic)
+    served_at: float = field(default_factory=time.monotonic)
     num_done: int = 0
     cancelled: bool = False
 
@@ -80,6 +84,7 @@ class Pool:
             for job in self._jobs:
                 if job.lane is lane and frame_id in (None, job.frame.frame_id):
                     job.cancelled = True
+            self._jobs = [job for job in self._jobs if not job.cancelled]
 
     def close(self) -> None:
         """Refuses new jobs; ``take`` hands out what is queued and then nothing."""
@@ -93,7 +98,15 @@ class Pool:
 
     def _cut(self, max_routes: int) -> list[Slice]:
         """The most urgent job decides the layer; jobs of that layer join in order of urgency."""
-        self._jobs.sort(key=lambda job: (job.frame.priority, job.num_routes > max_routes, job.arrived_at))
+        now = time.monotonic()
+        patient_since = now - _PATIENCE_S
+        self._jobs.sort(
+            key=lambda job: (
+                job.frame.priority,
+                job.num_routes > max_routes and job.served_at > patient_since,
+                job.arrived_at,
+            )
+        )
         layer = self._jobs[0].frame.layer
         batch: list[Slice] = []
         room = max_routes
@@ -103,6 +116,7 @@ class Pool:
             count = min(job.num_left, room)
             batch.append(Slice(job, job.num_done, count))
             job.num_done += count
+            job.served_at = now
             room -= count
         self._jobs = [job for job in self._jobs if job.num_left]
         return batch

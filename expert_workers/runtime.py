@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from ..kernels.grouped_gemm import ExpertLayer, grouped_gemm
-from ..proto.codec import MAX_PIECE_BYTES, encode_error, encode_result
+from ..proto.codec import encode_error, encode_result, result_rows
 from ..proto.errors import Code, FleetError
 from .pool import Pool, Slice
 
@@ -69,16 +69,12 @@ class Runtime:
         if not live:
             return
         try:
-            rows = self._compute(live)
-        except FleetError as error:
-            self._refuse(live, error)
+            self._deliver(live, self._compute(live))
         except Exception:
             logger.exception("a batch of layer %d failed", live[0].job.frame.layer)
             self._refuse(
                 live, FleetError(Code.INTERNAL, f"layer {live[0].job.frame.layer} failed; see the shard's log")
             )
-        else:
-            self._deliver(live, rows)
 
     def _compute(self, batch: list[Slice]) -> torch.Tensor:
         """[N, H] in the order of the slices."""
@@ -86,8 +82,6 @@ class Runtime:
         frame = batch[0].job.frame
         x, route_rows, route_experts = _merge(batch)
         rows = grouped_gemm(x, route_rows, route_experts, self._layers[frame.layer])
-        if not torch.isfinite(rows).all():
-            raise FleetError(Code.NON_FINITE, f"layer {frame.layer}: an expert's output is not finite")
         self._account(rows.shape[0], len(batch), time.perf_counter() - started)
         return rows
 
@@ -102,15 +96,19 @@ class Runtime:
             self._route_s = 0.8 * self._route_s + 0.2 * sample if self._route_s else sample
 
     def _deliver(self, batch: list[Slice], rows: torch.Tensor) -> None:
-        piece_routes = max(1, MAX_PIECE_BYTES // (rows.shape[1] * rows.element_size()))
-        offset = 0
-        for piece in batch:
-            for start in range(0, piece.count, piece_routes):
-                count = min(piece_routes, piece.count - start)
-                part = rows[offset + start : offset + start + count]
-                job = piece.job
-                job.answer(encode_result(job.frame.frame_id, piece.first + start, job.num_routes, part))
-            offset += piece.count
+        """Every slice gets its rows; one whose own rows are not finite is refused, its neighbours are not."""
+        piece_routes = result_rows(rows.shape[1], rows.element_size())
+        finite = bool(torch.isfinite(rows).all())
+        for piece, own in zip(batch, torch.split(rows, [piece.count for piece in batch]), strict=True):
+            job = piece.job
+            if not finite and not torch.isfinite(own).all():
+                what = f"layer {job.frame.layer}: an expert's output is not finite"
+                self._refuse([piece], FleetError(Code.NON_FINITE, what))
+                continue
+            first = piece.first
+            for part in torch.split(own, piece_routes):
+                job.answer(encode_result(job.frame.frame_id, first, job.num_routes, part))
+                first += part.shape[0]
 
     def _expired(self, piece: Slice) -> bool:
         job = piece.job

@@ -48,8 +48,10 @@ class ExpertServer:
             model.num_layers,
             model.num_experts,
         )
+        self._stop_once = threading.Lock()
         self._stopping = threading.Event()
         self._ended = threading.Event()
+        self._finished = False
 
     def start(self) -> None:
         """Binds the port and starts loading in the background. Raises OSError when the port is taken."""
@@ -66,18 +68,25 @@ class ExpertServer:
 
     def stop(self, drain_s: float | None = None) -> bool:
         """Answers what is queued, then ends everything; whether all was answered in time. Not from the IO thread."""
-        if self._stopping.is_set():
+        if not self._stop_once.acquire(blocking=False):
             self._ended.wait()
-            return True
+            return self._finished
         self._stopping.set()
+        try:
+            self._finished = self._stop(self.config.drain_s if drain_s is None else drain_s)
+        finally:
+            self._ended.set()
+        return self._finished
+
+    def _stop(self, drain_s: float) -> bool:
+        self.tenancy.give_up()
         self.tenancy.enter("draining")
         self.pool.close()
-        finished = self.runtime.join(self.config.drain_s if drain_s is None else drain_s)
+        finished = self.runtime.join(drain_s)
         self._loader.join()
         self._io.submit(self._server.stop(grace=1.0))
         self.tenancy.close()
         self._io.stop()
-        self._ended.set()
         return finished
 
     def _load(self) -> None:
@@ -87,6 +96,8 @@ class ExpertServer:
             backend = self._test_backend()
             self.tenancy.enter("loading")
             self.holdings.load(self._assignment(reply), backend, self._stopping.is_set)
+        except InterruptedError:
+            return
         except (FleetError, RuntimeError, ValueError, OSError, MemoryError) as error:
             self.tenancy.enter("failed", str(error) or type(error).__name__)
             return
@@ -134,9 +145,10 @@ class ExpertServer:
         return bool(await finished)
 
     def _drain_aside(self, timeout_s: float, finished: "asyncio.Future[bool]") -> None:
+        self.tenancy.enter("draining")
         self.pool.close()
         done = self.runtime.join(timeout_s)
-        self._io.post(finished.set_result, done)
+        self._io.post(_settle, finished, done)
         self.stop(0.0)
 
     def _fill(self, report: membership_pb2.WorkerReport) -> None:
@@ -162,3 +174,9 @@ class ExpertServer:
         }
         for name, value in metrics.items():
             report.metrics[name] = float(value)
+
+
+def _settle(future: "asyncio.Future[bool]", value: bool) -> None:
+    """Whoever waited for the drain may have gone."""
+    if not future.done():
+        future.set_result(value)

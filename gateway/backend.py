@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 
+from ..membership.channel import open_channel
 from ..membership.epoch import Epoch, Member
 from ..proto.errors import Code, FleetError, from_details
 from ..proto.generated import generate_pb2 as pb
@@ -22,16 +23,6 @@ _log = logging.getLogger(__name__)
 _DESCRIBE_TIMEOUT_S = 2.0
 # A worker may have this many more sequences than the idlest one before a cached prefix no longer decides.
 _SLACK = 4
-_CHANNEL_OPTIONS = [
-    ("grpc.enable_http_proxy", 0),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 200),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.max_receive_message_length", 64 << 20),
-    ("grpc.max_send_message_length", 64 << 20),
-]
 
 
 class Worker:
@@ -45,7 +36,7 @@ class Worker:
         self.last_used = 0
         self.retired = False
         self.seen = SeenPrefixes()
-        self.channel = grpc.aio.insecure_channel(member.address, options=_CHANNEL_OPTIONS)
+        self.channel = open_channel(member.address)
         self.stub = rpc.AttentionWorkerStub(self.channel)
 
     def generate(self, request: pb.GenerateRequest, timeout_s: float | None) -> Any:

@@ -6,7 +6,7 @@ Knows nothing of workers' settings; values are checked here once and never chang
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..settings.reader import option
+from ..settings.reader import option, within
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,16 @@ class GatewayConfig:
             raise ValueError(f"model: {self.model} is not a directory")
         if ":" not in self.controller:
             raise ValueError(f"controller: {self.controller!r} is not host:port")
-        _within("port", self.port, 0, 65535)
-        _within("admin_port", self.admin_port, 0, 65535)
-        _within("max_body_mib", self.max_body_mib, 1, 1024)
-        _within("max_choices", self.max_choices, 1, 1024)
-        _within("keep_alive_s", self.keep_alive_s, 0.05, 3600)
-        _within("first_chunk_s", self.first_chunk_s, 0, 60)
-        _within("drain_s", self.drain_s, 0, 86400)
-        _within("retry_after_s", self.retry_after_s, 1, 3600)
+        within("port", self.port, 0, 65535)
+        within("admin_port", self.admin_port, 0, 65535)
+        within("max_body_mib", self.max_body_mib, 1, 1024)
+        within("max_choices", self.max_choices, 1, 1024)
+        within("keep_alive_s", self.keep_alive_s, 0.05, 3600)
+        within("first_chunk_s", self.first_chunk_s, 0, 60)
+        within("drain_s", self.drain_s, 0, 86400)
+        within("retry_after_s", self.retry_after_s, 1, 3600)
         if self.max_model_len is not None:
-            _within("max_model_len", self.max_model_len, 2, 1 << 30)
+            within("max_model_len", self.max_model_len, 2, 1 << 30)
         if any(not name.strip() for name in self.served_model_name):
             raise ValueError("served_model_name: an empty name")
         if any(not key for key in self.api_key):
@@ -55,8 +55,3 @@ class GatewayConfig:
     def model_names(self) -> tuple[str, ...]:
         """The names clients may use; the first is the main one."""
         return self.served_model_name or tuple(dict.fromkeys((str(self.model), self.model.resolve().name)))
-
-
-def _within(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise ValueError(f"{name}: {value} is outside {low} to {high}")

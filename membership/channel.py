@@ -1,8 +1,10 @@
-"""The gRPC channel to a controller, and what its server must allow.
+"""The gRPC channel to a controller or an attention worker, what its server must allow, and how a server takes its port.
 
-Knows nothing of the messages. A controller may be away for minutes and come back at the same address, so the channel
-tries again every second at most, and pings tell a vanished machine from a quiet one.
+Knows nothing of the messages. A server may be away for minutes and come back at the same address, so the channel tries
+again every second at most, and pings tell a vanished machine from a quiet one.
 """
+
+import errno
 
 import grpc
 
@@ -14,6 +16,7 @@ _CHANNEL_OPTIONS = [
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.max_send_message_length", -1),
 ]
 
 SERVER_OPTIONS = [
@@ -26,3 +29,14 @@ SERVER_OPTIONS = [
 def open_channel(address: str) -> grpc.aio.Channel:
     """To be called on the event loop that will use it."""
     return grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+
+
+async def listen(server: grpc.aio.Server, host: str, port: int) -> str:
+    """Starts the server at ``host:port`` (0: any free port); its address. Raises OSError when the port is taken."""
+    try:
+        bound = server.add_insecure_port(f"{host}:{port}")
+    except RuntimeError as error:
+        taken = f"{host}:{port} cannot be bound, another process may use it; choose another port"
+        raise OSError(errno.EADDRINUSE, taken) from error
+    await server.start()
+    return f"{host}:{bound}"

@@ -1,14 +1,16 @@
 """A worker's standing in the fleet: its state, what it reports, and the lease on its seat.
 
 Knows nothing of what the worker computes. 1. ``take`` registers and starts reporting; 2. ``enter`` changes the state and
-reports at once; 3. ``close`` gives the lease up. Without a controller the worker only keeps its state for ``Describe``.
+reports at once; 3. ``close`` ends the reports, so that the lease runs out. Without a controller the worker only keeps its state for ``Describe``.
 """
 
+import asyncio
+import concurrent.futures
 import logging
 import os
 import socket
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Coroutine
+from typing import Any, Literal
 
 from ..proto.errors import FleetError
 from ..proto.generated import membership_pb2 as pb
@@ -35,6 +37,9 @@ class Tenancy:
         self._fill = fill
         self._keeper = SeatKeeper(controller, seat) if controller else None
         self._registered = False
+        self._leaving = False
+        self._taking: asyncio.Task[pb.RegisterReply] | None = None
+        self._keeping: asyncio.Task[None] | None = None
 
     def report(self) -> pb.WorkerReport:
         """The worker in one message; called on the IO thread by ``Describe`` and for every lease renewal."""
@@ -45,13 +50,24 @@ class Tenancy:
     def take(
         self, address: str, fingerprint: str, dtype: str, held: ExpertSet | None = None
     ) -> pb.RegisterReply | None:
-        """Registers and keeps the lease from now on; None without a controller. Raises FleetError when refused."""
+        """Registers and keeps the lease from now on; None without a controller.
+
+        Raises FleetError when refused, and InterruptedError after ``give_up``.
+        """
         if self._keeper is None:
             return None
-        reply = self._io.submit(self._keeper.register(address, os.getpid(), self.node, fingerprint, dtype, held))
+        register = self._keeper.register(address, os.getpid(), self.node, fingerprint, dtype, held)
+        try:
+            reply = self._io.submit(self._take(register))
+        except concurrent.futures.CancelledError:
+            raise InterruptedError(f"{self.seat} leaves before it registered") from None
         self._registered = True
         self._io.post(self._start_keeping)
         return reply
+
+    def give_up(self) -> None:
+        """Ends a ``take`` that still waits for the controller."""
+        self._io.post(self._give_up)
 
     def enter(self, state: State, error: str = "") -> None:
         if self.state == "failed":
@@ -59,11 +75,31 @@ class Tenancy:
         self.state, self.error = state, error
         logger.log(logging.ERROR if error else logging.INFO, "%s: %s%s", self.seat, state, error and f": {error}")
         if self._keeper is not None and self._registered:
-            self._io.submit(self._keeper.report(self.report()))
+            try:
+                self._io.submit(self._keeper.report(self.report()))
+            except FleetError as refusal:
+                self._refused(refusal)
 
     def close(self) -> None:
         if self._keeper is not None:
-            self._io.submit(self._keeper.close())
+            self._io.submit(self._close(self._keeper))
+
+    async def _take(self, register: Coroutine[Any, Any, pb.RegisterReply]) -> pb.RegisterReply:
+        self._taking = taking = asyncio.get_running_loop().create_task(register)
+        if self._leaving:
+            taking.cancel()
+        return await taking
+
+    def _give_up(self) -> None:
+        self._leaving = True
+        if self._taking is not None:
+            self._taking.cancel()
+
+    async def _close(self, keeper: SeatKeeper) -> None:
+        if self._keeping is not None:
+            self._keeping.cancel()
+            await asyncio.gather(self._keeping, return_exceptions=True)
+        await keeper.close()
 
     def _start_keeping(self) -> None:
         self._keeping = self._io.loop.create_task(self._keep())
@@ -73,5 +109,8 @@ class Tenancy:
         try:
             await self._keeper.keep(self.report)
         except FleetError as error:
-            self.state, self.error = "failed", f"the controller no longer accepts {self.seat}: {error}"
-            logger.error("%s", self.error)
+            self._refused(error)
+
+    def _refused(self, error: FleetError) -> None:
+        self.state, self.error = "failed", f"the controller no longer accepts {self.seat}: {error}"
+        logger.error("%s", self.error)

@@ -136,6 +136,17 @@ def encode_dispatch(
     return b"".join((_prefix(Kind.DISPATCH, frame_id), header, tensor_bytes(rows), route_rows.data, route_experts.data))
 
 
+def dispatch_rows(max_frame_bytes: int, hidden: int, itemsize: int, top_k: int) -> int:
+    """Rows that fit a DISPATCH frame with ``top_k`` routes each; at least 1."""
+    room = max_frame_bytes - _PREFIX.size - _DISPATCH.size
+    return max(1, room // (hidden * itemsize + 8 * top_k))
+
+
+def result_rows(hidden: int, itemsize: int) -> int:
+    """Rows that fit a RESULT piece; at least 1."""
+    return max(1, (MAX_PIECE_BYTES - _PREFIX.size - _RESULT.size) // (hidden * itemsize))
+
+
 def encode_result(frame_id: int, first_route: int, num_routes: int, rows: torch.Tensor) -> bytes:
     """One piece: ``rows`` [n, H] answer the routes from ``first_route`` on, of ``num_routes`` in all."""
     piece, hidden = rows.shape

@@ -2,8 +2,8 @@
 
 Knows nothing of lanes' insides and of attention. A dispatch ends in exactly one of two ways: every route answered, or
 one FleetError; never with a row missing. 1. the engine thread builds parts and posts ``start``; 2. on the IO loop
-answers and failures arrive; a failed part's unanswered routes go to another replica, or wait for one until the
-deadline; 3. the engine awaits the dispatch and calls ``combined``.
+answers and failures arrive; a failed part's unanswered routes go to another replica, or are asked again and again until
+the deadline; 3. the engine awaits the dispatch and calls ``combined``.
 """
 
 import functools
@@ -35,6 +35,8 @@ _RETRYABLE = {
     Code.INTERNAL,
     Code.FOREIGN_CHECKPOINT,
 }
+_FIRST_PAUSE_S = 0.02
+_MAX_PAUSE_S = 0.5
 
 
 class Part:
@@ -75,6 +77,8 @@ class Dispatch:
         self._router = router
         self._parts: dict[int, Part] = {}
         self._waiting: Routes = np.empty(0, dtype=np.int64)
+        self._pause_s = _FIRST_PAUSE_S
+        self._refusal = ""
         self._pieces: list[tuple[Routes, torch.Tensor]] = []
         self._num_left = len(self.experts)
         self._done = False
@@ -114,7 +118,7 @@ class Dispatch:
             self._park(orphans)
 
     def retry_waiting(self) -> None:
-        """Somebody new may be usable: whoever failed before is asked again, too."""
+        """Somebody may be usable by now: whoever failed before is asked again, too."""
         waiting, self._waiting = self._waiting, np.empty(0, dtype=np.int64)
         self.failed_seats.clear()
         if len(waiting) and not self._done:
@@ -126,10 +130,11 @@ class Dispatch:
         seats = sorted({part.lane.seat for part in self._parts.values()})
         if len(self._waiting):
             experts = np.unique(self.experts[self._waiting])[:4].tolist()
-            error = FleetError(Code.NO_REPLICA, f"layer {self.layer}: no usable shard holds experts {experts}")
+            code, what = Code.NO_REPLICA, f"no usable shard holds experts {experts}"
         else:
-            error = FleetError(Code.DEADLINE, f"layer {self.layer}: no answer from {', '.join(seats)} in time")
-        self._finish(error)
+            code, what = Code.DEADLINE, f"no answer from {', '.join(seats)} in time"
+        last = f"; last refusal: {self._refusal}" if self._refusal else ""
+        self._finish(FleetError(code, f"layer {self.layer}: {what}{last}"))
 
     def _send(self, parts: list[Part]) -> None:
         for part in parts:
@@ -175,11 +180,13 @@ class Dispatch:
             self._finish(error)
             return
         self.failed_seats.add(part.lane.seat)
+        self._refusal = f"{error.code.name} {error}"
         self._router.on_failed_part(self, part.lane.seat, error)
-        if error.code is Code.NON_FINITE and not self._router.has_other(self):
+        unanswered = part.routes[~part.answered]
+        if error.code is Code.NON_FINITE and not self._router.has_other(self, unanswered):
             self._finish(error)
             return
-        self._reassign(part.routes[~part.answered])
+        self._reassign(unanswered)
 
     def _reassign(self, routes: Routes) -> None:
         parts, orphans = self._router.build_parts(self, routes)
@@ -187,7 +194,8 @@ class Dispatch:
 
     def _park(self, routes: Routes) -> None:
         self._waiting = np.concatenate((self._waiting, routes))
-        self._router.park(self)
+        self._router.park(self, self._pause_s)
+        self._pause_s = min(_MAX_PAUSE_S, 2 * self._pause_s)
 
     def _finish(self, error: FleetError | None) -> None:
         self.error = error

@@ -31,6 +31,7 @@ class Lane:
         self.address = address
         self.up = False
         self.last_error: FleetError | None = None
+        self.max_frame_bytes = hello.max_frame_bytes
         self._hello = hello
         self._on_change = on_change
         self._sinks: dict[int, Sink] = {}
@@ -108,6 +109,7 @@ class Lane:
             raise FleetError(Code.BAD_FRAME, f"{self.seat} greeted with a {type(hello).__name__}")
         if hello.seat != self.seat:
             raise FleetError(Code.LANE_LOST, f"{self.address} is {hello.seat}, not {self.seat}")
+        self.max_frame_bytes = hello.max_frame_bytes
 
     async def _write_all(self, stream: grpc.aio.StreamStreamCall) -> None:
         while True:

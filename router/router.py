@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from ..membership.epoch import NO_EPOCH, Epoch, EpochId
-from ..proto.codec import Hello, encode_dispatch, short_fingerprint
+from ..proto.codec import Hello, dispatch_rows, encode_dispatch, short_fingerprint
 from ..proto.errors import FleetError
 from ..proto.io_thread import IoThread
 from .dispatch import Dispatch, Part, Routes
@@ -52,6 +52,7 @@ class Router:
         self._epoch: Epoch | None = None
         self._lanes: dict[tuple[str, str], Lane] = {}
         self._frame_ids = itertools.count(1)
+        self._closing: set[asyncio.Task[None]] = set()
         self._parked: set[Dispatch] = set()
         self._timers: dict[Dispatch, asyncio.TimerHandle] = {}
         self._ready = threading.Event()
@@ -89,9 +90,9 @@ class Router:
         for number in np.unique(owners):
             if number == NOBODY:
                 continue
-            mine = np.flatnonzero(owners == number)
-            mine = mine[np.argsort(experts[mine], kind="stable")]
-            parts.append(self._part(dispatch, plan.epoch, lanes[number], routes[mine]))
+            for mine in _split(routes[owners == number], dispatch, lanes[number].max_frame_bytes):
+                by_expert = mine[np.argsort(dispatch.experts[mine], kind="stable")]
+                parts.append(self._part(dispatch, plan.epoch, lanes[number], by_expert))
         return parts, routes[owners == NOBODY]
 
     # From here on everything runs on the IO loop.
@@ -101,13 +102,15 @@ class Router:
         self._epoch = epoch
         wanted = {(member.seat, member.address) for member in epoch.experts}
         for key in [key for key in self._lanes if key not in wanted]:
-            asyncio.get_running_loop().create_task(self._lanes.pop(key).close())
+            self._closing = {task for task in self._closing if not task.done()}
+            self._closing.add(asyncio.get_running_loop().create_task(self._lanes.pop(key).close()))
         for seat, address in wanted - self._lanes.keys():
             self._lanes[seat, address] = Lane(seat, address, self._hello, self._replan)
         logger.info("epoch %s: %d expert shards, complete: %s", epoch.id, len(epoch.experts), epoch.complete)
         self._replan()
 
     async def close(self) -> None:
+        self._epoch = None
         lanes, self._lanes = list(self._lanes.values()), {}
         await asyncio.gather(*(lane.close() for lane in lanes))
 
@@ -115,13 +118,16 @@ class Router:
         self.counters.retried_parts += 1
         logger.warning("layer %d: %s failed, asking elsewhere: %s", dispatch.layer, seat, error)
 
-    def has_other(self, dispatch: Dispatch) -> bool:
+    def has_other(self, dispatch: Dispatch, routes: Routes) -> bool:
         """Whether the routes that failed could be asked of a replica that has not failed."""
-        owners = self.plan.assign(dispatch.layer, dispatch.experts, dispatch.failed_seats)
+        owners = self.plan.assign(dispatch.layer, dispatch.experts[routes], dispatch.failed_seats)
         return not (owners == NOBODY).any()
 
-    def park(self, dispatch: Dispatch) -> None:
-        self._parked.add(dispatch)
+    def park(self, dispatch: Dispatch, pause_s: float) -> None:
+        """Whoever waits is asked again when the plan changes, and after ``pause_s``: a refusal may have passed."""
+        if dispatch not in self._parked:
+            self._parked.add(dispatch)
+            asyncio.get_running_loop().call_later(pause_s, self._unpark, dispatch)
 
     def forget(self, dispatch: Dispatch) -> None:
         self._parked.discard(dispatch)
@@ -168,5 +174,19 @@ class Router:
         else:
             self._ready.clear()
         for dispatch in list(self._parked):
+            self._unpark(dispatch)
+
+    def _unpark(self, dispatch: Dispatch) -> None:
+        if dispatch in self._parked:
             self._parked.discard(dispatch)
             dispatch.retry_waiting()
+
+
+def _split(routes: Routes, dispatch: Dispatch, max_frame_bytes: int) -> list[Routes]:
+    """``routes`` to one shard, cut so that the rows of each piece fit a frame."""
+    T, H = dispatch.x.shape
+    limit = dispatch_rows(max_frame_bytes, H, dispatch.x.itemsize, dispatch.top_k)
+    if limit >= T:
+        return [routes]
+    distinct, place = np.unique(routes // dispatch.top_k, return_inverse=True)
+    return [routes[place // limit == piece] for piece in range(-(-len(distinct) // limit))]

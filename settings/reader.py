@@ -34,6 +34,12 @@ def option(default: Any = dataclasses.MISSING, help: str = "", *, secret: bool =
     return dataclasses.field(default=default, metadata={"help": help, "secret": secret, "flag": flag})
 
 
+def within(name: str, value: float, low: float, high: float) -> None:
+    """For ``__post_init__``. Raises ValueError naming the setting, its value and the limits."""
+    if not low <= value <= high:
+        raise ValueError(f"{name}: {value} is not within {low} to {high}")
+
+
 def flag_name(name: str) -> str:
     return "--" + name.replace("_", "-")
 

@@ -164,3 +164,17 @@ def test_stopping_answers_whoever_is_left() -> None:
     error = drain(updates)[1]
     assert isinstance(error, FleetError)
     assert error.code is Code.DRAINING
+
+
+def test_a_bug_in_sampling_fails_one_sequence_and_the_engine_lives(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("expertfleet.attention_workers.engine.sample", lambda logits, sequence: 1 / 0)
+        _, updates = fleet.submit(3)
+        error = drain(updates)[1]
+    assert isinstance(error, FleetError)
+    assert error.code is Code.INTERNAL
+    _, updates = fleet.submit(3)
+    assert drain(updates)[1] == "length"
+    assert fleet.pages.num_free == 32

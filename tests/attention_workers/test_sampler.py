@@ -7,6 +7,7 @@ import torch
 
 from expertfleet.attention_workers.sampler import sample, uniform
 from expertfleet.attention_workers.sequence import SamplingParams, Sequence
+from expertfleet.proto.errors import Code, FleetError
 
 
 def make(params: SamplingParams, tokens: list[int] | None = None, **more: object) -> Sequence:
@@ -86,3 +87,16 @@ def test_logprobs_are_the_models_own() -> None:
     assert math.isclose(token.logprob or 0.0, float(expected[3]), abs_tol=1e-6)
     assert [index for index, _ in token.top] == expected.topk(5).indices.tolist()
     assert sample(logits, make(SamplingParams(), num_top_logprobs=0)).top == ()
+
+
+def test_penalties_that_overflow_are_an_error_and_no_token() -> None:
+    for temperature in (0.0, 1.0):
+        params = SamplingParams(temperature=temperature, repetition_penalty=1e-40)
+        with pytest.raises(FleetError) as caught:
+            sample(torch.full((50,), 4.0), make(params))
+        assert caught.value.code is Code.NON_FINITE
+
+
+def test_more_alternatives_than_tokens_give_all_tokens() -> None:
+    out = sample(torch.randn(5), make(SamplingParams(), num_top_logprobs=20))
+    assert len(out.top) == 5

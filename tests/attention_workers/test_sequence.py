@@ -38,3 +38,13 @@ def test_budget_is_the_same_for_a_resubmitted_sequence() -> None:
 def test_thinking_that_ends_in_time_is_left_alone() -> None:
     sequence = make([7, 50, 1, 51, 2, 3, 4, 5], 1, budget=ThinkingBudget(2, 50, 51, (51,)))
     assert sequence.forced_token() is None
+
+
+def test_forced_ids_behind_the_closing_one_are_emitted_too() -> None:
+    sequence = make([7], 1, budget=ThinkingBudget(2, 50, 51, (60, 51, 61)))
+    for token in (50, 1, 2):
+        sequence.append(token)
+    for forced in (60, 51, 61):
+        assert sequence.forced_token() == forced
+        sequence.append(forced)
+    assert sequence.forced_token() is None

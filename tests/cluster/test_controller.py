@@ -218,7 +218,7 @@ def test_a_taken_port_is_one_clear_error() -> None:
     async def scenario() -> None:
         async with Fleet() as fleet:
             port = int(fleet.controller.address.rpartition(":")[2])
-            with pytest.raises(OSError, match=f"controller: 127.0.0.1:{port} cannot be bound"):
+            with pytest.raises(OSError, match=f"127.0.0.1:{port} cannot be bound"):
                 await Controller(SHAPE, port=port).start()
 
     in_loop(scenario)

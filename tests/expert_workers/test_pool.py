@@ -2,6 +2,7 @@
 
 import random
 import threading
+import time
 
 import pytest
 import torch
@@ -96,3 +97,23 @@ def test_closing_wakes_the_taker_and_refuses_more() -> None:
     with pytest.raises(FleetError) as caught:
         pool.put(make_job(1))
     assert caught.value.code is Code.DRAINING
+
+
+def test_a_bulk_frame_is_not_starved_by_endless_small_ones() -> None:
+    pool = Pool(100)
+    bulk = make_job(1000)
+    pool.put(bulk)
+    deadline = time.monotonic() + 10
+    while not bulk.num_done:
+        pool.put(make_job(8, layer=2))
+        pool.take(64)
+        assert time.monotonic() < deadline
+
+
+def test_cancelled_frames_leave_room_at_once() -> None:
+    pool = Pool(1)
+    lane = object()
+    pool.put(make_job(4, lane=lane))
+    pool.cancel(lane, 1)
+    assert pool.num_queued() == 0
+    pool.put(make_job(4, lane=lane))

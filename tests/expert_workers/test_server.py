@@ -1,6 +1,7 @@
 """The real shard process behind its port: what it holds it answers, everything else is refused by type."""
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,7 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from expertfleet.attention_workers.config import AttentionConfig
+from expertfleet.attention_workers.server import AttentionServer
 from expertfleet.checkpoint.tensors import Checkpoint
+from expertfleet.expert_workers.config import ExpertConfig
+from expertfleet.expert_workers.server import ExpertServer
 from expertfleet.kernels.grouped_gemm import grouped_gemm_reference
 from expertfleet.membership.epoch import ExpertSet
 from expertfleet.proto.codec import (
@@ -282,3 +287,19 @@ def test_bad_settings_are_one_line(
     lines = process.log.read_text().splitlines()
     assert len(lines) == 1
     assert message in lines[0]
+
+
+@pytest.mark.parametrize("role", [ExpertServer, AttentionServer])
+def test_stopping_from_several_threads_ends_once_though_the_controller_is_away(
+    role: Any, small_checkpoint: Path
+) -> None:
+    config = {ExpertServer: ExpertConfig, AttentionServer: AttentionConfig}[role]
+    server = role(config(small_checkpoint, controller="127.0.0.1:1"))
+    server.start()
+    threads = [threading.Thread(target=server.stop, args=(0.0,), daemon=True) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+    server.wait()

@@ -64,6 +64,13 @@ class Fleet:
     async def _set(self, epoch: Epoch) -> None:
         self.router.set_epoch(epoch)
 
+    def wait_all_up(self) -> bool:
+        """Replicas make the router usable before every lane is up."""
+        deadline = time.monotonic() + 10
+        while not all(lane.up for lane in self.router._lanes.values()) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return all(lane.up for lane in self.router._lanes.values())
+
     def ask(self, T: int = 5, layer: int = 1) -> tuple[Dispatch, torch.Tensor]:
         """A random dispatch and the output that it must give."""
         x = torch.randn(T, H).bfloat16()
@@ -143,6 +150,7 @@ def test_a_lane_cut_after_a_piece_keeps_the_piece(fleet: Fleet) -> None:
     fleet.add_shards(2)
     fleet.commit(lambda layer, expert: [0, 1])
     assert fleet.router.wait_usable(10)
+    assert fleet.wait_all_up()
     fleet.shards[0].piece_routes = 2
     fleet.shards[0].break_after_piece = True
     dispatch, expected = fleet.ask(9)
@@ -227,3 +235,52 @@ def test_bad_requests_are_not_retried(fleet: Fleet) -> None:
     with pytest.raises(FleetError, match="odd") as caught:
         outcome(dispatch)
     assert caught.value.code is Code.BAD_FRAME
+
+
+@pytest.mark.parametrize("code", [Code.OVERLOADED, Code.INTERNAL, Code.STALE_EPOCH])
+def test_a_passing_refusal_of_the_only_holder_is_asked_again(fleet: Fleet, code: Code) -> None:
+    fleet.add_shards(1)
+    fleet.commit(lambda layer, expert: [0])
+    assert fleet.router.wait_usable(10)
+    fleet.shards[0].refuse = FleetError(code, "not now")
+    dispatch, expected = fleet.ask(4)
+    time.sleep(0.2)
+    assert not dispatch._done
+    fleet.shards[0].refuse = None
+    assert torch.equal(outcome(dispatch, 3), expected)
+    assert not fleet.router._parked
+    assert not fleet.router._timers
+
+
+def test_past_the_deadline_the_last_refusal_is_named() -> None:
+    fleet = Fleet(deadline_s=0.3)
+    fleet.add_shards(1)
+    fleet.commit(lambda layer, expert: [0])
+    assert fleet.router.wait_usable(10)
+    fleet.shards[0].refuse = FleetError(Code.OVERLOADED, "queue is full")
+    with pytest.raises(FleetError, match="last refusal: OVERLOADED expert-0: queue is full"):
+        outcome(fleet.ask()[0])
+    fleet.close()
+
+
+def test_rows_beyond_the_shards_frame_limit_travel_in_several_frames(fleet: Fleet) -> None:
+    fleet.add_shards(2)
+    fleet.commit(lambda layer, expert: [expert % 2])
+    assert fleet.router.wait_usable(10)
+    limit = 2048
+    for lane in fleet.router._lanes.values():
+        lane.max_frame_bytes = limit
+    dispatch, expected = fleet.ask(60)
+    assert torch.equal(outcome(dispatch), expected)
+    for shard in fleet.shards:
+        assert len(shard.frames) > 1
+        for frame in shard.frames:
+            assert frame.rows.nbytes + frame.route_rows.nbytes + frame.route_experts.nbytes + 64 <= limit
+
+
+def test_the_frame_limit_is_the_one_the_shard_greets_with(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fake_shard, "LIMIT", 1 << 20)
+    fleet.add_shards(1)
+    fleet.commit(lambda layer, expert: [0])
+    assert fleet.router.wait_usable(10)
+    assert [lane.max_frame_bytes for lane in fleet.router._lanes.values()] == [1 << 20]

@@ -1,0 +1,114 @@
+"""Requests are checked whole, and a call ends by its deadline whatever the engine does."""
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from expertfleet.attention_workers.sequence import Sequence, TokenOut
+from expertfleet.attention_workers.service import GenerateService, Limits, check_request
+from expertfleet.proto.errors import Code, FleetError
+from expertfleet.proto.generated import generate_pb2 as pb
+
+LIMITS = Limits(vocab_size=100, max_model_len=64)
+
+
+class FakeEngine:
+    """Keeps what it is given; ``serve`` runs at once for every sequence."""
+
+    def __init__(self) -> None:
+        self.added: list[Sequence] = []
+        self.cancelled: list[Sequence] = []
+        self.serve: Callable[[Sequence], None] = lambda sequence: None
+
+    def add(self, sequence: Sequence) -> None:
+        self.added.append(sequence)
+        self.serve(sequence)
+
+    def cancel(self, sequence: Sequence) -> None:
+        self.cancelled.append(sequence)
+
+
+class Worker:
+    def __init__(self) -> None:
+        self.engine = FakeEngine()
+        self.numerics = "a/b"
+        self.service = GenerateService(
+            "attention-0",
+            self.engine,
+            LIMITS,
+            lambda: self.numerics,
+            lambda: None,
+            None,  # type: ignore[arg-type]
+        )
+
+    def generate(self, request: pb.GenerateRequest) -> list[pb.GenerateReply]:
+        async def run() -> list[pb.GenerateReply]:
+            return [reply async for reply in self.service._generate(request)]
+
+        return asyncio.run(run())
+
+
+def make_request(**changes: object) -> pb.GenerateRequest:
+    fields: dict = {"prompt_ids": [1, 2], "max_tokens": 5, "sampling": pb.Sampling(top_p=1.0)}
+    return pb.GenerateRequest(**(fields | changes))
+
+
+def test_a_plain_request_passes() -> None:
+    check_request(make_request(priority=255, deadline_s=0.0), LIMITS)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"deadline_s": float("nan")},
+        {"deadline_s": float("inf")},
+        {"deadline_s": -1.0},
+        {"priority": 256},
+        {"thinking_budget": pb.ThinkingBudget(start_id=5, end_id=5, forced_ids=[5])},
+        {"thinking_budget": pb.ThinkingBudget(start_id=5, end_id=6, forced_ids=[5, 6])},
+        {"sampling": pb.Sampling(top_p=1.0, logit_bias={3: float("nan")})},
+        {"sampling": pb.Sampling(top_p=1.0, temperature=float("nan"))},
+        {"sampling": pb.Sampling(top_p=1.0, logit_bias={100: 1.0})},
+    ],
+)
+def test_what_cannot_be_honoured_is_refused(changes: dict) -> None:
+    with pytest.raises(FleetError) as caught:
+        check_request(make_request(**changes), LIMITS)
+    assert caught.value.code is Code.BAD_REQUEST
+
+
+def test_the_deadline_ends_a_call_while_its_step_waits() -> None:
+    worker = Worker()
+    with pytest.raises(FleetError) as caught:
+        worker.generate(make_request(deadline_s=0.1))
+    assert caught.value.code is Code.DEADLINE
+    assert worker.engine.cancelled == worker.engine.added
+    assert worker.service.num_open == 0
+
+
+def test_tokens_of_another_numerics_class_are_not_handed_on() -> None:
+    worker = Worker()
+
+    def serve(sequence: Sequence) -> None:
+        worker.numerics = "a/c"
+        sequence.publish(([TokenOut(7, None, ())], ""))
+
+    worker.engine.serve = serve
+    with pytest.raises(FleetError) as caught:
+        worker.generate(make_request())
+    assert caught.value.code is Code.WRONG_NUMERICS
+    assert worker.engine.cancelled == worker.engine.added
+
+
+def test_a_caller_that_leaves_between_replies_frees_its_sequence() -> None:
+    worker = Worker()
+    worker.engine.serve = lambda sequence: sequence.publish(([TokenOut(7, None, ())], ""))
+
+    async def run() -> None:
+        replies = worker.service.Generate(make_request(), None)  # type: ignore[arg-type]
+        assert (await anext(replies)).token_ids == [7]
+        await replies.aclose()  # type: ignore[attr-defined]
+        assert worker.engine.cancelled == worker.engine.added
+
+    asyncio.run(run())

@@ -1,0 +1,66 @@
+"""The runtime answers every job of a batch, and nobody pays for a neighbour."""
+
+import queue
+import time
+
+import torch
+
+from expertfleet.expert_workers import runtime as module
+from expertfleet.expert_workers.pool import Job, Pool
+from expertfleet.expert_workers.runtime import Runtime
+from expertfleet.proto.codec import MAX_PIECE_BYTES, Dispatch, Error, Result, decode
+from expertfleet.proto.errors import Code
+
+H = 256
+
+
+def make_job(answers: "queue.Queue[bytes]", frame_id: int, value: float, num_routes: int = 2) -> Job:
+    rows = torch.full((num_routes, H), value).bfloat16()
+    route_rows = torch.arange(num_routes, dtype=torch.int32)
+    experts = torch.zeros(num_routes, dtype=torch.int32)
+    frame = Dispatch(frame_id, b"\0" * 8, (1, 1), 1, 0, 10**6, rows, route_rows, experts)
+    return Job(frame, answers.put, None, expires_at=time.monotonic() + 30)
+
+
+def run(monkeypatch, jobs: list[Job], route_ms: float = 0.001) -> None:
+    """All jobs through a runtime whose experts change nothing."""
+    monkeypatch.setattr(module, "grouped_gemm", lambda x, route_rows, experts, layer: x[route_rows])
+    pool = Pool(100)
+    for job in jobs:
+        pool.put(job)
+    pool.close()
+    runtime = Runtime(pool, {1: None}, 1, route_ms)  # type: ignore[dict-item]
+    runtime.start()
+    assert runtime.join(20)
+
+
+def test_a_frame_with_non_finite_rows_does_not_fail_its_neighbours(monkeypatch) -> None:
+    answers: queue.Queue[bytes] = queue.Queue()
+    run(monkeypatch, [make_job(answers, 1, 1.0), make_job(answers, 2, float("nan")), make_job(answers, 3, 3.0)])
+    first, second, third = (decode(answers.get_nowait(), 1 << 20) for _ in range(3))
+    assert isinstance(first, Result)
+    assert isinstance(second, Error)
+    assert (second.frame_id, second.code) == (2, Code.NON_FINITE)
+    assert isinstance(third, Result)
+    assert third.rows.tolist() == [[3.0] * H] * 2
+
+
+def test_a_piece_with_its_header_fits_the_smallest_frame_limit(monkeypatch) -> None:
+    answers: queue.Queue[bytes] = queue.Queue()
+    num_routes = MAX_PIECE_BYTES // (2 * H) + 10
+    monkeypatch.setattr(module, "MIN_SLICE_ROUTES", 2 * num_routes)
+    run(monkeypatch, [make_job(answers, 1, 1.0, num_routes)])
+    assert answers.qsize() == 2
+    assert max(len(answers.get_nowait()) for _ in range(2)) <= MAX_PIECE_BYTES
+
+
+def test_an_answer_that_cannot_be_made_is_an_error_and_the_loop_lives(monkeypatch, caplog) -> None:
+    answers: queue.Queue[bytes] = queue.Queue()
+    monkeypatch.setattr(module, "encode_result", lambda *fields: 1 / 0)
+    jobs = [make_job(answers, 1, 1.0), make_job(answers, 2, 1.0)]
+    jobs[1].frame = jobs[1].frame.__class__(**{n: getattr(jobs[1].frame, n) for n in Dispatch.__slots__} | {"layer": 2})
+    run(monkeypatch, jobs)
+    for frame_id in (1, 2):
+        error = decode(answers.get_nowait(), 1 << 20)
+        assert isinstance(error, Error)
+        assert (error.frame_id, error.code) == (frame_id, Code.INTERNAL)
