@@ -40,6 +40,8 @@ class AttentionConfig:
         within("layer_deadline_s", self.layer_deadline_s, 0.001, 3600)
         within("max_frame_mib", self.max_frame_mib, 1, 1024)
         within("drain_s", self.drain_s, 0, 86_400)
+        if self.controller is None and not self.shards:
+            raise ValueError("controller: none given, and no --shards either; one of the two names the expert shards")
         if self.controller is not None and self.shards:
             raise ValueError(f"shards: {', '.join(self.shards)} are the controller's to name; give one of the two")
 

@@ -14,7 +14,7 @@ import torch
 
 from ..checkpoint.tensors import Checkpoint
 from ..kernels.numerics import attention_self_test
-from ..membership.channel import SERVER_OPTIONS
+from ..membership.channel import SERVER_OPTIONS, listen
 from ..membership.tenancy import Tenancy
 from ..membership.watch import EpochWatch
 from ..proto.codec import DTYPE_NAMES, Hello
@@ -138,14 +138,7 @@ class AttentionServer:
         )
         self._server = grpc.aio.server(options=SERVER_OPTIONS)
         generate_pb2_grpc.add_AttentionWorkerServicer_to_server(self.service, self._server)
-        try:
-            port = self._server.add_insecure_port(f"{config.host}:{config.port}")
-        except RuntimeError as error:
-            raise OSError(
-                f"{config.host}:{config.port} cannot be bound; is the port taken? choose another --port"
-            ) from error
-        await self._server.start()
-        self.address = f"{config.host}:{port}"
+        self.address = await listen(self._server, config.host, config.port)
 
     def _follow(self) -> None:
         """Starts following the controller's epochs, or takes the given shards as the only epoch there is."""

@@ -125,6 +125,8 @@ def check_request(request: generate_pb2.GenerateRequest, limits: Limits) -> None
     if not request.prompt_ids:
         raise FleetError(Code.BAD_REQUEST, "prompt_ids: empty; at least one token is needed")
     num_prompt, num_done = len(request.prompt_ids), len(request.generated_ids)
+    if num_done and request.generated_ids[-1] in request.stop_token_ids:
+        raise FleetError(Code.BAD_REQUEST, f"generated_ids: end with stop id {request.generated_ids[-1]} already")
     if request.max_tokens <= num_done:
         raise FleetError(Code.BAD_REQUEST, f"max_tokens: {request.max_tokens}, of which {num_done} are done already")
     if num_prompt + request.max_tokens > limits.max_model_len:

@@ -14,6 +14,7 @@ import torch
 from ..checkpoint.tensors import Checkpoint
 from ..kernels.grouped_gemm import Backend
 from ..kernels.numerics import expert_self_test
+from ..membership.channel import listen
 from ..membership.epoch import ExpertSet
 from ..membership.tenancy import Tenancy
 from ..proto.codec import DTYPE_NAMES, Hello
@@ -130,14 +131,7 @@ class ExpertServer:
         self._server.add_generic_rpc_handlers((stream_handler(self.lanes.stream),))
         control = ControlService(self.holdings, self.tenancy.report, self._drain)
         expert_pb2_grpc.add_ExpertShardServicer_to_server(control, self._server)
-        try:
-            port = self._server.add_insecure_port(f"{config.host}:{config.port}")
-        except RuntimeError as error:
-            raise OSError(
-                f"{config.host}:{config.port} cannot be bound; is the port taken? choose another --port"
-            ) from error
-        await self._server.start()
-        self.address = f"{config.host}:{port}"
+        self.address = await listen(self._server, config.host, config.port)
 
     async def _drain(self, timeout_s: float) -> bool:
         finished = asyncio.get_running_loop().create_future()

@@ -58,7 +58,6 @@ class Hello:
     fingerprint: str
     dtype: str
     max_frame_bytes: int
-    numerics: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +254,7 @@ def _decode_hello(frame: bytes) -> Hello:
         hello = Hello(**fields)
     except (ValueError, TypeError, msgpack.UnpackException) as error:
         raise _bad(f"unreadable greeting ({type(error).__name__})") from error
-    types = (hello.seat, hello.fingerprint, hello.dtype, hello.numerics)
+    types = (hello.seat, hello.fingerprint, hello.dtype)
     if not all(isinstance(text, str) for text in types) or not isinstance(hello.max_frame_bytes, int):
         raise _bad("a greeting field has the wrong type")
     return hello

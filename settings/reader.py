@@ -132,7 +132,7 @@ def convert(value: Any, hint: Any, source: str) -> Any:
             raise SettingsError(f"{source}: {value!r} is not one of {', '.join(map(str, choices))}")
         return value
     if origin is tuple:
-        items = value.split(",") if isinstance(value, str) else value
+        items = [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
         if not isinstance(items, Sequence):
             raise SettingsError(f"{source}: {value!r} is not a list")
         return tuple(convert(item, typing.get_args(kind)[0], source) for item in items)

@@ -57,7 +57,7 @@ def test_result_error_cancel_and_hello_round_trip() -> None:
     assert (error.frame_id, error.code) == (9, Code.NOT_HELD)
     assert error.message == "é" * 512
     assert codec.decode(codec.encode_cancel(11), LIMIT) == codec.Cancel(11)
-    hello = codec.Hello("expert-3", "ab" * 32, "bfloat16", 1 << 26, "some-class")
+    hello = codec.Hello("expert-3", "ab" * 32, "bfloat16", 1 << 26)
     assert codec.decode(codec.encode_hello(hello), LIMIT) == hello
 
 
