@@ -1,7 +1,6 @@
 """The whole path against the oracle: a model in this process, its experts on real shard processes over real lanes."""
 
 import dataclasses
-import math
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -147,37 +146,30 @@ def test_float32_beyond_the_original_context(
 def test_bfloat16_errs_no_more_than_transformers_bfloat16(
     probe: Callable[[str], Probe], oracle: ModuleType, small_checkpoint: Path
 ) -> None:
+    """Over some 6,000 rows: the few whose routing rounding flips dominate, and fewer rows would leave it to chance."""
     exact = oracle.load_oracle(small_checkpoint, torch.float32)
     rounded = oracle.load_oracle(small_checkpoint, torch.bfloat16)
-    ours = probe("bfloat16")
-    kl = {"ours": 0.0, "theirs": 0.0}
-    hidden: dict[str, list[list[float]]] = {"ours": [], "theirs": []}
-    for prompt in prompts(exact.config.vocab_size):
+    ours, vocab_size = probe("bfloat16"), exact.config.vocab_size
+    long = [[random.randrange(vocab_size) for _ in range(200)] for _ in range(24)]
+    kl = torch.zeros(2, dtype=torch.float64)  # ours, theirs
+    squares = torch.zeros(2, exact.config.num_hidden_layers - 1, dtype=torch.float64)
+    for prompt in prompts(vocab_size) + long:
         with torch.inference_mode():
             reference = exact(torch.tensor([prompt]), output_hidden_states=True)
             theirs = rounded(torch.tensor([prompt]), output_hidden_states=True)
         logits, layers = ours.logits(prompt)
         goal = reference.logits[0].double().log_softmax(-1)
-        kl["ours"] += divergence(goal, logits) * len(prompt)
-        kl["theirs"] += divergence(goal, theirs.logits[0]) * len(prompt)
+        kl += torch.stack([divergence(goal, logits), divergence(goal, theirs.logits[0])])
         # transformers' last hidden state is the normalised one: every layer but the last is compared.
-        pairs = list(zip(layers[:-1], theirs.hidden_states[1:-1], reference.hidden_states[1:-1], strict=True))
-        hidden["ours"].append([error(mine, goal) for mine, _, goal in pairs])
-        hidden["theirs"].append([error(other[0], goal) for _, other, goal in pairs])
-    assert kl["ours"] <= 1.2 * kl["theirs"], kl
-    for layer, (mine, other) in enumerate(zip(*(torch.tensor(hidden[key]).mean(0) for key in hidden), strict=True)):
-        assert mine <= 1.2 * other, (layer, float(mine), float(other))
+        for layer, hidden in enumerate(reference.hidden_states[1:-1]):
+            for side, rows in enumerate((layers[layer], theirs.hidden_states[layer + 1][0])):
+                squares[side, layer] += (rows.double() - hidden[0].double()).square().sum()
+    print(f"KL ours / theirs: {float(kl[0] / kl[1]):.3f}; hidden by layer: {(squares[0] / squares[1]).sqrt().tolist()}")
+    assert kl[0] <= 1.2 * kl[1], kl
+    assert (squares[0].sqrt() <= 1.2 * squares[1].sqrt()).all(), squares
 
 
-def divergence(goal: torch.Tensor, logits: torch.Tensor) -> float:
-    """Mean KL(goal ‖ logits) over the rows; ``goal`` holds log-probabilities."""
+def divergence(goal: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """KL(goal ‖ logits) summed over the rows; ``goal`` holds log-probabilities."""
     other = logits.double().log_softmax(-1)
-    return float((goal.exp() * (goal - other)).sum(-1).mean())
-
-
-def error(rows: torch.Tensor, goal: torch.Tensor) -> float:
-    """Relative error of hidden rows in the Frobenius norm."""
-    goal = goal.double().view(rows.shape)
-    value = float((rows.double() - goal).norm() / goal.norm())
-    assert math.isfinite(value)
-    return value
+    return (goal.exp() * (goal - other)).sum()
