@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import grpc
 
-from ..proto.errors import from_details
+from ..proto.errors import FleetError, from_details
 from ..proto.generated import membership_pb2 as pb
 from ..proto.generated import membership_pb2_grpc as rpc
 from .channel import open_channel
@@ -46,7 +46,11 @@ class EpochWatch:
 
     async def _follow(self, stub: rpc.MembershipStub, on_epoch: Callable[[Epoch], None]) -> None:
         async for message in stub.Watch(pb.WatchRequest(seat=self.seat)):
-            epoch = Epoch.from_proto(message)
+            try:
+                epoch = Epoch.from_proto(message)
+            except FleetError as error:
+                _log.error("%s: the controller sent an unusable epoch, keeping the last one: %s", self.seat, error)
+                continue
             if epoch.id > self.last:
                 self.last = epoch.id
                 on_epoch(epoch)

@@ -62,3 +62,23 @@ def test_a_watch_waits_for_a_controller_that_starts_later(controller: Any) -> No
         await controller.stop()
 
     asyncio.run(scenario())
+
+
+def test_an_unusable_epoch_is_skipped_and_the_watch_goes_on(controller: Any) -> None:
+    async def scenario() -> None:
+        seen: list[EpochId] = []
+        broken = epoch(5, 2).to_proto()
+        broken.experts.add(seat="expert-0").held.num_layers = 3
+        broken.experts[0].held.num_experts = 9
+        controller.epochs = [epoch(5, 1).to_proto(), broken, epoch(5, 3).to_proto()]
+        await controller.start()
+        task = asyncio.create_task(EpochWatch(controller.address, "x").run(lambda one: seen.append(one.id)))
+        await until(seen, 2)
+        assert seen == [EpochId(5, 1), EpochId(5, 3)]
+        assert not task.done()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await controller.stop()
+
+    asyncio.run(scenario())
