@@ -9,7 +9,7 @@ the deadline; 3. the engine awaits the dispatch and calls ``combined``.
 import functools
 import threading
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +19,6 @@ from ..proto.codec import Result
 from ..proto.errors import Code, FleetError
 from .combine import combine
 from .lane import Lane
-
-if TYPE_CHECKING:
-    from .router import Router
 
 Routes = npt.NDArray[np.int64]
 # Refusals after which the same routes may be asked of somebody else.
@@ -53,12 +50,26 @@ class Part:
         self.num_answered = 0
 
 
+class Sender(Protocol):
+    """What a dispatch asks of the router that it belongs to."""
+
+    def build_parts(self, dispatch: "Dispatch", routes: Routes) -> tuple[list[Part], Routes]: ...
+
+    def on_failed_part(self, dispatch: "Dispatch", seat: str, error: FleetError) -> None: ...
+
+    def has_other(self, dispatch: "Dispatch", routes: Routes) -> bool: ...
+
+    def park(self, dispatch: "Dispatch", pause_s: float) -> None: ...
+
+    def forget(self, dispatch: "Dispatch") -> None: ...
+
+
 class Dispatch:
     """An awaitable for one layer of one micro-batch."""
 
     def __init__(
         self,
-        router: "Router",
+        router: "Sender",
         layer: int,
         x: torch.Tensor,
         topk_ids: torch.Tensor,
