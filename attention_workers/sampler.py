@@ -36,8 +36,6 @@ def uniform(seed: int, position: int) -> float:
 def _choose(logits: torch.Tensor, sequence: Sequence) -> int:
     params = sequence.sampling
     logits = _penalise(logits, sequence)
-    if not torch.isfinite(logits).all():
-        raise FleetError(Code.NON_FINITE, "the sequence's logits are not finite, penalties and biases applied")
     if params.temperature == 0:
         return int(logits.argmax())
     probabilities, ids = _filtered(torch.softmax(logits.double() / params.temperature, dim=-1), params)
@@ -83,6 +81,8 @@ def _penalise(logits: torch.Tensor, sequence: Sequence) -> torch.Tensor:
         logits[ids] -= params.presence_penalty + params.frequency_penalty * counts
     for token_id, bias in params.logit_bias.items():
         logits[token_id] += bias
+    if not torch.isfinite(logits).all():
+        raise FleetError(Code.NON_FINITE, "the sequence's logits are not finite, penalties and biases applied")
     return logits
 
 

@@ -4,7 +4,6 @@ Knows nothing of Ray. ``start`` returns when the port is bound; a loader thread 
 self-test, loads the weights, and reports ready.
 """
 
-import asyncio
 import logging
 import threading
 import time
@@ -15,6 +14,7 @@ import torch
 from ..checkpoint.tensors import Checkpoint
 from ..kernels.numerics import attention_self_test
 from ..membership.channel import SERVER_OPTIONS, listen
+from ..membership.ending import Ending
 from ..membership.tenancy import Tenancy
 from ..membership.watch import EpochWatch
 from ..proto.codec import DTYPE_NAMES, Hello
@@ -55,10 +55,7 @@ class AttentionServer:
         self.numerics = ""
         self._model: Model | None = None
         self._loader: Loader | None = None
-        self._stop_once = threading.Lock()
-        self._stopping = threading.Event()
-        self._ended = threading.Event()
-        self._finished = False
+        self._ending = Ending(self._drain, self._shut_down)
 
     def start(self) -> None:
         """Binds the port and starts loading in the background. Raises OSError when the port is taken."""
@@ -73,25 +70,22 @@ class AttentionServer:
 
     def wait(self) -> None:
         """Blocks until the server has stopped."""
-        self._ended.wait()
+        self._ending.wait()
 
     def stop(self, drain_s: float | None = None) -> bool:
         """Finishes running sequences, then ends everything; whether all finished in time. Not from the IO thread."""
-        if not self._stop_once.acquire(blocking=False):
-            self._ended.wait()
-            return self._finished
-        self._stopping.set()
-        try:
-            self._finished = self._stop(self.config.drain_s if drain_s is None else drain_s)
-        finally:
-            self._ended.set()
-        return self._finished
+        return self._ending.run(self.config.drain_s if drain_s is None else drain_s)
 
-    def _stop(self, drain_s: float) -> bool:
+    def _drain(self, drain_s: float) -> bool:
         self.tenancy.give_up()
         self.service.draining = True
         self.tenancy.enter("draining")
-        finished = self._wait_idle(drain_s)
+        deadline = time.monotonic() + drain_s
+        while self.service.num_open and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return not self.service.num_open
+
+    def _shut_down(self) -> None:
         self._loading.join()
         if self._model is not None:
             self.engine.stop()
@@ -99,7 +93,6 @@ class AttentionServer:
         self._io.submit(self.router.close())
         self.tenancy.close()
         self._io.stop()
-        return finished
 
     def _load(self) -> None:
         config = self.config
@@ -110,7 +103,9 @@ class AttentionServer:
             self.numerics = report.class_name
             logger.info("%s: numerics %s", config.seat, self.numerics)
             self.tenancy.enter("loading")
-            self._loader = Loader(self.checkpoint, report.rules, self.dtype, self.max_model_len, self._stopping.is_set)
+            self._loader = Loader(
+                self.checkpoint, report.rules, self.dtype, self.max_model_len, self._ending.begun.is_set
+            )
             self._model = self._loader.load()
         except InterruptedError:
             return
@@ -134,7 +129,7 @@ class AttentionServer:
         config = self.config
         limits = Limits(self.checkpoint.config.vocab_size, self.max_model_len)
         self.service = GenerateService(
-            config.seat, self.engine, limits, self._sequence_numerics, self.tenancy.report, self._drain
+            config.seat, self.engine, limits, self._sequence_numerics, self.tenancy.report, self._ending.asked
         )
         self._server = grpc.aio.server(options=SERVER_OPTIONS)
         generate_pb2_grpc.add_AttentionWorkerServicer_to_server(self.service, self._server)
@@ -155,24 +150,6 @@ class AttentionServer:
             self.tenancy.enter("failed", str(error))
         else:
             self.router.set_epoch(epoch)
-
-    async def _drain(self, timeout_s: float) -> bool:
-        finished = asyncio.get_running_loop().create_future()
-        threading.Thread(target=self._drain_aside, args=(timeout_s, finished), daemon=True).start()
-        return bool(await finished)
-
-    def _drain_aside(self, timeout_s: float, finished: "asyncio.Future[bool]") -> None:
-        self.service.draining = True
-        self.tenancy.enter("draining")
-        done = self._wait_idle(timeout_s)
-        self._io.post(_settle, finished, done)
-        self.stop(0.0)
-
-    def _wait_idle(self, timeout_s: float) -> bool:
-        deadline = time.monotonic() + timeout_s
-        while self.service.num_open and time.monotonic() < deadline:
-            time.sleep(0.02)
-        return not self.service.num_open
 
     def _fill(self, report: membership_pb2.WorkerReport) -> None:
         engine, router = self.engine.counters, self.router.counters
@@ -204,12 +181,6 @@ class AttentionServer:
         }
         for name, value in metrics.items():
             report.metrics[name] = float(value)
-
-
-def _settle(future: "asyncio.Future[bool]", value: bool) -> None:
-    """Whoever waited for the drain may have gone."""
-    if not future.done():
-        future.set_result(value)
 
 
 def cache_pages(cache_gib: float | None, page_bytes: int, max_model_len: int) -> int:

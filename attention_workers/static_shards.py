@@ -1,6 +1,7 @@
 """An epoch without a controller: the shards named on the command line, as they describe themselves.
 
-Knows nothing of leases; who is named here is asked until it is ready, whatever becomes of a single call, and never replaced.
+Knows nothing of leases; who is named here is asked until it is ready, whatever becomes of a single call,
+and never replaced.
 """
 
 import asyncio
@@ -9,6 +10,7 @@ import logging
 import grpc
 
 from ..checkpoint.tensors import Checkpoint
+from ..membership.channel import open_channel
 from ..membership.epoch import Epoch, EpochId, ExpertSet, Member
 from ..proto.errors import Code, FleetError, from_details
 from ..proto.generated import expert_pb2, expert_pb2_grpc, membership_pb2
@@ -42,7 +44,7 @@ async def describe_shards(addresses: tuple[str, ...], checkpoint: Checkpoint, dt
 
 
 async def _ready_report(address: str) -> membership_pb2.WorkerReport:
-    async with grpc.aio.insecure_channel(address) as channel:
+    async with open_channel(address) as channel:
         stub = expert_pb2_grpc.ExpertShardStub(channel)
         while True:
             try:

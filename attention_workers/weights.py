@@ -34,7 +34,7 @@ class Loader:
         stop: Callable[[], bool],
     ) -> None:
         self.bytes_loaded = 0
-        self.bytes_total = sum(num_bytes(checkpoint, name) for name in dense_tensors(checkpoint))
+        self.bytes_total = sum(checkpoint.info(name).num_bytes for name in dense_tensors(checkpoint))
         self._checkpoint = checkpoint
         self._config = checkpoint.config
         self._rules = rules
@@ -118,7 +118,7 @@ class Loader:
     def _tensor(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
         if self._stop():
             raise InterruptedError("loading was interrupted")
-        self.bytes_loaded += num_bytes(self._checkpoint, name)
+        self.bytes_loaded += self._checkpoint.info(name).num_bytes
         return self._checkpoint.read(name).to(dtype or self._dtype)
 
 
@@ -130,11 +130,6 @@ def dense_tensors(checkpoint: Checkpoint) -> list[str]:
     if not config.tie_word_embeddings:
         outer.append("lm_head.weight")
     return [name for name in checkpoint.tensors if name.startswith(layers) and ".mlp.experts." not in name] + outer
-
-
-def num_bytes(checkpoint: Checkpoint, name: str) -> int:
-    info = checkpoint.info(name)
-    return info.end - info.start
 
 
 def attention_shapes(config: ModelConfig) -> AttentionShapes:

@@ -127,7 +127,7 @@ def _check_shapes(checkpoint: CheckpointFiles, specs: Iterable[TensorSpec]) -> i
         packed = checkpoint.info(spec.name.removesuffix("_shape") + "_packed")
         expected = [packed.shape[0], packed.shape[1] * CODES_PER_WORD]
         info = checkpoint.info(spec.name)
-        content = bytearray(info.end - info.start)
+        content = bytearray(info.num_bytes)
         checkpoint.read_bytes(spec.name, info.start, memoryview(content))
         actual = np.frombuffer(content, dtype="<i4" if info.dtype == "I32" else "<i8").tolist()
         if actual != expected:

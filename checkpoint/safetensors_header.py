@@ -45,6 +45,10 @@ class TensorInfo(NamedTuple):
     start: int
     end: int
 
+    @property
+    def num_bytes(self) -> int:
+        return self.end - self.start
+
 
 class Header(NamedTuple):
     tensors: dict[str, TensorInfo]

@@ -2,7 +2,8 @@
 
 Knows nothing of the wire and of kernels: a job is a DISPATCH frame and somewhere to answer.
 1. the handler ``put``s jobs; 2. the runtime ``take``s a batch: slices of the most urgent job and of every other job of
-the same layer, up to a number of routes; 3. what is left of a job stays queued behind more urgent ones, of which none may pass it for longer than its patience.
+the same layer, up to a number of routes; 3. what is left of a job stays queued behind more urgent ones, of which none
+may pass it for longer than its patience.
 """
 
 import threading

@@ -4,7 +4,6 @@ Knows nothing of Ray. ``start`` returns when the port is bound; a loader thread 
 self-test, loads what it is assigned, and reports ready.
 """
 
-import asyncio
 import logging
 import threading
 
@@ -15,6 +14,7 @@ from ..checkpoint.tensors import Checkpoint
 from ..kernels.grouped_gemm import Backend
 from ..kernels.numerics import expert_self_test
 from ..membership.channel import listen
+from ..membership.ending import Ending
 from ..membership.epoch import ExpertSet
 from ..membership.tenancy import Tenancy
 from ..proto.codec import DTYPE_NAMES, Hello
@@ -49,10 +49,7 @@ class ExpertServer:
             model.num_layers,
             model.num_experts,
         )
-        self._stop_once = threading.Lock()
-        self._stopping = threading.Event()
-        self._ended = threading.Event()
-        self._finished = False
+        self._ending = Ending(self._drain, self._shut_down)
 
     def start(self) -> None:
         """Binds the port and starts loading in the background. Raises OSError when the port is taken."""
@@ -65,30 +62,23 @@ class ExpertServer:
 
     def wait(self) -> None:
         """Blocks until the server has stopped."""
-        self._ended.wait()
+        self._ending.wait()
 
     def stop(self, drain_s: float | None = None) -> bool:
         """Answers what is queued, then ends everything; whether all was answered in time. Not from the IO thread."""
-        if not self._stop_once.acquire(blocking=False):
-            self._ended.wait()
-            return self._finished
-        self._stopping.set()
-        try:
-            self._finished = self._stop(self.config.drain_s if drain_s is None else drain_s)
-        finally:
-            self._ended.set()
-        return self._finished
+        return self._ending.run(self.config.drain_s if drain_s is None else drain_s)
 
-    def _stop(self, drain_s: float) -> bool:
+    def _drain(self, drain_s: float) -> bool:
         self.tenancy.give_up()
         self.tenancy.enter("draining")
         self.pool.close()
-        finished = self.runtime.join(drain_s)
+        return self.runtime.join(drain_s)
+
+    def _shut_down(self) -> None:
         self._loader.join()
         self._io.submit(self._server.stop(grace=1.0))
         self.tenancy.close()
         self._io.stop()
-        return finished
 
     def _load(self) -> None:
         torch.set_num_threads(self.config.threads)
@@ -96,13 +86,13 @@ class ExpertServer:
             reply = self.tenancy.take(self.address, self.checkpoint.fingerprint, self.config.dtype)
             backend = self._test_backend()
             self.tenancy.enter("loading")
-            self.holdings.load(self._assignment(reply), backend, self._stopping.is_set)
+            self.holdings.load(self._assignment(reply), backend, self._ending.begun.is_set)
         except InterruptedError:
             return
         except (FleetError, RuntimeError, ValueError, OSError, MemoryError) as error:
             self.tenancy.enter("failed", str(error) or type(error).__name__)
             return
-        if not self._stopping.is_set():
+        if not self._ending.begun.is_set():
             self.tenancy.enter("ready")
 
     def _test_backend(self) -> Backend:
@@ -129,21 +119,9 @@ class ExpertServer:
         self.lanes = LaneHandler(self.holdings, self.pool, hello)
         self._server = grpc.aio.server(options=server_options(config.max_frame_bytes))
         self._server.add_generic_rpc_handlers((stream_handler(self.lanes.stream),))
-        control = ControlService(self.holdings, self.tenancy.report, self._drain)
+        control = ControlService(self.holdings, self.tenancy.report, self._ending.asked)
         expert_pb2_grpc.add_ExpertShardServicer_to_server(control, self._server)
         self.address = await listen(self._server, config.host, config.port)
-
-    async def _drain(self, timeout_s: float) -> bool:
-        finished = asyncio.get_running_loop().create_future()
-        threading.Thread(target=self._drain_aside, args=(timeout_s, finished), daemon=True).start()
-        return bool(await finished)
-
-    def _drain_aside(self, timeout_s: float, finished: "asyncio.Future[bool]") -> None:
-        self.tenancy.enter("draining")
-        self.pool.close()
-        done = self.runtime.join(timeout_s)
-        self._io.post(_settle, finished, done)
-        self.stop(0.0)
 
     def _fill(self, report: membership_pb2.WorkerReport) -> None:
         counters, holdings = self.runtime.counters, self.holdings
@@ -161,16 +139,10 @@ class ExpertServer:
             "merged_frames_total": counters.merged_frames,
             "failed_routes_total": counters.failed_routes,
             "expired_frames_total": counters.expired_frames,
-            "refused_frames_total": self.lanes.num_refused if hasattr(self, "lanes") else 0,
+            "refused_frames_total": self.lanes.num_refused,
             "compute_seconds_total": counters.compute_s,
             "queued_frames": self.pool.num_queued(),
             "expert_bytes_held": sum(layer.bytes_held for layer in list(holdings.layers.values())),
         }
         for name, value in metrics.items():
             report.metrics[name] = float(value)
-
-
-def _settle(future: "asyncio.Future[bool]", value: bool) -> None:
-    """Whoever waited for the drain may have gone."""
-    if not future.done():
-        future.set_result(value)

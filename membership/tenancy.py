@@ -1,7 +1,8 @@
 """A worker's standing in the fleet: its state, what it reports, and the lease on its seat.
 
 Knows nothing of what the worker computes. 1. ``take`` registers and starts reporting; 2. ``enter`` changes the state and
-reports at once; 3. ``close`` ends the reports, so that the lease runs out. Without a controller the worker only keeps its state for ``Describe``.
+reports at once; 3. ``close`` ends the reports, so that the lease runs out. Without a controller the worker only keeps its
+state for ``Describe``.
 """
 
 import asyncio

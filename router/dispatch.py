@@ -69,7 +69,7 @@ class Dispatch:
 
     def __init__(
         self,
-        router: "Sender",
+        router: Sender,
         layer: int,
         x: torch.Tensor,
         topk_ids: torch.Tensor,
