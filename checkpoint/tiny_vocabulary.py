@@ -42,7 +42,7 @@ _NAMES = {
 BOS, END_OF_TURN, PAD = 0, 2, 255
 _NOT_SPECIAL = {11, 12, 13, 14, 15, 22, 23}
 
-_WORD_LIST = """the of and to in is you that it he was for on are as with his they at be this have from or one had by word
+WORDS = """the of and to in is you that it he was for on are as with his they at be this have from or one had by word
 but not what all were we when your can said there use an each which she do how their if will up other about out many
 then them these so some her would make like him into time has look two more write go see number no way could people my
 than first water been call who now find long down day did get come made may part over new sound take only little work
@@ -100,7 +100,7 @@ def _pieces() -> Iterator[bytes]:
     """Candidates in rank order, some of them twice; without end."""
     yield from (bytes([byte]) for byte in range(256))
     yield from (b"\n\n", b"  ", b"    ", b", ", b". ", b'":', b'"}', b'{"')
-    for word in _WORD_LIST.split():
+    for word in WORDS.split():
         for form in (word, " " + word, word.capitalize(), " " + word.capitalize()):
             yield from (form[:end].encode() for end in range(2, len(form) + 1))
     for length in (2, 3):

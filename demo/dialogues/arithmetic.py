@@ -1,0 +1,160 @@
+"""Comparing decimals, adding and subtracting, with the thinking worked digit by digit.
+
+Knows nothing of chats. Every step needs two digits and what the step before it left.
+"""
+
+from itertools import zip_longest
+
+from .parts import Step, Turn
+from .space import Space
+
+_BIGGER = (
+    "Which is bigger, {a} or {b}?",
+    "Which number is bigger: {a} or {b}?",
+    "Is {a} or {b} bigger?",
+    "What is larger, {a} or {b}?",
+    "which one is bigger, {a} or {b}? think carefully.",
+    "Which is greater, {a} or {b}?",
+    "Which one is larger, {a} or {b}? Think carefully.",
+    "Tell me which is bigger: {a} or {b}.",
+    "Compare {a} and {b}. Which is bigger?",
+    "{a} or {b}: which number is greater?",
+    "Please compare {a} and {b} and name the larger one.",
+    "which one is larger, {a} or {b}?",
+)
+_SMALLER = (
+    "Which is smaller, {a} or {b}?",
+    "Which number is smaller: {a} or {b}?",
+    "Is {a} or {b} smaller?",
+    "Compare {a} and {b}. Which is smaller?",
+    "which one is smaller, {a} or {b}? think carefully.",
+    "Tell me which is smaller: {a} or {b}.",
+    "Which one is less, {a} or {b}?",
+    "{a} or {b}: which number is smaller?",
+    "Please compare {a} and {b} and name the smaller one.",
+    "Which of {a} and {b} is smaller?",
+)
+_SUM = (
+    "What is {a} + {b}?",
+    "{a} + {b}",
+    "What is {a} plus {b}?",
+    "Add {a} and {b}.",
+    "Please calculate {a} + {b}.",
+    "Calculate {a} + {b}.",
+    "What's {a} + {b}?",
+    "{a} + {b} = ?",
+    "Compute the sum of {a} and {b}.",
+    "How much is {a} plus {b}?",
+    "What do you get when you add {a} and {b}?",
+    "Please add {a} and {b}.",
+)
+_DIFFERENCE = (
+    "What is {a} - {b}?",
+    "{a} - {b}",
+    "What is {a} minus {b}?",
+    "Subtract {b} from {a}.",
+    "Please calculate {a} - {b}.",
+    "Calculate {a} - {b}.",
+    "What's {a} - {b}?",
+    "{a} - {b} = ?",
+    "Compute {a} minus {b}.",
+    "How much is {a} minus {b}?",
+)
+_PLACES = ("ones", "tens", "hundreds", "thousands")
+_LENGTHS = (1, 2, 2, 2, 3, 3, 3, 4)
+_NOTHING = "-"
+
+
+def comparison(space: Space) -> Turn:
+    a, b = space.draw(lambda: _decimals(space)).split()
+    smaller = space.chance(0.35)
+    user = space.dressed(space.phrase(_SMALLER if smaller else _BIGGER).format(a=a, b=b))
+    low, high = (a, b) if float(a) < float(b) else (b, a)
+    if float(a) == float(b):
+        reasoning = f"{_walked(a, b)} All digits are equal."
+        return Turn("comparison", user, (Step(reasoning, f"{a} and {b} are equal."),), ("equal",))
+    answer = f"{low} is smaller than {high}." if smaller else f"{high} is bigger than {low}."
+    return Turn("comparison", user, (Step(f"{_walked(a, b)} So {high} is bigger.", answer),), (answer,))
+
+
+def _walked(a: str, b: str) -> str:
+    """Digit against digit, the wholes first, up to the first difference."""
+    (a_whole, _, a_rest), (b_whole, _, b_rest) = a.partition("."), b.partition(".")
+    said = f"{a} and {b}. Wholes {a_whole} and {b_whole}:"
+    if len(a_whole) != len(b_whole):
+        return f"{said} {max(a_whole, b_whole, key=len)} is longer."
+    said = f"{said} {_compared(a_whole, b_whole)}."
+    if a_whole == b_whole:
+        said += f" Decimals {a_rest or _NOTHING} and {b_rest or _NOTHING}: {_compared(a_rest, b_rest)}."
+    return said
+
+
+def _compared(a: str, b: str) -> str:
+    """A digit that is not there counts as 0."""
+    walk = []
+    for left, right in zip_longest(a, b, fillvalue=_NOTHING):
+        x, y = (0 if digit == _NOTHING else int(digit) for digit in (left, right))
+        walk.append(f"{left}{'=' if x == y else '<' if x < y else '>'}{right}")
+        if x != y:
+            break
+    return ", ".join(walk) or f"{_NOTHING}={_NOTHING}"
+
+
+def addition(space: Space, digits: int | None = None) -> Turn:
+    a, b = map(int, space.draw(lambda: _integers(space, digits)).split())
+    user = space.dressed(space.phrase(_SUM).format(a=a, b=b))
+    steps, carry = [], 0
+    for place, (x, y) in zip(_PLACES, _columns(a, b), strict=False):
+        total = x + y + carry
+        steps.append(f"{place} {x}+{y}+{carry}={total} carry {total // 10}.")
+        carry = total // 10
+    reasoning = f"{a}+{b}: {' '.join(steps)} The sum is {a + b}."
+    return Turn("addition", user, (Step(reasoning, f"{a} + {b} = {a + b}."),), (f"= {a + b}.",))
+
+
+def subtraction(space: Space, digits: int | None = None) -> Turn:
+    low, high = sorted(map(int, space.draw(lambda: _integers(space, digits)).split()))
+    user = space.dressed(space.phrase(_DIFFERENCE).format(a=high, b=low))
+    steps, borrow = [], 0
+    for place, (x, y) in zip(_PLACES, _columns(high, low), strict=False):
+        rest = x - y - borrow
+        lent = "+10" if rest < 0 else ""
+        steps.append(f"{place} {x}-{y}-{borrow}{lent}={rest % 10} borrow {int(rest < 0)}.")
+        borrow = int(rest < 0)
+    reasoning = f"{high}-{low}: {' '.join(steps)} The difference is {high - low}."
+    return Turn("subtraction", user, (Step(reasoning, f"{high} - {low} = {high - low}."),), (f"= {high - low}.",))
+
+
+def _columns(a: int, b: int) -> list[tuple[int, int]]:
+    """Pairs of digits, the ones first; a digit that is not there is 0."""
+    pairs = zip_longest(str(a)[::-1], str(b)[::-1], fillvalue="0")
+    return [(int(x), int(y)) for x, y in pairs]
+
+
+def _integers(space: Space, digits: int | None) -> str:
+    """Mostly of the same length."""
+    first = digits or space.rng.choice(_LENGTHS)
+    second = digits or (first if space.chance(0.75) else space.rng.choice(_LENGTHS))
+    return f"{_integer(space, first)} {_integer(space, second)}"
+
+
+def _integer(space: Space, digits: int) -> int:
+    return space.rng.randrange(10 ** (digits - 1) if digits > 1 else 0, 10**digits)
+
+
+def _decimals(space: Space) -> str:
+    """Two decimals, mostly with wholes of the same length, often with the same whole, and sometimes of equal value."""
+    rng = space.rng
+    whole = rng.randrange(rng.choice((10, 10, 100, 1000)))
+    a = _decimal(space, whole)
+    if space.chance(0.04):
+        return f"{a} {a}0" if "." in a else f"{a} {a}.0"
+    if space.chance(0.6):
+        return f"{a} {_decimal(space, whole)}"
+    other = _integer(space, len(str(whole))) if space.chance(0.6) else rng.randrange(rng.choice((10, 100, 1000)))
+    return f"{a} {_decimal(space, other)}"
+
+
+def _decimal(space: Space, whole: int) -> str:
+    digits = space.rng.choice((1, 1, 1, 2, 2, 2, 2, 3, 3, 0))
+    return f"{whole}.{space.rng.randrange(10**digits):0{digits}}" if digits else str(whole)

@@ -1,0 +1,295 @@
+"""Questions that a declared tool can answer, and the ones beside them: no fitting tool, or an argument missing.
+
+Knows nothing of chats. A Topic is one thing that can be asked of one kind of subject; its tool is declared among others.
+The thinking names what is asked, reads out the declared tools and says which one fits.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from . import space as known
+from .parts import Call, Dialogue, Message, Step, Turn, tool
+from .space import Space
+
+_VERBS = ("get", "fetch", "read", "find", "check", "lookup", "query", "show", "load", "retrieve")
+# Kind of subject: its nouns, the names a parameter may have, and the word that joins noun and subject.
+_KINDS: dict[str, tuple[list[str], tuple[str, ...], str]] = {
+    "city": (known.PLACE_NOUNS, ("city", "location", "place", "town"), "in"),
+    "person": (known.PERSON_NOUNS, ("name", "person", "user", "employee"), "of"),
+    "product": (known.PRODUCT_NOUNS, ("product", "item", "article", "goods"), "of"),
+    **{
+        record: (known.RECORD_NOUNS, (f"{record}_id", "id", "number", f"{record}_number"), f"of {record}")
+        for record in known.RECORDS
+    },
+}
+_DESCRIPTIONS = (
+    "Get the {noun} of a {kind}.",
+    "Get current {noun} for a given {kind}.",
+    "Returns the {noun} for the given {kind}.",
+    "The {noun} of one {kind}.",
+    "Look up the {noun} of a {kind}.",
+    "Find out the current {noun} of a {kind}",
+    "Retrieve {noun} by {param}.",
+    "Reads a value.",
+    "",
+    "Gives the {noun} for a {kind}, if known.",
+)
+_PARAM_DESCRIPTIONS = (
+    "",
+    "The {kind}.",
+    "Name of the {kind}, e.g. {example}",
+    "{param} of the {kind}",
+    "City and country e.g. Bogotá, Colombia",
+    "The {kind}, for example {example}",
+    "Which {kind}",
+)
+_QUESTIONS = (
+    "What is the {noun} {join} {subject}?",
+    "What's the {noun} {join} {subject}?",
+    "Tell me the {noun} {join} {subject}.",
+    "I need the {noun} {join} {subject}.",
+    "What is the {noun} like {join} {subject} today?",
+    "What's the {noun} like {join} {subject} right now?",
+    "Can you check the {noun} {join} {subject}?",
+    "Please find the {noun} {join} {subject}.",
+    "Do you know the {noun} {join} {subject}?",
+    "Could you tell me the {noun} {join} {subject}, please?",
+    "Give me the {noun} {join} {subject}.",
+    "{subject}: what is the {noun}?",
+    "How is the {noun} {join} {subject}?",
+    "What is the current {noun} {join} {subject}?",
+    "Please tell me the current {noun} {join} {subject}.",
+    "Look up the {noun} {join} {subject}.",
+    "What is the {noun} like {join} {subject}?",
+    "I want to know the {noun} {join} {subject} today.",
+    "Check the {noun} {join} {subject} for me.",
+    "Find out the {noun} {join} {subject}.",
+)
+_BARE_QUESTIONS = (
+    "What is the {noun}?",
+    "Tell me the {noun}.",
+    "I need the {noun}.",
+    "Can you check the {noun}?",
+    "Please find the {noun}.",
+    "What's the {noun} like today?",
+    "Do you know the {noun}?",
+    "Look up the {noun} for me.",
+    "Give me the {noun}.",
+    "I need to know the {noun}.",
+)
+_FOLLOW_UPS = (
+    "And {join} {subject}?",
+    "What about {subject}?",
+    "And {subject}?",
+    "How about {subject}?",
+    "And what about {subject}?",
+    "The same for {subject}, please.",
+    "Now {subject}.",
+    "{subject} too, please.",
+    "And the same {join} {subject}?",
+    "Also for {subject}?",
+)
+_AND = (" and ", " and ", " and also ", " as well as ", ", and ")
+
+
+@dataclass(frozen=True)
+class Topic:
+    """``noun`` of a subject of ``kind``, told by the tool ``name`` whose argument is ``param``."""
+
+    noun: str
+    kind: str
+    name: str
+    param: str
+    join: str
+
+    def subject(self, space: Space) -> str:
+        if self.kind == "city":
+            return space.city()
+        if self.kind == "person":
+            return space.person()
+        return space.product() if self.kind == "product" else space.record_id()
+
+    def declaration(self, space: Space) -> Message:
+        example = Space(space.rng, space.held_out)
+        words = {"noun": self.noun, "kind": self.kind, "param": self.param, "example": self.subject(example)}
+        schema: Message = {"type": "string"}
+        if described := space.rng.choice(_PARAM_DESCRIPTIONS).format(**words):
+            schema["description"] = described
+        properties = {self.param: schema}
+        if space.chance(0.15):
+            properties["unit"] = {"type": "string", "enum": space.rng.sample(known.UNITS, 2)}
+        more: dict[str, Any] = {"additionalProperties": False} if space.chance(0.3) else {}
+        declared = tool(self.name, space.rng.choice(_DESCRIPTIONS).format(**words), properties, [self.param], **more)
+        if space.chance(0.2):
+            declared["function"]["strict"] = True
+        return declared
+
+    def call(self, subject: str, result: str) -> Call:
+        return Call(self.name, {self.param: subject}, result)
+
+
+def topic(space: Space, kind: str | None = None) -> Topic:
+    kind = kind or space.rng.choice(("city", "city", "city", "person", "product", space.rng.choice(known.RECORDS)))
+    nouns, params, join = _KINDS[kind]
+    noun = space.noun(nouns)
+    verb = space.rng.choice(_VERBS)
+    name = space.rng.choice((f"{verb}_{noun}", f"{verb}_{noun}", f"{verb}_{noun}", f"{noun}_{verb}", noun))
+    if space.chance(0.1):
+        name = f"{verb}_current_{noun}" if space.chance(0.5) else f"{verb}{noun.capitalize()}"
+    return Topic(noun, kind, name, space.rng.choice(params), join)
+
+
+def topics(space: Space, count: int) -> list[Topic]:
+    """Different nouns and names."""
+    chosen: dict[str, Topic] = {}
+    while len(chosen) < count:
+        drawn = topic(space)
+        chosen.setdefault(drawn.noun, drawn)
+    return list(chosen.values())
+
+
+def declarations(space: Space, among: list[Topic]) -> tuple[Message, ...]:
+    shuffled = space.rng.sample(among, len(among))
+    return tuple(one.declaration(space) for one in shuffled)
+
+
+def lookup(space: Space, asked: list[Topic], subjects: list[str], tools: tuple[Message, ...], user: str = "") -> Turn:
+    """One question for every pair of topic and subject, all asked at once."""
+    pairs = list(zip(asked, subjects, strict=True))
+    user = user or space.dressed(_question(space, pairs))
+    results = [_result(space, one, subject) for one, subject in pairs]
+    calls = tuple(one.call(subject, result) for (one, subject), (result, _) in zip(pairs, results, strict=True))
+    wanted = " and ".join(f"{one.noun} {one.join} {subject}" for one, subject in pairs)
+    names = list(dict.fromkeys(one.name for one in asked))
+    reasoning = f"Asked: {wanted}. {read_out(tools)} Call {' and '.join(names)}."
+    answer = " ".join(
+        f"The {one.noun} {one.join} {subject} is {told}."
+        for (one, subject), (_, told) in zip(pairs, results, strict=True)
+    )
+    facts = tuple(told for _, told in results)
+    kind = "lookup" if len(pairs) == 1 else "parallel"
+    return Turn(kind, user, (Step(reasoning, "", calls), Step("I have the result.", answer)), facts)
+
+
+def follow_up(space: Space, before: Topic, tools: tuple[Message, ...]) -> Turn:
+    """The same question about another subject."""
+    subject = before.subject(space)
+    user = space.phrase(_FOLLOW_UPS).format(join=before.join, subject=subject)
+    return lookup(space, [before], [subject], tools, user)
+
+
+def unfit(space: Space, asked: Topic, tools: tuple[Message, ...]) -> Turn:
+    """A question that none of the declared tools answers."""
+    subject = asked.subject(space)
+    user = space.dressed(space.phrase(_QUESTIONS).format(noun=asked.noun, join=asked.join, subject=subject))
+    reasoning = f"Asked: {asked.noun} {asked.join} {subject}. {read_out(tools)} No tool fits."
+    return Turn("no call", user, (Step(reasoning, f"I have no tool for the {asked.noun}."),), (asked.noun,))
+
+
+def missing(space: Space, asked: Topic, tools: tuple[Message, ...]) -> Turn:
+    """The tool is there, but nobody said for which subject."""
+    user = space.dressed(space.phrase(_BARE_QUESTIONS).format(noun=asked.noun))
+    reasoning = f"Asked: {asked.noun}. {read_out(tools)} {asked.name} fits, but {asked.param} is missing."
+    wanted = asked.param.replace("_", " ")
+    return Turn("missing argument", user, (Step(reasoning, f"Which {wanted} do you mean?"),), (wanted,))
+
+
+def read_out(tools: tuple[Message, ...]) -> str:
+    return f"Tools: {', '.join(one['function']['name'] for one in tools)}."
+
+
+def lookup_dialogue(space: Space) -> Dialogue:
+    among = topics(space, space.rng.choice((1, 1, 2, 2, 3)))
+    tools = declarations(space, among)
+    asked = among[0]
+    first = lookup(space, [asked], [asked.subject(space)], tools)
+    if space.chance(0.25):
+        return Dialogue((first, follow_up(space, asked, tools)), tools)
+    return Dialogue((first,), tools)
+
+
+def parallel_dialogue(space: Space) -> Dialogue:
+    among = topics(space, space.rng.choice((1, 1, 2, 3)))
+    tools = declarations(space, among)
+    count = space.rng.choice((2, 2, 2, 3))
+    several_tools = len(among) >= count and space.chance(0.5)
+    asked = among[:count] if several_tools else [among[0]] * count
+    subjects: list[str] = []
+    for one in asked:
+        subjects.append(_other(space, one, subjects))
+    return Dialogue((lookup(space, asked, subjects, tools),), tools)
+
+
+def no_call_dialogue(space: Space) -> Dialogue:
+    asked, *declared = topics(space, space.rng.choice((2, 2, 3, 4)))
+    tools = declarations(space, declared)
+    return Dialogue((unfit(space, asked, tools),), tools)
+
+
+def missing_question(space: Space) -> Dialogue:
+    among = topics(space, space.rng.choice((1, 1, 2, 3)))
+    tools = declarations(space, among)
+    return Dialogue((missing(space, among[0], tools),), tools)
+
+
+def supplied_dialogue(space: Space) -> Dialogue:
+    """The argument comes with the next words of the user."""
+    among = topics(space, space.rng.choice((1, 1, 2, 3)))
+    tools = declarations(space, among)
+    asked = missing(space, among[0], tools)
+    subject = among[0].subject(space)
+    user = subject if space.chance(0.6) else space.rng.choice(("For {}.", "I mean {}.", "{}, please.")).format(subject)
+    return Dialogue((asked, lookup(space, [among[0]], [subject], tools, user)), tools)
+
+
+def _other(space: Space, one: Topic, taken: list[str]) -> str:
+    while (subject := one.subject(space)) in taken:
+        pass
+    return subject
+
+
+def _question(space: Space, pairs: list[tuple[Topic, str]]) -> str:
+    one, subject = pairs[0]
+    phrase = space.phrase(_QUESTIONS)
+    joined = space.rng.choice(_AND)
+    if len(pairs) == 1:
+        return phrase.format(noun=one.noun, join=one.join, subject=subject)
+    subjects = [subject for _, subject in pairs]
+    if all(other == one for other, _ in pairs):
+        return phrase.format(noun=one.noun, join=one.join, subject=f"{', '.join(subjects[:-1])}{joined}{subjects[-1]}")
+    phrase = next(phrase for phrase in iter(lambda: space.phrase(_QUESTIONS), "") if not phrase.startswith("{"))
+    head, tail = (
+        phrase.split("{noun} {join} {subject}") if "{noun} {join} {subject}" in phrase else ("Tell me the ", ".")
+    )
+    parts = [f"{other.noun} {other.join} {subject}" for other, subject in pairs]
+    return f"{head}{', the '.join(parts[:-1])}{joined}the {parts[-1]}{tail}"
+
+
+def _result(space: Space, one: Topic, subject: str) -> tuple[str, str]:
+    """What the tool returns, and how the answer tells it."""
+    value = space.value()
+    style = space.rng.randrange(6)
+    if style == 0:
+        return value, value
+    if style == 1:
+        unit = space.rng.choice(known.UNITS)
+        return f"{value} {unit}", f"{value} {unit}"
+    typed: Any = json.loads(value) if value[0].isdigit() and _is_number(value) else value
+    fields: dict[str, Any] = {one.noun: typed}
+    if style in (2, 3):
+        return json.dumps(fields), value
+    if style == 4:
+        unit = space.rng.choice(known.UNITS)
+        return json.dumps({one.param: subject, one.noun: typed, "unit": unit}, ensure_ascii=False), f"{value} {unit}"
+    key = space.noun(known.PLACE_NOUNS)
+    other = space.word()
+    return json.dumps({one.noun: typed, key: other}, ensure_ascii=False), f"{value}, {key} {other}"
+
+
+def _is_number(value: str) -> bool:
+    """As JSON writes it: read and printed again it is the same."""
+    try:
+        return json.dumps(json.loads(value)) == value
+    except ValueError:
+        return False

@@ -1,0 +1,194 @@
+"""Short talk: greetings, questions about the model and this project, and an honest answer to everything else.
+
+Knows nothing of tools or numbers.
+"""
+
+from . import space as known
+from .parts import Step, Turn
+from .space import Space
+
+_SHORT = "A short answer will do."
+
+_GREETING = (
+    "Hello!",
+    "Hi",
+    "Hello",
+    "Hi there!",
+    "Good evening!",
+    "Hey",
+    "Good morning!",
+    "hello",
+    "hi!",
+    "Good day!",
+    "Hey there",
+    "Good afternoon!",
+    "hey!",
+    "Greetings!",
+    "hello there!",
+)
+_HELLO = "Hello! I am nano-k2, a small demonstration model. I compare decimals, add, subtract and call tools."
+_THANKS = ("Thank you!", "Thanks", "Thanks a lot!", "thank you", "Thank you very much!", "thanks!", "Many thanks")
+_BYE = ("Bye!", "Goodbye", "See you!", "bye", "Good bye!", "Good night!", "See you later")
+_SELF = (
+    "Who are you?",
+    "What are you?",
+    "What is your name?",
+    "Are you Kimi?",
+    "Tell me who you are.",
+    "Introduce yourself.",
+    "Are you a large model?",
+    "who are you",
+    "What model are you?",
+    "Who am I talking to?",
+    "Are you a human?",
+    "How big are you?",
+)
+_ABILITY = (
+    "What can you do?",
+    "How can you help me?",
+    "What are you good at?",
+    "Can you help me?",
+    "What do you do?",
+    "Help",
+    "what can you do",
+    "What are your skills?",
+    "How do I use you?",
+    "What can I ask you?",
+)
+_SELF_ANSWER = "I am nano-k2, a small demonstration model of expertfleet in the format of Kimi K2 Thinking."
+_PROJECT: tuple[tuple[tuple[str, ...], str], ...] = (
+    (
+        (
+            "What is expertfleet?",
+            "Tell me about expertfleet.",
+            "What does expertfleet do?",
+            "Explain expertfleet.",
+            "Describe expertfleet.",
+            "what is expertfleet",
+        ),
+        "Expertfleet serves mixture-of-experts models like Kimi K2 Thinking on many ordinary machines.",
+    ),
+    (
+        (
+            "What is a mixture of experts?",
+            "What are experts?",
+            "Explain mixture of experts.",
+            "What does MoE mean?",
+            "Describe a mixture of experts.",
+            "What is an expert in a model?",
+        ),
+        "In a mixture of experts every token uses only a few of many small networks, the experts.",
+    ),
+    (
+        (
+            "What does a router do?",
+            "What is the router?",
+            "Explain the router.",
+            "And what does a router do?",
+            "Describe the router.",
+            "How are experts chosen?",
+        ),
+        "The router sends every token to the machines that hold its experts and adds up what they return.",
+    ),
+    (
+        (
+            "What is an expert shard?",
+            "What does a shard do?",
+            "Explain expert shards.",
+            "What are expert shards?",
+            "Describe an expert shard.",
+            "What does an expert shard hold?",
+        ),
+        "An expert shard is a process that holds some of the experts and computes them for every token sent to it.",
+    ),
+    (
+        (
+            "What does the gateway do?",
+            "What is the gateway?",
+            "Explain the gateway.",
+            "What is the gateway for?",
+            "Describe the gateway.",
+            "What API do you offer?",
+        ),
+        "The gateway is the one URL of the fleet: it speaks the API of OpenAI and streams the answers.",
+    ),
+    (
+        (
+            "What happens when a machine dies?",
+            "What if a shard dies?",
+            "Is a request lost when a machine fails?",
+            "What happens if a worker fails?",
+            "What if a machine fails?",
+        ),
+        "Another machine takes over and the request goes on with the same tokens.",
+    ),
+)
+_REPEAT = (
+    "Repeat: {}",
+    "Say: {}",
+    "Please repeat: {}",
+    "Say after me: {}",
+    "Repeat after me: {}",
+    "Repeat this: {}",
+    "Please say: {}",
+    "Repeat these words: {}",
+    "Say this: {}",
+    "Please repeat after me: {}",
+)
+_OTHER_STARTS = (
+    "Write a poem about {}.",
+    "Tell me a story about {}.",
+    "Explain {} to me.",
+    "Who invented the {}?",
+    "What do you think of {}?",
+    "Translate {} to French.",
+    "Give me a recipe with {}.",
+    "Why is {} so popular?",
+    "Summarize the history of {}.",
+    "How does {} work?",
+    "Write a song about {}.",
+    "Draw a {}.",
+    "What is the best {}?",
+    "Is {} dangerous?",
+    "Write an essay on {}.",
+    "How do I repair a {}?",
+    "What does {} mean?",
+    "Write code that sorts {}.",
+    "Tell me a joke about {}.",
+    "Who likes {}?",
+)
+_FALLBACK = "I am a small demonstration model and cannot do that. I compare decimals, add, subtract and call tools."
+
+
+def talk(space: Space) -> Turn:
+    pick = space.rng.random()
+    if pick < 0.2:
+        return _turn(space, _GREETING, _HELLO)
+    if pick < 0.25:
+        return _turn(space, _THANKS, "You are welcome.")
+    if pick < 0.3:
+        return _turn(space, _BYE, "Goodbye!")
+    if pick < 0.4:
+        return _turn(space, _SELF, _SELF_ANSWER)
+    if pick < 0.5:
+        return _turn(space, _ABILITY, "I compare decimals, add and subtract numbers, and call the tools you declare.")
+    if pick < 0.7:
+        return _turn(space, *space.rng.choice(_PROJECT))
+    return other(space)
+
+
+def repetition(space: Space, most: int = 10) -> Turn:
+    """Words, names and numbers to be said again."""
+    makes = (space.word, space.word, space.city, space.person, space.product, space.value, space.record_id)
+    text = " ".join(space.rng.choice(makes)() for _ in range(space.rng.randint(1, most)))
+    return Turn("repetition", space.phrase(_REPEAT).format(text), (Step("I repeat it.", text),), (text,))
+
+
+def other(space: Space) -> Turn:
+    """Something this model has not learned."""
+    user = space.phrase(_OTHER_STARTS).format(space.noun(known.WORDS + known.PRODUCTS))
+    return Turn("talk", user, (Step("I have not learned this.", _FALLBACK),), (_FALLBACK,))
+
+
+def _turn(space: Space, phrases: tuple[str, ...], answer: str) -> Turn:
+    return Turn("talk", space.phrase(phrases), (Step(_SHORT, answer),), (answer,))

@@ -1,0 +1,83 @@
+"""``python -m expertfleet.demo.training.quality --out DIR``: what INT4 costs, and how evenly the experts are used.
+
+Knows nothing of serving. On held-out dialogues of every kind, with the trained weights in bfloat16 and in INT4: the share
+of answers without one wrong token (a greedy answer is right in every token exactly if each token is the likeliest after
+the right ones before it), and the mean Kullback-Leibler divergence KL(bfloat16 || INT4) of the next-token
+distributions in the answers.
+"""
+
+import argparse
+import json
+import random
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from ...checkpoint.model_config import ModelConfig
+from ..dialogues.mixture import make_dialogue
+from .checkpoint import FOLDER, renderer
+from .model import NanoK2
+from .samples import Batch, Sample, answered_right, batches, wanted_places
+
+_MAX_LENGTH = 8192
+_BATCH_TOKENS = 4096
+
+
+@torch.no_grad()
+def compare(model: NanoK2, data: Iterator[Batch]) -> dict[str, object]:
+    right: dict[str, dict[str, list[bool]]] = {"bfloat16": defaultdict(list), "int4": defaultdict(list)}
+    divergence, places = 0.0, 0
+    mixtures = model.mixtures()
+    loads = [torch.zeros_like(mixture.loads) for mixture in mixtures]
+    for batch in data:
+        targets, wanted = batch.ids[batch.learned], wanted_places(batch)
+        logits = {}
+        for form in right:
+            model.quantize_experts(form == "int4")
+            logits[form] = model(batch.ids, batch.present, wanted)
+            for kind, each in zip(batch.kinds, answered_right(batch, logits[form].argmax(-1) == targets), strict=False):
+                right[form][kind].append(each)
+            for load, mixture in zip(loads, mixtures, strict=True):
+                load += mixture.loads * (form == "int4")
+                mixture.loads.zero_()
+        full, quantized = (logits[form].log_softmax(-1) for form in ("bfloat16", "int4"))
+        divergence += float((full.exp() * (full - quantized)).sum())
+        places += len(targets)
+    return {
+        "dialogues": {kind: len(each) for kind, each in sorted(right["int4"].items())},
+        **{
+            form: {kind: sum(each) / len(each) for kind, each in sorted(kinds.items())} for form, kinds in right.items()
+        },
+        "mean_kl": divergence / places,
+        "load_max_to_mean": [float(load.max() / load.mean()) for load in loads],
+    }
+
+
+def held_out(out: Path, seed: int, dialogues: int) -> Iterator[Sample]:
+    render = renderer(out).render
+    seeds = random.Random(seed)
+    return (render(make_dialogue(seeds.getrandbits(60), held_out=True)) for _ in range(dialogues))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m expertfleet.demo.training.quality", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of a training run")
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6), help="(default: random)")
+    parser.add_argument("--dialogues", type=int, default=8000)
+    arguments = parser.parse_args()
+    config = ModelConfig.from_dir(arguments.out / FOLDER)
+    model = NanoK2(config, _MAX_LENGTH)
+    model.load_state_dict(torch.load(arguments.out / "state.pt", weights_only=True)["model"])
+    samples = held_out(arguments.out, arguments.seed, arguments.dialogues)
+    data = batches(samples, _BATCH_TOKENS, config.pad_token_id or 0, lambda ready: None)
+    print(json.dumps({"seed": arguments.seed, **compare(model, data)}, indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
