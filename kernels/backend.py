@@ -1,7 +1,8 @@
 """Chooses how experts are computed on this machine, by name, and never another way silently.
 
 Knows nothing of experts' numbers or of workers. ``auto`` takes cpu-int4pack for bfloat16 and reference for float32,
-where torch's int4 operator is scalar code (1 GFLOP/s a core, against 100 for a dequantised product).
+where torch's int4 operator is scalar code (1 GFLOP/s a core, against 100 for a dequantised product). ``triton`` is the
+only one for device cuda and is never chosen by itself: its bits have been proved in Triton's interpreter alone so far.
 """
 
 from dataclasses import dataclass
@@ -14,9 +15,10 @@ from .exact_linear import LinearRule, linear_rule
 from .expert_layer import ExpertLayer, ExpertShape, Int4PackLayer, ReferenceLayer
 from .int4pack import Int4Packer, check_shape, int4_rule
 from .row_rule import RowRule, RuleBook
+from .triton_layer import TritonLayer, check_triton
 
-BackendName = Literal["cpu-int4pack", "reference"]
-NAMES: tuple[BackendName, ...] = ("cpu-int4pack", "reference")
+BackendName = Literal["cpu-int4pack", "reference", "triton"]
+NAMES: tuple[BackendName, ...] = ("cpu-int4pack", "reference", "triton")
 _DTYPES = (torch.bfloat16, torch.float32)
 
 
@@ -34,24 +36,36 @@ class ReferenceRules:
 
 
 @dataclass(frozen=True)
+class TritonRules:
+    """Nothing to find: one tensor-core instruction and one order of summation serve every number of rows."""
+
+    device: str
+
+
+@dataclass(frozen=True)
 class Backend:
     """A way of computing experts of one shape in one dtype; ``new_layer`` makes an empty layer for it."""
 
     name: BackendName
     shape: ExpertShape
     dtype: torch.dtype
-    rules: Int4Rules | ReferenceRules
+    rules: Int4Rules | ReferenceRules | TritonRules
 
     @property
     def description(self) -> str:
         """One line for people: the name, the dtype, the shape, and how rows are kept exact."""
         shape, dtype = self.shape, str(self.dtype).removeprefix("torch.")
-        exact = f"gate_up {self._shown(self.rules.gate_up)}; down {self._shown(self.rules.down)}"
+        if isinstance(self.rules, TritonRules):
+            exact = f"any number of rows on {torch.cuda.get_device_name(self.rules.device)}"
+        else:
+            exact = f"gate_up {self._shown(self.rules.gate_up)}; down {self._shown(self.rules.down)}"
         return f"{self.name} {dtype}, {shape.hidden}→{shape.width}→{shape.hidden} group {shape.group_size}; {exact}"
 
     def new_layer(self) -> ExpertLayer:
         if isinstance(self.rules, Int4Rules):
             return Int4PackLayer(self.shape, self.dtype, self.rules.packer, self.rules.gate_up, self.rules.down)
+        if isinstance(self.rules, TritonRules):
+            return TritonLayer(self.shape, self.rules.device)
         return ReferenceLayer(self.shape, self.dtype, self.rules.gate_up, self.rules.down)
 
     @staticmethod
@@ -70,14 +84,17 @@ def make_backend(
     rules: RuleBook | None = None,
 ) -> Backend:
     """The backend ``name`` (or what ``auto`` means here), its rules tested with these shapes and today's threads."""
-    if device != "cpu":
-        raise KernelError(f"device: {device!r} has no backend yet, only 'cpu'")
+    if device != "cpu" and name != "triton":
+        raise KernelError(f"device: {device!r} has no backend {name!r}, only triton (and it only 'cuda')")
     if dtype not in _DTYPES:
         raise KernelError(f"dtype: {dtype} is not served, only bfloat16 and float32")
     shape = ExpertShape(hidden, width, group_size)
     _check_multiples(shape)
     book = RuleBook() if rules is None else rules
     chosen = _resolve(name, dtype)
+    if chosen == "triton":
+        check_triton(device, dtype, shape)
+        return Backend(chosen, shape, dtype, TritonRules(device))
     if chosen == "cpu-int4pack":
         return Backend(chosen, shape, dtype, _int4_rules(book, shape, dtype))
     if chosen == "reference":

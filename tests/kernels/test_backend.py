@@ -18,8 +18,12 @@ def test_auto_says_what_it_chose(dtype: torch.dtype, wanted: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"name": "triton"}, "backend: 'triton' is unknown, one of auto, cpu-int4pack, reference"),
-        ({"device": "cuda"}, "device: 'cuda' has no backend yet"),
+        ({"name": "marlin"}, "backend: 'marlin' is unknown, one of auto, cpu-int4pack, reference, triton"),
+        ({"device": "cuda"}, "device: 'cuda' has no backend 'cpu-int4pack', only triton"),
+        ({"device": "cuda", "name": "auto"}, "device: 'cuda' has no backend 'auto', only triton"),
+        ({"name": "triton"}, "device: backend triton runs on 'cuda', not on 'cpu'"),
+        ({"name": "triton", "device": "cuda", "dtype": torch.float32}, "dtype: backend triton takes bfloat16"),
+        ({"name": "triton", "device": "cuda", "group_size": 16}, "group_size: triton cannot take 16, only 32"),
         ({"dtype": torch.float16}, "dtype: torch.float16 is not served"),
         ({"hidden": 80}, "hidden: 80 is not a multiple of the group size, 32"),
         ({"width": 48}, "width: 48 is not a multiple of the group size, 32"),
@@ -33,6 +37,12 @@ def test_what_cannot_be_served_is_named(change: dict[str, object], message: str)
     arguments |= {"hidden": 64, "width": 32, "group_size": 32}
     with pytest.raises(KernelError, match=message):
         make_backend(**(arguments | change))  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_triton_without_a_gpu_is_refused() -> None:
+    with pytest.raises(KernelError, match=r"device: 'cuda' is wanted, but torch .* sees no CUDA device here"):
+        make_backend("triton", "cuda", torch.bfloat16, 64, 32, 32)
 
 
 def test_rules_are_shared_through_the_book() -> None:

@@ -1,0 +1,75 @@
+"""The experts of one layer in the memory of an NVIDIA GPU, for the Triton kernels.
+
+Knows nothing of routes' origin. Imports without Triton; only ``apply`` needs it. Rows may lie on the CPU: they are copied
+there and back. Each expert is one block of its own, so experts come and go without moving the others.
+"""
+
+import importlib.util
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from .errors import KernelError
+from .expert_layer import ExpertLayer, ExpertShape, Projection
+from .triton_layout import ExpertLayout, lay_out
+
+if TYPE_CHECKING:
+    from .triton_experts import ExpertTable
+
+
+class TritonLayer(ExpertLayer):
+    """Exact weights in the checkpoint's own bits, float32 sums, a rounding to bf16 after SwiGLU and one at the end."""
+
+    def __init__(self, shape: ExpertShape, device: str) -> None:
+        super().__init__(shape, torch.bfloat16)
+        self._layout = ExpertLayout(shape)
+        self._device = device
+        self._slots: dict[int, int] = {}
+        self._blocks: list[torch.Tensor] = []
+        self._table: ExpertTable | None = None
+
+    def _keep(self, expert_id: int, gate: Projection, up: Projection, down: Projection) -> None:
+        gate, up, down = ((words.to(self._device), scales.to(self._device)) for words, scales in (gate, up, down))
+        self._blocks.append(lay_out(self._layout, gate, up, down))
+        self._slots[expert_id] = len(self._blocks) - 1
+        self._table = None
+
+    def holds(self, expert_id: int) -> bool:
+        return expert_id in self._slots
+
+    @property
+    def bytes_held(self) -> int:
+        return sum(block.nbytes for block in self._blocks)
+
+    @property
+    def table(self) -> "ExpertTable":
+        from .triton_experts import ExpertTable  # NOTE: Triton is an optional extra, and this module imports without it
+
+        if self._table is None:
+            addresses = torch.tensor([block.data_ptr() for block in self._blocks], dtype=torch.int64)
+            self._table = ExpertTable(self._layout, addresses.to(self._device))
+        return self._table
+
+    def apply(self, expert_ids: Sequence[int], rows: Sequence[torch.Tensor]) -> torch.Tensor:
+        from .triton_experts import grouped_experts
+
+        x = torch.cat(list(rows))
+        counts = torch.tensor([len(part) for part in rows])
+        slots = torch.tensor([self._slots[expert_id] for expert_id in expert_ids], dtype=torch.int32)
+        route_slots = slots.repeat_interleave(counts).to(self._device)
+        route_rows = torch.arange(len(x), dtype=torch.int32, device=self._device)
+        return grouped_experts(x.to(self._device), route_rows, route_slots, self.table).to(x.device)
+
+
+def check_triton(device: str, dtype: torch.dtype, shape: ExpertShape) -> None:
+    """KernelError with what is missing, if this machine cannot run the kernels for this shape."""
+    if device.split(":")[0] != "cuda":
+        raise KernelError(f"device: backend triton runs on 'cuda', not on {device!r}")
+    if dtype is not torch.bfloat16:
+        raise KernelError(f"dtype: backend triton takes bfloat16, not {dtype}")
+    ExpertLayout(shape)
+    if not torch.cuda.is_available():
+        raise KernelError(f"device: {device!r} is wanted, but torch {torch.__version__} sees no CUDA device here")
+    if importlib.util.find_spec("triton") is None:
+        raise KernelError("backend: triton needs the package of that name: pip install 'expertfleet[gpu]'")
