@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from ..proto.errors import Code, FleetError
@@ -138,7 +139,7 @@ class Engine:
 
     def _advance(self, sequence: Sequence, logits: torch.Tensor) -> None:
         try:
-            if not torch.isfinite(logits).all():
+            if not np.isfinite(logits.numpy()).all():
                 raise FleetError(Code.NON_FINITE, "the sequence's logits are not finite")
             token = sample(logits, sequence)
         except FleetError as error:

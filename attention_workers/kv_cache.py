@@ -49,9 +49,9 @@ class LatentCache:
         """``latents`` [T, width] to slot ids [T] int64 (page × PAGE + offset)."""
         self._flat[layer].index_copy_(0, slots, latents)
 
-    def pages(self, layer: int, pages: torch.Tensor) -> torch.Tensor:
-        """A copy of the pages [P] int64: [P, PAGE, width]."""
-        return self._pages[layer].index_select(0, pages)
+    def pages(self, layer: int, pages: torch.Tensor | slice) -> torch.Tensor:
+        """[P, PAGE, width]: a copy of the pages [P] int64, or a view of a slice of them."""
+        return self._pages[layer, pages]
 
     def gather(self, layer: int, pages: list[int], num_positions: int) -> torch.Tensor:
         """[S, width] contiguous, S ≥ ``num_positions``: a view where the pages lie side by side, else a copy."""

@@ -13,9 +13,9 @@ import torch
 from ..checkpoint.model_config import ModelConfig
 from ..kernels.activation import silu_mul
 from ..kernels.exact_linear import ExactHeads, ExactLinear
-from ..kernels.mla import mla_attend, mla_decode
+from ..kernels.mla import DecodePlan, mla_attend, mla_decode
 from ..kernels.norm import rms_norm
-from ..kernels.rope import RopeTable, apply_rope
+from ..kernels.rope import RopeTable, rotate
 from ..kernels.row_rule import RowRule
 from ..router.gate import Gate
 from ..router.router import Router
@@ -33,9 +33,9 @@ _TOGETHER = 16
 class DecodeGroup:
     """Chunks of one row each whose attention is one call."""
 
-    rows: torch.Tensor  # [B] int64
-    pages: torch.Tensor  # [P] int64, all pages of the first sequence, then of the second …
-    num_positions: list[int]  # [B]
+    rows: torch.Tensor  # [B] int64, ascending
+    pages: torch.Tensor | slice  # P of them, all of the first sequence, then of the second …
+    plan: DecodePlan
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ class Batch:
     priority: int
 
     @staticmethod
-    def of(chunks: list[Chunk]) -> "Batch":
+    def of(chunks: list[Chunk], dtype: torch.dtype) -> "Batch":
+        """``dtype`` is that of the hidden rows."""
         token_ids: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
@@ -73,14 +74,14 @@ class Batch:
             torch.tensor(positions),
             torch.tensor(slots),
             [slot // PAGE for slot in slots if slot % PAGE == 0],
-            _decode_group(together),
+            _decode_group(together, dtype),
             alone,
             torch.tensor(sampled, dtype=torch.int64),
             min(chunk.sequence.priority for chunk in chunks),
         )
 
 
-def _decode_group(members: list[tuple[int, Chunk]]) -> DecodeGroup | None:
+def _decode_group(members: list[tuple[int, Chunk]], dtype: torch.dtype) -> DecodeGroup | None:
     if not members:
         return None
     lengths = [chunk.first + 1 for _, chunk in members]
@@ -89,7 +90,12 @@ def _decode_group(members: list[tuple[int, Chunk]]) -> DecodeGroup | None:
         for (_, chunk), length in zip(members, lengths, strict=True)
         for page in chunk.sequence.pages[: PageAllocator.needed(length)]
     ]
-    return DecodeGroup(torch.tensor([row for row, _ in members]), torch.tensor(pages), lengths)
+    side_by_side = pages == list(range(pages[0], pages[0] + len(pages)))
+    return DecodeGroup(
+        torch.tensor([row for row, _ in members]),
+        slice(pages[0], pages[0] + len(pages)) if side_by_side else torch.tensor(pages),
+        DecodePlan.of(lengths, dtype),
+    )
 
 
 @dataclass(frozen=True)
@@ -108,34 +114,37 @@ class Attention:
     scale: float  # of the scores before softmax
     rule: RowRule  # counts of query rows that give a row the same bits
 
-    def __call__(self, x: torch.Tensor, batch: Batch, cache: LatentCache, rope: RopeTable) -> torch.Tensor:
-        """[T, H] normalised hidden rows to [T, H]; the rows' latents are in the cache afterwards."""
+    def __call__(self, x: torch.Tensor, batch: Batch, cache: LatentCache, angles: RopeTable) -> torch.Tensor:
+        """[T, H] normalised hidden rows to [T, H]; the rows' latents are in the cache afterwards.
+
+        ``angles`` are those of the rows' positions, [T, 1, rope / 2].
+        """
         config, T = self.config, x.shape[0]
         rank, nope = config.kv_lora_rank, config.qk_nope_head_dim
         down = self.down(x)
         latent = rms_norm(down[:, :rank], self.kv_norm, config.latent_norm_eps)
-        key = apply_rope(down[:, rank : config.latent_width], batch.positions, rope)
-        cache.write(self.layer, batch.slots, torch.cat((latent, key), dim=-1))
-
         if self.q_norm is not None:
             x = rms_norm(down[:, config.latent_width :], self.q_norm, config.latent_norm_eps)
         query = self.q_up(x).view(T, config.num_heads, config.qk_head_dim)
+        key = down[:, None, rank : config.latent_width]
+        turned = rotate(torch.cat((query[..., nope:], key), dim=1), angles)  # [T, heads + 1, rope]
+        cache.write(self.layer, batch.slots, torch.cat((latent, turned[:, -1]), dim=-1))
+
         q_latent = self.absorb_key(query[..., :nope])  # [T, heads, rank]
-        q_rope = apply_rope(query[..., nope:], batch.positions, rope)  # [T, heads, rope]
-        attended = self._attend(q_latent, q_rope, batch, cache)
+        attended = self._attend(q_latent, turned[:, :-1], batch, cache)
         return self.out(self.absorb_value(attended).reshape(T, -1))
 
     def _attend(
         self, q_latent: torch.Tensor, q_rope: torch.Tensor, batch: Batch, cache: LatentCache
     ) -> torch.Tensor:  # [T, heads, rank]
         """Each chunk over the latents of its own sequence."""
-        attended = torch.empty_like(q_latent)
         group = batch.together
+        if group is not None and not batch.alone:
+            return mla_decode(q_latent, q_rope, cache.pages(self.layer, group.pages), group.plan, self.scale, self.rule)
+        attended = torch.empty_like(q_latent)
         if group is not None:
             rows, splits = group.rows, cache.pages(self.layer, group.pages)
-            attended[rows] = mla_decode(
-                q_latent[rows], q_rope[rows], splits, group.num_positions, self.scale, self.rule
-            )
+            attended[rows] = mla_decode(q_latent[rows], q_rope[rows], splits, group.plan, self.scale, self.rule)
         for row, chunk in batch.alone:
             chunk_rows = slice(row, row + chunk.count)
             latents = cache.gather(self.layer, chunk.sequence.pages, chunk.first + chunk.count)
@@ -193,9 +202,10 @@ class Model:
         """Logits [S, V] fp32 of the sampled rows; ``watch`` sees (layer, hidden [T, H]) after every layer."""
         eps = self.config.rms_norm_eps
         cache.clear(batch.fresh_pages)
+        angles = self._rope.at(batch.positions[:, None])
         x = self._embedding[batch.token_ids]
         for index, layer in enumerate(self._layers):
-            x = x + layer.attention(rms_norm(x, layer.attention_norm, eps), batch, cache, self._rope)
+            x = x + layer.attention(rms_norm(x, layer.attention_norm, eps), batch, cache, angles)
             normed = rms_norm(x, layer.mlp_norm, eps)
             if layer.gate is None:
                 x = x + layer.mlp(normed)

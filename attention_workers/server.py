@@ -118,7 +118,7 @@ class AttentionServer:
 
     async def _forward(self, chunks: list[Chunk]) -> torch.Tensor:
         assert self._model is not None
-        return await self._model.forward(Batch.of(chunks), self.cache, self.router)
+        return await self._model.forward(Batch.of(chunks, self.dtype), self.cache, self.router)
 
     def _sequence_numerics(self) -> str:
         """The class of a token's bits: this worker's and its shards'; empty while no shard is known."""

@@ -9,12 +9,11 @@ import threading
 from collections.abc import Callable
 
 import numpy as np
-import torch
 
 from ..checkpoint.tensors import Checkpoint
 from ..kernels.grouped_gemm import Backend, ExpertLayer
 from ..membership.epoch import EpochId, ExpertSet
-from ..proto.codec import DTYPE_NAMES, Dispatch, short_fingerprint
+from ..proto.codec import DTYPE_NAMES, Dispatch, Indices, short_fingerprint
 from ..proto.errors import Code, FleetError
 
 
@@ -73,16 +72,13 @@ class Holdings:
         self._admit_routes(frame.layer, frame.route_experts)
         self.newest_epoch = max(self.newest_epoch, epoch)
 
-    def _admit_routes(self, layer: int, route_experts: torch.Tensor) -> None:
-        num_layers, num_experts = self._mask.shape
-        experts = route_experts.numpy()
+    def _admit_routes(self, layer: int, route_experts: Indices) -> None:
+        num_layers, _ = self._mask.shape
         if layer >= num_layers:
             raise FleetError(Code.NOT_HELD, f"layer {layer} is not held; the model has {num_layers}")
-        inside = (experts >= 0) & (experts < num_experts)
-        held = inside & self._mask[layer, np.where(inside, experts, 0)]
-        if not held.all():
-            missing = int(experts[~held][0])
-            raise FleetError(Code.NOT_HELD, f"expert {missing} of layer {layer} is not held")
+        missing = set(route_experts.tolist()).difference(np.flatnonzero(self._mask[layer]).tolist())
+        if missing:
+            raise FleetError(Code.NOT_HELD, f"expert {min(missing)} of layer {layer} is not held")
 
     def _load_expert(self, layer: int, expert: int, backend: Backend) -> None:
         read = self.checkpoint.read

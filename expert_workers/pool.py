@@ -33,7 +33,7 @@ class Job:
 
     @property
     def num_routes(self) -> int:
-        return self.frame.route_rows.shape[0]
+        return len(self.frame.route_rows)
 
     @property
     def num_left(self) -> int:

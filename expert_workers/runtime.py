@@ -8,6 +8,7 @@ import threading
 import time
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from ..kernels.grouped_gemm import ExpertLayer, grouped_gemm
@@ -99,16 +100,15 @@ class Runtime:
         """Every slice gets its rows; one whose own rows are not finite is refused, its neighbours are not."""
         piece_routes = result_rows(rows.shape[1], rows.element_size())
         finite = bool(torch.isfinite(rows).all())
-        for piece, own in zip(batch, torch.split(rows, [piece.count for piece in batch]), strict=True):
+        for piece, own in zip(batch, rows.split_with_sizes([piece.count for piece in batch]), strict=True):
             job = piece.job
             if not finite and not torch.isfinite(own).all():
                 what = f"layer {job.frame.layer}: an expert's output is not finite"
                 self._refuse([piece], FleetError(Code.NON_FINITE, what))
                 continue
-            first = piece.first
-            for part in torch.split(own, piece_routes):
-                job.answer(encode_result(job.frame.frame_id, first, job.num_routes, part))
-                first += part.shape[0]
+            for start in range(0, piece.count, piece_routes):
+                part = own[start : start + piece_routes]
+                job.answer(encode_result(job.frame.frame_id, piece.first + start, job.num_routes, part))
 
     def _expired(self, piece: Slice) -> bool:
         job = piece.job
@@ -129,14 +129,13 @@ class Runtime:
 
 def _merge(batch: list[Slice]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Rows [R, H], route_rows [N] and route_experts [N] of all slices together."""
-    if len(batch) == 1:
-        frame, first, last = batch[0].job.frame, batch[0].first, batch[0].first + batch[0].count
-        return frame.rows, frame.route_rows[first:last].long(), frame.route_experts[first:last].long()
     rows, route_rows, route_experts, base = [], [], [], 0
     for piece in batch:
-        frame, last = piece.job.frame, piece.first + piece.count
+        frame, routes = piece.job.frame, slice(piece.first, piece.first + piece.count)
         rows.append(frame.rows)
-        route_rows.append(frame.route_rows[piece.first : last].long() + base)
-        route_experts.append(frame.route_experts[piece.first : last].long())
+        route_rows.append(frame.route_rows[routes].astype(np.int64) + base)
+        route_experts.append(frame.route_experts[routes])
         base += frame.rows.shape[0]
-    return torch.cat(rows), torch.cat(route_rows), torch.cat(route_experts)
+    merged = rows[0] if len(rows) == 1 else torch.cat(rows)
+    experts = np.concatenate(route_experts, dtype=np.int64)
+    return merged, torch.from_numpy(np.concatenate(route_rows)), torch.from_numpy(experts)

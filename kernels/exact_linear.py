@@ -111,7 +111,7 @@ def _forms(weight: torch.Tensor, passing: bool) -> Iterator[tuple[str, RowCall]]
 def _form_call(form: str, weight: torch.Tensor) -> RowCall:
     if form in _PACKED:
         packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _PACKED[form])
-        linear = torch.ops.mkldnn._linear_pointwise
+        linear = torch.ops.mkldnn._linear_pointwise.default
         return lambda x: linear(x, packed, None, "none", [], "")
     if form == "left":
         return lambda x: torch.mm(weight, x.t()).t().contiguous()

@@ -1,11 +1,12 @@
 """The experts of one layer that a shard holds, ready for one way of computing them.
 
-Knows nothing of routes, frames or files: it takes the checkpoint's tensors of one expert after another and applies an
-expert to rows. ``Int4PackLayer`` keeps them as torch's CPU operator wants them; ``ReferenceLayer`` keeps the checkpoint's
+Knows nothing of routes, frames or files: it takes the checkpoint's tensors of one expert after another and applies
+experts to rows. ``Int4PackLayer`` keeps them as torch's CPU operator wants them; ``ReferenceLayer`` keeps the checkpoint's
 own words and scales and dequantises them in every call.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -69,8 +70,8 @@ class ExpertLayer(ABC):
     def bytes_held(self) -> int: ...
 
     @abstractmethod
-    def apply(self, expert_id: int, x: torch.Tensor) -> torch.Tensor:
-        """x [R, H] → [R, H]; the expert is held."""
+    def apply(self, expert_ids: Sequence[int], rows: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Each expert, which is held, on its rows [R, H] → all results one below the other [N, H]."""
 
 
 class Int4PackLayer(ExpertLayer):
@@ -98,11 +99,12 @@ class Int4PackLayer(ExpertLayer):
     def bytes_held(self) -> int:
         return self._bytes_held
 
-    def apply(self, expert_id: int, x: torch.Tensor) -> torch.Tensor:
-        gate_up, down = self._calls[expert_id]
-        both = self._gate_up_rule.run(gate_up, x)  # [R, 2F]
+    def apply(self, expert_ids: Sequence[int], rows: Sequence[torch.Tensor]) -> torch.Tensor:
+        calls = [self._calls[expert_id] for expert_id in expert_ids]
+        both = torch.cat([self._gate_up_rule.run(call, x) for (call, _), x in zip(calls, rows, strict=True)])  # [N, 2F]
         width = self.shape.width
-        return self._down_rule.run(down, silu_mul(both[:, :width], both[:, width:]))
+        inner = silu_mul(both[:, :width], both[:, width:]).split_with_sizes([len(x) for x in rows])
+        return torch.cat([self._down_rule.run(call, x) for (_, call), x in zip(calls, inner, strict=True)])
 
 
 class ReferenceLayer(ExpertLayer):
@@ -124,7 +126,10 @@ class ReferenceLayer(ExpertLayer):
     def bytes_held(self) -> int:
         return sum(part.nbytes for three in self._experts.values() for projection in three for part in projection)
 
-    def apply(self, expert_id: int, x: torch.Tensor) -> torch.Tensor:
+    def apply(self, expert_ids: Sequence[int], rows: Sequence[torch.Tensor]) -> torch.Tensor:
+        return torch.cat([self._apply_one(expert_id, x) for expert_id, x in zip(expert_ids, rows, strict=True)])
+
+    def _apply_one(self, expert_id: int, x: torch.Tensor) -> torch.Tensor:
         gate, up, down = self._experts[expert_id]
         x32 = x.float()
         first = ExactLinear(int4.dequantize(*gate), self._gate_up_rule)(x32)

@@ -9,6 +9,7 @@ Knows nothing of gates, routing weights or the wire. The contract, which every b
 3. the results go to their routes' places.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 
 import torch
@@ -35,22 +36,19 @@ def grouped_gemm(
     if num_routes == 0:
         return x.new_empty((0, hidden))
     _check_rows(route_rows, num_rows)
-    sorted_experts, order = torch.sort(route_experts, stable=True)
-    expert_ids, counts = torch.unique_consecutive(sorted_experts, return_counts=True)
-    rows = x[route_rows[order]]  # [N, H] by expert; each expert's rows are overwritten with their results
-    start = 0
-    for expert_id, count in zip(expert_ids.tolist(), counts.tolist(), strict=True):
+    counts = sorted(Counter(route_experts.tolist()).items())
+    for expert_id, _ in counts:
         if not layer.holds(expert_id):
             raise KernelError(f"expert {expert_id} is not held")
-        rows[start : start + count] = layer.apply(expert_id, rows[start : start + count])
-        start += count
-    result = torch.empty_like(rows)
-    result[order] = rows
-    return result
+    order = torch.argsort(route_experts, stable=True)
+    rows = x[route_rows[order]].split_with_sizes([count for _, count in counts])  # [N, H] by expert
+    results = layer.apply([expert_id for expert_id, _ in counts], rows)
+    return torch.empty_like(results).index_copy_(0, order, results)
 
 
 def _check_rows(route_rows: torch.Tensor, num_rows: int) -> None:
-    lowest, highest = (int(end) for end in torch.aminmax(route_rows))
+    routes = route_rows.numpy()
+    lowest, highest = routes.min(), routes.max()
     if lowest < 0 or highest >= num_rows:
         raise KernelError(f"route rows reach from {lowest} to {highest}, but there are {num_rows} rows")
 

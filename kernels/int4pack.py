@@ -96,7 +96,7 @@ def check_shape(num_out: int, num_in: int, group_size: int) -> None:
 
 def int4_call(weight: PackedWeight) -> RowCall:
     """x [R, in] → [R, out] in x's dtype, for counts R that a rule allows."""
-    multiply = torch.ops.aten._weight_int4pack_mm_for_cpu
+    multiply = torch.ops.aten._weight_int4pack_mm_for_cpu.default
     codes, both, group_size, num_out = weight.codes, weight.scales_and_zeros, weight.group_size, weight.num_out
     if num_out == codes.shape[0]:
         return lambda x: multiply(x, codes, group_size, both)

@@ -11,6 +11,7 @@ with bf16 P·V take 0.78 s. The operator gives other bits for a single query row
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -58,39 +59,53 @@ def mla_attend(
     return result.view(num_rows, num_heads, num_latent)
 
 
+@dataclass(frozen=True)
+class DecodePlan:
+    """What ``mla_decode`` derives from the lengths alone: the same in every layer of a step."""
+
+    counts: tuple[int, ...]  # [B] splits of each sequence
+    owners: torch.Tensor  # [P] int64, the sequence of each split
+    mask: torch.Tensor  # [P, 1, 1, 256], what of each split is not seen
+
+    @staticmethod
+    def of(num_positions: Sequence[int], dtype: torch.dtype) -> "DecodePlan":
+        """``num_positions`` of each sequence are at least 1."""
+        counts = tuple(-(-number // SPLIT) for number in num_positions)
+        owners = [sequence for sequence, count in enumerate(counts) for _ in range(count)]
+        seen = [min(number - start, SPLIT) for number in num_positions for start in range(0, number, SPLIT)]
+        unseen = torch.arange(SPLIT) >= torch.tensor(seen)[:, None]
+        mask = torch.zeros(len(seen), SPLIT, dtype=dtype).masked_fill_(unseen, float("-inf"))
+        return DecodePlan(counts, torch.tensor(owners), mask[:, None, None])
+
+
 def mla_decode(
     q_latent: torch.Tensor,  # [B, heads, C], the newest row of each of B sequences
     q_rope: torch.Tensor,  # [B, heads, D]
     splits: torch.Tensor,  # [P, 256, C + D], all splits of the first sequence, then of the second …; tails finite
-    num_positions: Sequence[int],  # positions of each sequence, at least 1
+    plan: DecodePlan,  # of the sequences' lengths
     scale: float,
     rule: RowRule,
 ) -> torch.Tensor:  # [B, heads, C]
     """As ``mla_attend`` with one row for each sequence, bit for bit, in one call for all of them.
 
-    It wants the splits gathered, which costs a copy of them: worth it for short contexts, where calls are what is dear.
+    It wants the splits side by side, which may cost a copy: worth it for short contexts, where calls are what is dear.
     """
     num_sequences, num_heads, num_latent = q_latent.shape
-    counts = [-(-number // SPLIT) for number in num_positions]
-    assert len(counts) == num_sequences, f"{len(counts)} lengths for {num_sequences} rows"
-    assert sum(counts) == len(splits), f"{sum(counts)} splits needed, {len(splits)} given"
+    assert len(plan.counts) == num_sequences, f"{len(plan.counts)} lengths for {num_sequences} rows"
+    assert len(plan.owners) == len(splits), f"{len(plan.owners)} splits needed, {len(splits)} given"
     query = torch.cat((q_latent, q_rope), dim=-1)
-    owners = torch.arange(num_sequences).repeat_interleave(torch.tensor(counts))
-    seen = torch.tensor([min(number - start, SPLIT) for number in num_positions for start in range(0, number, SPLIT)])
-    mask = query.new_zeros(len(seen), SPLIT).masked_fill_(torch.arange(SPLIT) >= seen[:, None], float("-inf"))
-    result = torch.empty_like(q_latent)
     tile = _tile_rows(rule, num_heads, len(splits) * query.shape[2])
+    tiles = []
     for start in range(0, num_heads, tile):
         heads = query[:, start : start + tile]
         missing = rule.size_for(heads.shape[1]) - heads.shape[1]
-        rows = torch.nn.functional.pad(heads, (0, 0, 0, missing))[owners]  # [P, M, C + D]
-        part, log_sum = _FORMS[rule.form](rows, splits[:, None], mask[:, None, None], scale)
-        first = 0
-        for number, count in enumerate(counts):
-            joined = _join(list(part[first : first + count]), log_sum[first : first + count], num_latent)
-            result[number, start : start + tile] = joined[: heads.shape[1]]
-            first += count
-    return result
+        rows = torch.nn.functional.pad(heads, (0, 0, 0, missing))  # [B, M, C + D]
+        if len(splits) > num_sequences:
+            rows = rows[plan.owners]  # [P, M, C + D]
+        part, log_sum = _FORMS[rule.form](rows, splits[:, None], plan.mask, scale)
+        joined = _join_each(part, log_sum, plan.counts, num_latent)
+        tiles.append(joined[:, : heads.shape[1]].to(query.dtype))
+    return tiles[0].contiguous() if len(tiles) == 1 else torch.cat(tiles, dim=1)
 
 
 def _tile_rows(rule: RowRule, num_rows: int, values_per_row: int) -> int:
@@ -179,6 +194,14 @@ def _plain(
 
 
 _FORMS: dict[str, SplitCall] = {"flash": _flash, "plain": _plain}
+
+
+def _join_each(part: torch.Tensor, log_sum: torch.Tensor, counts: tuple[int, ...], num_latent: int) -> torch.Tensor:
+    """Each sequence's splits, [P, M, C + D] and [P, M] float32, to [B, M, C]; one split each needs no joining."""
+    if len(part) == len(counts):
+        return part[:, :, :num_latent]
+    both = zip(part.split_with_sizes(counts), log_sum.split_with_sizes(counts), strict=True)
+    return torch.stack([_join(list(parts), log_sums, num_latent) for parts, log_sums in both])
 
 
 def _join(parts: list[torch.Tensor], log_sums: torch.Tensor, num_latent: int) -> torch.Tensor:

@@ -22,7 +22,7 @@ from .errors import KernelError
 from .exact_linear import ExactHeads, ExactLinear, heads_rule, linear_rule
 from .expert_layer import ExpertLayer, Projection
 from .grouped_gemm import grouped_gemm
-from .mla import SPLIT, attention_rule, mla_attend, mla_decode
+from .mla import SPLIT, DecodePlan, attention_rule, mla_attend, mla_decode
 from .norm import rms_norm
 from .row_rule import RuleBook, bits_of
 
@@ -118,7 +118,9 @@ def _attention_result(shapes: AttentionShapes, dtype: torch.dtype, rules: RuleBo
     ends = (first + 1, first + num_rows)
     gathered = torch.cat((latent[:SPLIT], _whole_splits(latent[: ends[1]]))).view(-1, SPLIT, latent.shape[1])
     last = query[[0, -1]]
-    decoded = mla_decode(last[..., :num_latent], last[..., num_latent:], gathered, ends, 0.3, rule)
+    decoded = mla_decode(
+        last[..., :num_latent], last[..., num_latent:], gathered, DecodePlan.of(ends, dtype), 0.3, rule
+    )
     _require_equal("mla_decode", "two sequences", decoded, chunk[[0, -1]])
     return chunk[:: num_rows - 1]
 

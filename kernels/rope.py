@@ -36,6 +36,10 @@ class RopeTable:
     cos: torch.Tensor
     sin: torch.Tensor
 
+    def at(self, positions: torch.Tensor) -> "RopeTable":
+        """The rows of ``positions``, an int64 tensor of any shape: [..., dim / 2]."""
+        return RopeTable(self.cos[positions], self.sin[positions])
+
 
 def rope_frequencies(dim: int, theta: float) -> torch.Tensor:
     """[dim / 2] float32: θ^(-2i/dim)."""
@@ -82,10 +86,14 @@ def rope_table(num_positions: int, dim: int, theta: float, yarn: Yarn | None) ->
 
 def apply_rope(x: torch.Tensor, positions: torch.Tensor, table: RopeTable) -> torch.Tensor:
     """x [R, dim] or [R, heads, dim] at positions [R] int64, rotated in float32 and rounded once to x's dtype."""
-    cos, sin = table.cos[positions], table.sin[positions]  # [R, dim / 2]
-    if x.ndim == 3:
-        cos, sin = cos[:, None], sin[:, None]
-    first, second = x[..., 0::2].float(), x[..., 1::2].float()
+    return rotate(x, table.at(positions if x.ndim == 2 else positions[:, None]))
+
+
+def rotate(x: torch.Tensor, angles: RopeTable) -> torch.Tensor:
+    """As ``apply_rope`` by rows of a table, looked up already, that broadcast over x's pairs [..., dim / 2]."""
+    x32 = x.float()
+    first, second = x32[..., 0::2], x32[..., 1::2]
+    cos, sin = angles.cos, angles.sin
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
 
 

@@ -18,10 +18,11 @@ import enum
 import struct
 import warnings
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TypeAlias
 
 import msgpack
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from .errors import Code, FleetError
@@ -40,6 +41,8 @@ _ERROR = struct.Struct("<H6x")
 _DTYPES = {1: torch.bfloat16, 2: torch.float32}
 _DTYPE_CODES = {dtype: code for code, dtype in _DTYPES.items()}
 DTYPE_NAMES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+Indices: TypeAlias = npt.NDArray[np.int32]
 
 
 class Kind(enum.IntEnum):
@@ -71,8 +74,8 @@ class Dispatch:
     priority: int
     deadline_us: int
     rows: torch.Tensor  # [R, H] bfloat16 or float32
-    route_rows: torch.Tensor  # [N] int32
-    route_experts: torch.Tensor  # [N] int32
+    route_rows: Indices  # [N]
+    route_experts: Indices  # [N]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +120,8 @@ def encode_dispatch(
     priority: int,
     deadline_us: int,
     rows: torch.Tensor,  # [R, H]
-    route_rows: np.ndarray[Any, Any],  # [N] int32
-    route_experts: np.ndarray[Any, Any],  # [N] int32
+    route_rows: Indices,  # [N]
+    route_experts: Indices,  # [N]
 ) -> bytes:
     num_rows, hidden = rows.shape
     header = _DISPATCH.pack(
@@ -216,11 +219,11 @@ def _decode_dispatch(frame: bytes, frame_id: int) -> Dispatch:
     after_rows = start + num_rows * hidden * dtype.itemsize
     _expect(frame, after_rows + 8 * num_routes)
     rows = _view(frame, dtype, num_rows * hidden, start).view(num_rows, hidden)
-    route_rows = _view(frame, torch.int32, num_routes, after_rows)
-    route_experts = _view(frame, torch.int32, num_routes, after_rows + 4 * num_routes)
-    low, high = int(route_rows.min()), int(route_rows.max())
-    if low < 0 or high >= num_rows:
-        raise _bad(f"a route names row {low if low < 0 else high} of {num_rows}")
+    route_rows = np.frombuffer(frame, np.int32, num_routes, after_rows)
+    route_experts = np.frombuffer(frame, np.int32, num_routes, after_rows + 4 * num_routes)
+    if route_rows.view(np.uint32).max() >= num_rows:  # as unsigned, what is negative is large
+        wrong = route_rows[(route_rows < 0) | (route_rows >= num_rows)][0]
+        raise _bad(f"a route names row {wrong} of {num_rows}")
     epoch = (incarnation, counter)
     return Dispatch(frame_id, fingerprint, epoch, layer, priority, deadline_us, rows, route_rows, route_experts)
 

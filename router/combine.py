@@ -4,10 +4,12 @@ Knows nothing of where the rows came from. The order of summation is fixed by th
 any arrival order and any batch give the same bits.
 """
 
+import functools
+
 import torch
 
-# Rows a tile: small enough that a tile of every rank stays in cache, large enough that calls do not count.
-_TILE_ROWS = 32
+# Products a tile: few enough to stay in cache, and with short rows enough that calls do not count.
+_TILE_VALUES = 1 << 16
 
 
 def combine(rows: torch.Tensor, topk_weights: torch.Tensor) -> torch.Tensor:
@@ -16,12 +18,8 @@ def combine(rows: torch.Tensor, topk_weights: torch.Tensor) -> torch.Tensor:
     Multiplication and addition are separate operations: a fused one would round differently in vector tails.
     """
     T, K, H = rows.shape
-    out = torch.empty(T, H, dtype=torch.float32)
-    for start in range(0, T, _TILE_ROWS):
-        tile = slice(start, start + _TILE_ROWS)
-        weights = topk_weights[tile]
-        total = out[tile]
-        torch.mul(rows[tile, 0].float(), weights[:, 0:1], out=total)
-        for k in range(1, K):
-            total += rows[tile, k].float() * weights[:, k : k + 1]
-    return out
+    step = max(1, _TILE_VALUES // (K * H))
+    if step >= T:
+        return functools.reduce(torch.add, (rows.float() * topk_weights[:, :, None]).unbind(1))
+    tiles = [slice(start, start + step) for start in range(0, T, step)]
+    return torch.cat([combine(rows[tile], topk_weights[tile]) for tile in tiles])

@@ -115,9 +115,9 @@ class Dispatch:
         T, H = self.x.shape
         rows = torch.empty(T * self.top_k, H, dtype=self.x.dtype)
         for routes, answers in self._pieces:
-            rows[torch.from_numpy(routes)] = answers
+            rows.index_copy_(0, torch.from_numpy(routes), answers)
         total = combine(rows.view(T, self.top_k, H), self.topk_weights)
-        if not torch.isfinite(total).all():
+        if not np.isfinite(total.numpy()).all():
             raise FleetError(Code.NON_FINITE, f"layer {self.layer}: the combined expert output is not finite")
         return total
 

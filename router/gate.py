@@ -5,6 +5,7 @@ Knows nothing of shards. Formula: DeepSeek-V3 (arXiv 2412.19437, section 2.1.2) 
 un-biased scores, normalised and scaled.
 """
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -42,9 +43,7 @@ class Gate:
         topk_ids = biased.topk(self._top_k, dim=-1).indices
         weights = scores.gather(1, topk_ids)
         if self._normalise:
-            total = weights[:, 0]
-            for k in range(1, self._top_k):
-                total = total + weights[:, k]
+            total = functools.reduce(torch.add, weights.unbind(1))  # in rank order
             weights = weights / (total + 1e-20).unsqueeze(1)
         return topk_ids, weights * self._scaling_factor
 

@@ -87,9 +87,7 @@ class Router:
         experts = dispatch.experts[routes]
         owners = plan.assign(dispatch.layer, experts, dispatch.failed_seats)
         parts = []
-        for number in np.unique(owners):
-            if number == NOBODY:
-                continue
+        for number in sorted(set(owners.tolist()) - {NOBODY}):
             for mine in _split(routes[owners == number], dispatch, lanes[number].max_frame_bytes):
                 by_expert = mine[np.argsort(dispatch.experts[mine], kind="stable")]
                 parts.append(self._part(dispatch, plan.epoch, lanes[number], by_expert))
@@ -143,10 +141,13 @@ class Router:
         dispatch.start(parts, orphans)
 
     def _part(self, dispatch: Dispatch, epoch: EpochId, lane: Lane, routes: Routes) -> Part:
-        tokens = routes // dispatch.top_k
-        distinct, route_rows = np.unique(tokens, return_inverse=True)
         x = dispatch.x
-        rows = x if len(distinct) == x.shape[0] else x[torch.from_numpy(distinct)]
+        route_rows = routes // dispatch.top_k
+        used = np.zeros(x.shape[0], dtype=bool)
+        used[route_rows] = True
+        if not used.all():
+            x = x[torch.from_numpy(used)]
+            route_rows = (used.cumsum() - 1)[route_rows]
         frame_id = next(self._frame_ids)
         frame = encode_dispatch(
             frame_id,
@@ -155,7 +156,7 @@ class Router:
             dispatch.layer,
             dispatch.priority,
             int((dispatch.deadline - time.monotonic()) * 1e6),
-            rows,
+            x,
             route_rows.astype(np.int32),
             dispatch.experts[routes].astype(np.int32),
         )

@@ -10,9 +10,9 @@ from expertfleet.attention_workers.sequence import SamplingParams, Sequence
 
 def test_a_step_names_the_pages_that_it_begins() -> None:
     sequence = Sequence("r", [1] * (PAGE + 5), PAGE + 5, 1, SamplingParams(), lambda update: None, pages=[4, 2])
-    assert Batch.of([Chunk(sequence, 0, 10)]).fresh_pages == [4]
-    assert Batch.of([Chunk(sequence, 10, PAGE - 5)]).fresh_pages == [2]
-    assert Batch.of([Chunk(sequence, PAGE + 4, 1)]).fresh_pages == []
+    assert Batch.of([Chunk(sequence, 0, 10)], torch.float32).fresh_pages == [4]
+    assert Batch.of([Chunk(sequence, 10, PAGE - 5)], torch.float32).fresh_pages == [2]
+    assert Batch.of([Chunk(sequence, PAGE + 4, 1)], torch.float32).fresh_pages == []
 
 
 def test_a_cleared_page_is_zero_in_every_layer_and_no_other_page_is() -> None:

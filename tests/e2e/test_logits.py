@@ -41,7 +41,7 @@ class Probe:
 
     def _forward(self, chunk: Chunk) -> tuple[torch.Tensor, list[torch.Tensor]]:
         server, layers = self._server, []
-        batch = Batch.of([chunk])
+        batch = Batch.of([chunk], server.dtype)
         batch = dataclasses.replace(batch, sampled_rows=torch.arange(chunk.count))
         assert server._model is not None
         forward = server._model.forward(batch, server.cache, server.router, lambda layer, rows: layers.append(rows))

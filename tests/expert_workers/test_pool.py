@@ -4,6 +4,7 @@ import random
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,7 +15,7 @@ from expertfleet.proto.errors import Code, FleetError
 
 def make_job(num_routes: int, layer: int = 1, priority: int = 0, lane: object = None, frame_id: int = 1) -> Job:
     rows = torch.zeros(num_routes, 4)
-    routes = torch.zeros(num_routes, dtype=torch.int32)
+    routes = np.zeros(num_routes, dtype=np.int32)
     frame = Dispatch(frame_id, b"\0" * 8, (1, 1), layer, priority, 10**6, rows, routes, routes)
     return Job(frame, lambda answer: None, lane, expires_at=float("inf"))
 

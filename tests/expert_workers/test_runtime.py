@@ -3,6 +3,7 @@
 import queue
 import time
 
+import numpy as np
 import torch
 
 from expertfleet.expert_workers import runtime as module
@@ -16,8 +17,8 @@ H = 256
 
 def make_job(answers: "queue.Queue[bytes]", frame_id: int, value: float, num_routes: int = 2) -> Job:
     rows = torch.full((num_routes, H), value).bfloat16()
-    route_rows = torch.arange(num_routes, dtype=torch.int32)
-    experts = torch.zeros(num_routes, dtype=torch.int32)
+    route_rows = np.arange(num_routes, dtype=np.int32)
+    experts = np.zeros(num_routes, dtype=np.int32)
     frame = Dispatch(frame_id, b"\0" * 8, (1, 1), 1, 0, 10**6, rows, route_rows, experts)
     return Job(frame, answers.put, None, expires_at=time.monotonic() + 30)
 

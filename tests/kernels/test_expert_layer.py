@@ -34,11 +34,11 @@ def test_the_checkpoint_s_tensors_may_be_freed_or_overwritten() -> None:
     given = _projections()
     layer.add(0, **given)
     x = torch.randn(2, HIDDEN).bfloat16()
-    before = layer.apply(0, x)
+    before = layer.apply([0], [x])
     for words, scales in given.values():
         words.zero_()
         scales.zero_()
-    assert torch.equal(layer.apply(0, x), before)
+    assert torch.equal(layer.apply([0], [x]), before)
 
 
 @pytest.mark.parametrize("projection", ["gate", "up", "down"])

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from expertfleet.kernels.mla import SPLIT, attention_rule, mla_attend, mla_decode
+from expertfleet.kernels.mla import SPLIT, DecodePlan, attention_rule, mla_attend, mla_decode
 from expertfleet.kernels.row_rule import RowRule, RuleBook, bits_of
 
 ERROR = {torch.bfloat16: 6e-3, torch.float32: 3e-6}
@@ -126,7 +126,7 @@ def test_many_decode_rows_at_once_equal_each_alone(
     query = (torch.randn(len(lengths), heads, num_latent + num_rope) * 2).to(dtype)
     q_latent, q_rope = query[..., :num_latent], query[..., num_latent:]
     splits = torch.cat(latents).view(-1, SPLIT, num_latent + num_rope)
-    together = mla_decode(q_latent, q_rope, splits, lengths, 0.15, rule)
+    together = mla_decode(q_latent, q_rope, splits, DecodePlan.of(lengths, dtype), 0.15, rule)
     for row, length in enumerate(lengths):
         one = slice(row, row + 1)
         alone = mla_attend(q_latent[one], q_rope[one], latents[row], length - 1, 0.15, rule)

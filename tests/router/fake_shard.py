@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import grpc
+import numpy as np
 import torch
 
 from expertfleet.proto.codec import Cancel, Dispatch, Hello, decode, encode_error, encode_hello, encode_result
@@ -53,7 +54,9 @@ class FakeShard:
         if self.refuse is not None:
             await context.write(encode_error(frame.frame_id, self.refuse))
             return
-        rows = expected_rows(frame.rows[frame.route_rows.long()], frame.route_experts.long())
+        rows = expected_rows(
+            frame.rows[frame.route_rows.astype(np.int64)], torch.from_numpy(frame.route_experts.astype(np.int64))
+        )
         for first in range(0, len(rows), self.piece_routes):
             piece = rows[first : first + self.piece_routes].contiguous()
             await context.write(encode_result(frame.frame_id, first, len(rows), piece))
