@@ -230,8 +230,9 @@ def test_sigterm_during_a_stream_too_long_to_finish(small_checkpoint: Path) -> N
     asked = 0.0
     with httpx.stream("POST", f"{serve.url}/v1/completions", json=body, trust_env=False, timeout=60) as reply:
         for line in reply.iter_lines():
-            if line.startswith("data: "):
-                lines.append((time.monotonic(), line))
+            if not line.startswith("data: "):
+                continue
+            lines.append((time.monotonic(), line))
             if len(lines) == 5:
                 asked = time.monotonic()
                 serve.process.send_signal(signal.SIGTERM)
