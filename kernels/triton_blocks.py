@@ -14,8 +14,8 @@ import torch
 import triton
 import triton.language as tl
 
-_CHUNK = 32  # routes a program
-_SCAN = 256  # routes compared at a time
+CHUNK = 32  # routes a program
+SCAN = 256  # routes compared at a time
 _MOST_COMPARED = 8192
 
 
@@ -42,9 +42,9 @@ def block_list(route_slots: torch.Tensor, num_slots: int, block_r: int) -> Block
     order, ranks, totals = route_slots.new_empty((3, num_routes)).unbind()
     table = route_slots.new_zeros((3, num_blocks))
     table[0].fill_(-1)
-    grid = (triton.cdiv(num_routes, _CHUNK),)
-    rank_kernel[grid](route_slots, order, ranks, totals, num_routes, _CHUNK, _SCAN, num_warps=4)
-    block_kernel[grid](route_slots, ranks, totals, *table.unbind(), num_routes, block_r, _CHUNK, _SCAN, num_warps=4)
+    grid = (triton.cdiv(num_routes, CHUNK),)
+    rank_kernel[grid](route_slots, order, ranks, totals, num_routes, CHUNK, SCAN, num_warps=4)
+    block_kernel[grid](route_slots, ranks, totals, *table.unbind(), num_routes, block_r, CHUNK, SCAN, num_warps=4)
     return BlockList(order, *table.unbind())
 
 

@@ -128,7 +128,7 @@ def _small(hidden: int) -> Iterator[Variant]:
     constants |= {"TOP_K": 8, "PLACED": True}
     yield Variant("rows combine", triton_rows.combine_kernel, types, constants, triton_rows.COMBINE_OPTIONS)
     types = dict.fromkeys(("slots", "order", "ranks", "totals"), "*i32")
-    constants = {"CHUNK": 32, "SCAN": 256}
+    constants = {"CHUNK": triton_blocks.CHUNK, "SCAN": triton_blocks.SCAN}
     yield Variant("blocks rank", triton_blocks.rank_kernel, types, constants, {"num_warps": 4})
     types |= dict.fromkeys(("block_slots", "block_starts", "block_counts"), "*i32")
     yield Variant("blocks list", triton_blocks.block_kernel, types, constants | {"BLOCK_R": 8}, {"num_warps": 4})

@@ -49,7 +49,7 @@ def grouped_experts(
         return x.new_empty((0, hidden))
     config = config_for(_device_name(x.device)) if config is None else config
     (num_slots,) = experts.addresses.shape
-    route_major = schedule == "routes" or (schedule == "auto" and num_routes <= config.most_route_major)
+    route_major = _route_major(schedule, num_routes, config)
     block_r = 8 if route_major else rows_a_block(num_routes, num_slots)
     blocks = _one_by_one(route_slots) if route_major else block_list(route_slots, num_slots, block_r)
     # NOTE: Triton's interpreter cuts a float32 to bf16 where the device rounds it, so there torch does the rounding.
@@ -74,7 +74,7 @@ def grouped_experts(
 def padding_rows(route_slots: torch.Tensor, num_slots: int, schedule: Schedule, config: Config) -> int:
     """Rows that the tensor cores compute and nobody wants; waits for the device. None of them is read from memory."""
     (num_routes,) = route_slots.shape
-    if schedule == "routes" or (schedule == "auto" and num_routes <= config.most_route_major):
+    if _route_major(schedule, num_routes, config):
         return 7 * num_routes
     block_r = rows_a_block(num_routes, num_slots)
     return block_r * int((block_list(route_slots, num_slots, block_r).counts > 0).sum()) - num_routes
@@ -110,6 +110,10 @@ def _check(x: torch.Tensor, route_rows: torch.Tensor, route_slots: torch.Tensor,
         assert ids.is_contiguous(), f"{name} has strides {ids.stride()}"
     assert experts.addresses.dtype is torch.int64, f"addresses are {experts.addresses.dtype}, wanted int64"
     return num_routes
+
+
+def _route_major(schedule: Schedule, num_routes: int, config: Config) -> bool:
+    return schedule == "routes" or (schedule == "auto" and num_routes <= config.most_route_major)
 
 
 def _one_by_one(route_slots: torch.Tensor) -> BlockList:

@@ -111,8 +111,7 @@ class Topic:
         return space.product() if self.kind == "product" else space.record_id()
 
     def declaration(self, space: Space) -> Message:
-        example = Space(space.rng, space.held_out)
-        words = {"noun": self.noun, "kind": self.kind, "param": self.param, "example": self.subject(example)}
+        words = {"noun": self.noun, "kind": self.kind, "param": self.param, "example": self.subject(space)}
         schema: Message = {"type": "string"}
         if described := space.rng.choice(_PARAM_DESCRIPTIONS).format(**words):
             schema["description"] = described

@@ -18,7 +18,7 @@ _NOT_MATRICES = ("embed_tokens", ".gate.weight")
 
 
 class Muon(torch.optim.Optimizer):
-    """``split``: how many matrices lie side by side in the last dimension, by parameter."""
+    """Of parameters that are a matrix [rows, columns] or a stack of them [..., rows, columns]."""
 
     def __init__(self, params: Iterable[torch.Tensor], lr: float, weight_decay: float) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
