@@ -33,7 +33,19 @@ def become_subreaper() -> None:
 
 def descendants(root: int) -> list[int]:
     """Every process below ``root``, zombies left out."""
-    parents = {pid: parent for pid, parent, state in _processes() if state not in "ZX"}
+    return [pid for pid in _below(root) if alive(pid)]
+
+
+def alive(pid: int) -> bool:
+    """Whether the process is there and no zombie."""
+    try:
+        return _stat(str(pid))[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def _below(root: int) -> list[int]:
+    parents = dict(_processes())
     below: set[int] = {root}
     grew = True
     while grew:
@@ -46,7 +58,7 @@ def descendants(root: int) -> list[int]:
 def naming(text: str) -> list[int]:
     """Every process, this one left out, with ``text`` in its command line."""
     found: list[int] = []
-    for pid, _, _ in _processes():
+    for pid, _ in _processes():
         try:
             words = Path("/proc", str(pid), "cmdline").read_bytes()
         except OSError:
@@ -56,25 +68,28 @@ def naming(text: str) -> list[int]:
     return found
 
 
-def _processes() -> Iterator[tuple[int, int, str]]:
-    """(pid, parent, state) of every process."""
+def _processes() -> Iterator[tuple[int, int]]:
+    """(pid, parent) of every process."""
     for name in os.listdir("/proc"):
         if not name.isdecimal():
             continue
         try:
-            text = Path("/proc", name, "stat").read_text(errors="replace")
+            yield int(name), int(_stat(name)[1])
         except OSError:
             continue
-        state, parent = text.rpartition(")")[2].split()[:2]
-        yield int(name), int(parent), state
+
+
+def _stat(name: str) -> list[str]:
+    """State, parent and what follows them in ``/proc/<name>/stat``."""
+    return Path("/proc", name, "stat").read_text(errors="replace").rpartition(")")[2].split()
 
 
 def kill_all(root: int, deadline_s: float = 60.0) -> list[int]:
-    """Kills everything below ``root`` until nothing is left; returns the pids that had to be killed."""
+    """Kills everything below ``root`` until nothing is left, not even a zombie; returns the pids that had to be killed."""
     killed: set[int] = set()
     give_up = time.monotonic() + deadline_s
-    while (left := descendants(root)) and time.monotonic() < give_up:
-        for pid in left:
+    while (left := _below(root)) and time.monotonic() < give_up:
+        for pid in filter(alive, left):
             try:
                 os.kill(pid, signal.SIGKILL)
                 killed.add(pid)
@@ -82,7 +97,6 @@ def kill_all(root: int, deadline_s: float = 60.0) -> list[int]:
                 continue
         reap()
         time.sleep(_SWEEP_S)
-    reap()
     return sorted(killed)
 
 

@@ -11,7 +11,7 @@ import threading
 import time
 from pathlib import Path
 
-from ..cluster.guard import descendants
+from ..cluster.guard import alive, descendants
 
 _READY_S = 120.0
 _END_S = 40.0
@@ -42,7 +42,7 @@ class Served:
         pids = descendants(self._process.pid)
         self._process.send_signal(signal.SIGTERM)
         status = self._process.wait(_END_S)
-        left = [f"process {pid}" for pid in pids if Path("/proc", str(pid)).exists()]
+        left = [f"process {pid}" for pid in pids if alive(pid)]
         return status, left + [str(path) for path in self._tmp.iterdir()]
 
     def kill(self) -> None:

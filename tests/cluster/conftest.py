@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from expertfleet.checkpoint.make_tiny import make_tiny
-from expertfleet.cluster.guard import descendants
+from expertfleet.cluster.guard import alive, descendants
 
 FAKE_FLEET = Path(__file__).with_name("fake_fleet.py")
 
@@ -32,13 +32,6 @@ def until(condition: Callable[[], Any], timeout_s: float) -> Any:
         assert time.monotonic() < give_up, f"not within {timeout_s} s"
         time.sleep(0.05)
     return value
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
 
 
 class Serve:
