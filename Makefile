@@ -12,7 +12,7 @@ ROOMS := attention_workers checkpoint cluster demo expert_workers gateway kernel
 
 dev: .venv/.installed
 
-.venv/.installed: pyproject.toml constraints.txt
+.venv/.installed: pyproject.toml constraints.txt $(wildcard kernels/cpp/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "expertfleet needs Python 3.11 or newer: make dev PYTHON=python3.12"; exit 1; }
 	@echo "setting up .venv (about two minutes the first time)"
@@ -47,4 +47,4 @@ proto: dev
 	@$(BIN)/python -m expertfleet.proto.make_stubs
 
 clean:
-	rm -rf .venv .link
+	rm -rf .venv .link build kernels/*.so

@@ -1,8 +1,9 @@
 """Chooses how experts are computed on this machine, by name, and never another way silently.
 
-Knows nothing of experts' numbers or of workers. ``auto`` takes cpu-int4pack for bfloat16 and reference for float32,
-where torch's int4 operator is scalar code (1 GFLOP/s a core, against 100 for a dequantised product). ``triton`` is the
-only one for device cuda and is never chosen by itself: its bits have been proved in Triton's interpreter alone so far.
+Knows nothing of experts' numbers or of workers. ``auto`` takes cpu-native where the package was built with a C++ compiler
+and the processor and the group size fit, and says so where not: then it takes cpu-int4pack for bfloat16 and reference for
+float32, where torch's int4 operator is scalar code (1 GFLOP/s a core, against 100 for a dequantised product). ``triton``
+is the only one for device cuda and is never chosen by itself: its bits have been proved in Triton's interpreter alone.
 """
 
 from dataclasses import dataclass
@@ -10,16 +11,25 @@ from typing import Literal, assert_never
 
 import torch
 
+from . import native
 from .errors import KernelError
 from .exact_linear import LinearRule, linear_rule
-from .expert_layer import ExpertLayer, ExpertShape, Int4PackLayer, ReferenceLayer
+from .expert_layer import ExpertLayer, ExpertShape, Int4PackLayer, NativeLayer, ReferenceLayer
 from .int4pack import Int4Packer, check_shape, int4_rule
 from .row_rule import RowRule, RuleBook
 from .triton_layer import TritonLayer, check_triton
 
-BackendName = Literal["cpu-int4pack", "reference", "triton"]
-NAMES: tuple[BackendName, ...] = ("cpu-int4pack", "reference", "triton")
+BackendName = Literal["cpu-native", "cpu-int4pack", "reference", "triton"]
+NAMES: tuple[BackendName, ...] = ("cpu-native", "cpu-int4pack", "reference", "triton")
 _DTYPES = (torch.bfloat16, torch.float32)
+
+
+@dataclass(frozen=True)
+class NativeRules:
+    """Nothing to find: sums whose order could matter are integers."""
+
+    native: native.Native
+    instruction_set: str
 
 
 @dataclass(frozen=True)
@@ -44,24 +54,35 @@ class TritonRules:
 
 @dataclass(frozen=True)
 class Backend:
-    """A way of computing experts of one shape in one dtype; ``new_layer`` makes an empty layer for it."""
+    """A way of computing experts of one shape in one dtype; ``new_layer`` makes an empty layer for it.
+
+    ``remark`` says why ``auto`` could not take the fastest one.
+    """
 
     name: BackendName
     shape: ExpertShape
     dtype: torch.dtype
-    rules: Int4Rules | ReferenceRules | TritonRules
+    rules: NativeRules | Int4Rules | ReferenceRules | TritonRules
+    remark: str = ""
 
     @property
     def description(self) -> str:
         """One line for people: the name, the dtype, the shape, and how rows are kept exact."""
         shape, dtype = self.shape, str(self.dtype).removeprefix("torch.")
-        if isinstance(self.rules, TritonRules):
+        if isinstance(self.rules, NativeRules):
+            exact = f"any number of rows, {self.rules.instruction_set}"
+        elif isinstance(self.rules, TritonRules):
             exact = f"any number of rows on {torch.cuda.get_device_name(self.rules.device)}"
         else:
             exact = f"gate_up {self._shown(self.rules.gate_up)}; down {self._shown(self.rules.down)}"
-        return f"{self.name} {dtype}, {shape.hidden}→{shape.width}→{shape.hidden} group {shape.group_size}; {exact}"
+        described = (
+            f"{self.name} {dtype}, {shape.hidden}→{shape.width}→{shape.hidden} group {shape.group_size}; {exact}"
+        )
+        return f"{described}; {self.remark}" if self.remark else described
 
     def new_layer(self) -> ExpertLayer:
+        if isinstance(self.rules, NativeRules):
+            return NativeLayer(self.shape, self.dtype, self.rules.native, self.rules.instruction_set)
         if isinstance(self.rules, Int4Rules):
             return Int4PackLayer(self.shape, self.dtype, self.rules.packer, self.rules.gate_up, self.rules.down)
         if isinstance(self.rules, TritonRules):
@@ -82,8 +103,12 @@ def make_backend(
     group_size: int,
     *,
     rules: RuleBook | None = None,
+    instruction_set: str | None = None,
 ) -> Backend:
-    """The backend ``name`` (or what ``auto`` means here), its rules tested with these shapes and today's threads."""
+    """The backend ``name`` (or what ``auto`` means here), its rules tested with these shapes and today's threads.
+
+    ``instruction_set`` is for cpu-native; it takes the best that the processor has if none is given.
+    """
     if device != "cpu" and name != "triton":
         raise KernelError(f"device: {device!r} has no backend {name!r}, only triton (and it only 'cuda')")
     if dtype not in _DTYPES:
@@ -91,26 +116,49 @@ def make_backend(
     shape = ExpertShape(hidden, width, group_size)
     _check_multiples(shape)
     book = RuleBook() if rules is None else rules
-    chosen = _resolve(name, dtype)
+    missing = _missing_native(shape)
+    chosen = _resolve(name, dtype, missing)
+    remark = f"cpu-native is not used: {missing}" if missing and name == "auto" else ""
+    if chosen == "cpu-native":
+        return Backend(chosen, shape, dtype, _native_rules(shape, instruction_set))
     if chosen == "triton":
         check_triton(device, dtype, shape)
         return Backend(chosen, shape, dtype, TritonRules(device))
     if chosen == "cpu-int4pack":
-        return Backend(chosen, shape, dtype, _int4_rules(book, shape, dtype))
+        return Backend(chosen, shape, dtype, _int4_rules(book, shape, dtype), remark)
     if chosen == "reference":
         gate_up = linear_rule(book, width, hidden, torch.float32, passing=True)
         down = linear_rule(book, hidden, width, torch.float32, passing=True)
-        return Backend(chosen, shape, dtype, ReferenceRules(gate_up, down))
+        return Backend(chosen, shape, dtype, ReferenceRules(gate_up, down), remark)
     assert_never(chosen)
 
 
-def _resolve(name: str, dtype: torch.dtype) -> BackendName:
+def _resolve(name: str, dtype: torch.dtype, missing_native: str) -> BackendName:
     if name == "auto":
+        if not missing_native:
+            return "cpu-native"
         return "cpu-int4pack" if dtype is torch.bfloat16 else "reference"
     for known in NAMES:
         if name == known:
             return known
     raise KernelError(f"backend: {name!r} is unknown, one of auto, {', '.join(NAMES)}")
+
+
+def _missing_native(shape: ExpertShape) -> str:
+    loaded = native.load()
+    return loaded if isinstance(loaded, str) else native.unsupported(shape.group_size)
+
+
+def _native_rules(shape: ExpertShape, instruction_set: str | None) -> NativeRules:
+    if problem := native.unsupported(shape.group_size):
+        raise KernelError(problem)
+    loaded = native.load()
+    if isinstance(loaded, str):
+        raise KernelError(f"backend: cpu-native cannot be used: {loaded}")
+    if instruction_set not in (None, *loaded.instruction_sets):
+        known = ", ".join(loaded.instruction_sets)
+        raise KernelError(f"instruction_set: {instruction_set!r} is not there, this processor has {known}")
+    return NativeRules(loaded, instruction_set or loaded.instruction_sets[0])
 
 
 def _check_multiples(shape: ExpertShape) -> None:

@@ -1,12 +1,12 @@
 """The experts of one layer that a shard holds, ready for one way of computing them.
 
-Knows nothing of routes, frames or files: it takes the checkpoint's tensors of one expert after another and applies
-experts to rows. ``Int4PackLayer`` keeps them as torch's CPU operator wants them; ``ReferenceLayer`` keeps the checkpoint's
-own words and scales and dequantises them in every call.
+Knows nothing of frames or files: it takes the checkpoint's tensors of one expert after another and applies experts to
+routes. ``NativeLayer`` keeps them as the compiled kernel wants them, ``Int4PackLayer`` as torch's CPU operator does;
+``ReferenceLayer`` keeps the checkpoint's own words and scales and dequantises them in every call.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from .activation import silu_mul
 from .errors import KernelError
 from .exact_linear import ExactLinear, LinearRule
 from .int4pack import Int4Packer, int4_call
+from .native import Native, addresses
 from .row_rule import RowCall, RowRule
 
 Projection = tuple[torch.Tensor, torch.Tensor]  # words int32 [out, in / 8], scales bf16 [out, in / group]
@@ -29,7 +30,7 @@ class ExpertShape:
 
 
 class ExpertLayer(ABC):
-    """``add`` experts, then ``apply`` them to rows; a row's result never depends on the rows beside it."""
+    """``add`` experts, then ``apply`` them to routes; a route's result never depends on the routes beside it."""
 
     def __init__(self, shape: ExpertShape, dtype: torch.dtype) -> None:
         self.shape = shape
@@ -70,11 +71,61 @@ class ExpertLayer(ABC):
     def bytes_held(self) -> int: ...
 
     @abstractmethod
-    def apply(self, expert_ids: Sequence[int], rows: Sequence[torch.Tensor]) -> torch.Tensor:
+    def apply(self, x: torch.Tensor, route_rows: torch.Tensor, route_experts: torch.Tensor) -> torch.Tensor:
+        """x [R, H], at least one route of rows and held experts, both int64 [N] → [N, H] in the routes' order."""
+
+
+class NativeLayer(ExpertLayer):
+    """The checkpoint's own bytes in another order, and a page or two for their places."""
+
+    def __init__(self, shape: ExpertShape, dtype: torch.dtype, native: Native, instruction_set: str) -> None:
+        super().__init__(shape, dtype)
+        self._native = native
+        self._instruction_set = instruction_set
+        self._blocks: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._places = torch.empty((2, 0), dtype=torch.int64)
+        self._slots = torch.empty(0, dtype=torch.int64)  # by expert, -1 for those not held
+
+    def _keep(self, expert_id: int, gate: Projection, up: Projection, down: Projection) -> None:
+        self._blocks.append((self._native.pack_gate_up(gate, up), self._native.pack_down(down)))
+        self._places = torch.stack([addresses(blocks) for blocks in zip(*self._blocks, strict=True)])
+        slots = torch.full((max(len(self._slots), expert_id + 1),), -1)
+        slots[: len(self._slots)] = self._slots
+        slots[expert_id] = len(self._blocks) - 1
+        self._slots = slots
+
+    def holds(self, expert_id: int) -> bool:
+        return 0 <= expert_id < len(self._slots) and bool(self._slots[expert_id] >= 0)
+
+    @property
+    def bytes_held(self) -> int:
+        return sum(block.nbytes for blocks in self._blocks for block in blocks)
+
+    def apply(self, x: torch.Tensor, route_rows: torch.Tensor, route_experts: torch.Tensor) -> torch.Tensor:
+        gate_up, down = self._places
+        slots = self._slots[route_experts]
+        return self._native.apply(
+            x, route_rows, slots, gate_up, down, self.shape.width, self.shape.group_size, self._instruction_set
+        )
+
+
+class ByExpertLayer(ExpertLayer):
+    """1. The routes are sorted by expert and their rows gathered; 2. each expert runs once over its stretch; 3. the
+    results go to their routes' places."""
+
+    def apply(self, x: torch.Tensor, route_rows: torch.Tensor, route_experts: torch.Tensor) -> torch.Tensor:
+        counts = sorted(Counter(route_experts.tolist()).items())
+        order = torch.argsort(route_experts, stable=True)
+        rows = x[route_rows[order]].split_with_sizes([count for _, count in counts])  # [N, H] by expert
+        results = self._apply_each([expert_id for expert_id, _ in counts], rows)
+        return torch.empty_like(results).index_copy_(0, order, results)
+
+    @abstractmethod
+    def _apply_each(self, expert_ids: list[int], rows: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """Each expert, which is held, on its rows [R, H] → all results one below the other [N, H]."""
 
 
-class Int4PackLayer(ExpertLayer):
+class Int4PackLayer(ByExpertLayer):
     """Gate and up lie in one packed matrix; the intermediate is one float32 step between two bf16 roundings."""
 
     def __init__(
@@ -99,7 +150,7 @@ class Int4PackLayer(ExpertLayer):
     def bytes_held(self) -> int:
         return self._bytes_held
 
-    def apply(self, expert_ids: Sequence[int], rows: Sequence[torch.Tensor]) -> torch.Tensor:
+    def _apply_each(self, expert_ids: list[int], rows: tuple[torch.Tensor, ...]) -> torch.Tensor:
         calls = [self._calls[expert_id] for expert_id in expert_ids]
         both = torch.cat([self._gate_up_rule.run(call, x) for (call, _), x in zip(calls, rows, strict=True)])  # [N, 2F]
         width = self.shape.width
@@ -107,7 +158,7 @@ class Int4PackLayer(ExpertLayer):
         return torch.cat([self._down_rule.run(call, x) for (_, call), x in zip(calls, inner, strict=True)])
 
 
-class ReferenceLayer(ExpertLayer):
+class ReferenceLayer(ByExpertLayer):
     """Exact weights, all arithmetic in float32, one rounding at the end; a call costs a whole dequantisation."""
 
     def __init__(self, shape: ExpertShape, dtype: torch.dtype, gate_up_rule: LinearRule, down_rule: LinearRule) -> None:
@@ -126,7 +177,7 @@ class ReferenceLayer(ExpertLayer):
     def bytes_held(self) -> int:
         return sum(part.nbytes for three in self._experts.values() for projection in three for part in projection)
 
-    def apply(self, expert_ids: Sequence[int], rows: Sequence[torch.Tensor]) -> torch.Tensor:
+    def _apply_each(self, expert_ids: list[int], rows: tuple[torch.Tensor, ...]) -> torch.Tensor:
         return torch.cat([self._apply_one(expert_id, x) for expert_id, x in zip(expert_ids, rows, strict=True)])
 
     def _apply_one(self, expert_id: int, x: torch.Tensor) -> torch.Tensor:

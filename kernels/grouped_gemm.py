@@ -5,11 +5,8 @@ Knows nothing of gates, routing weights or the wire. The contract, which every b
 - a route's bits depend on its row and its expert alone, never on the other routes, their number or their order;
 - finite rows and weights whose products fit the dtype give finite results; non-finite rows are the caller's business;
 - no routes give an empty result, experts without routes cost nothing.
-1. The routes are sorted by expert and their rows gathered once; 2. each expert hit runs once over its stretch;
-3. the results go to their routes' places.
 """
 
-from collections import Counter
 from collections.abc import Mapping
 
 import torch
@@ -36,14 +33,10 @@ def grouped_gemm(
     if num_routes == 0:
         return x.new_empty((0, hidden))
     _check_rows(route_rows, num_rows)
-    counts = sorted(Counter(route_experts.tolist()).items())
-    for expert_id, _ in counts:
+    for expert_id in set(route_experts.tolist()):
         if not layer.holds(expert_id):
             raise KernelError(f"expert {expert_id} is not held")
-    order = torch.argsort(route_experts, stable=True)
-    rows = x[route_rows[order]].split_with_sizes([count for _, count in counts])  # [N, H] by expert
-    results = layer.apply([expert_id for expert_id, _ in counts], rows)
-    return torch.empty_like(results).index_copy_(0, order, results)
+    return layer.apply(x, route_rows, route_experts)
 
 
 def _check_rows(route_rows: torch.Tensor, num_rows: int) -> None:

@@ -5,7 +5,6 @@ there and back. Each expert is one block of its own, so experts come and go with
 """
 
 import importlib.util
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -51,15 +50,12 @@ class TritonLayer(ExpertLayer):
             self._table = ExpertTable(self._layout, addresses.to(self._device))
         return self._table
 
-    def apply(self, expert_ids: Sequence[int], rows: Sequence[torch.Tensor]) -> torch.Tensor:
+    def apply(self, x: torch.Tensor, route_rows: torch.Tensor, route_experts: torch.Tensor) -> torch.Tensor:
         from .triton_experts import grouped_experts
 
-        x = torch.cat(list(rows))
-        counts = torch.tensor([len(part) for part in rows])
-        slots = torch.tensor([self._slots[expert_id] for expert_id in expert_ids], dtype=torch.int32)
-        route_slots = slots.repeat_interleave(counts).to(self._device)
-        route_rows = torch.arange(len(x), dtype=torch.int32, device=self._device)
-        return grouped_experts(x.to(self._device), route_rows, route_slots, self.table).to(x.device)
+        slots = torch.tensor([self._slots[expert_id] for expert_id in route_experts.tolist()], dtype=torch.int32)
+        rows, slots = (each.to(self._device, torch.int32) for each in (route_rows, slots))
+        return grouped_experts(x.to(self._device), rows, slots, self.table).to(x.device)
 
 
 def check_triton(device: str, dtype: torch.dtype, shape: ExpertShape) -> None:

@@ -63,14 +63,15 @@ def make_optimizers(model: nn.Module, lr: float, weight_decay: float) -> list[to
 
 
 def _orthogonal(matrix: torch.Tensor) -> torch.Tensor:
-    """[..., rows, columns] with singular values near 1."""
+    """[matrices, rows, columns] with singular values near 1."""
     x = matrix.bfloat16()
     wide = x.shape[-2] <= x.shape[-1]
     x = x if wide else x.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     a, b, c = _COEFFICIENTS
     for _ in range(5):
-        square = x @ x.mT
-        x = a * x + (b * square + c * square @ square) @ x
+        square = torch.bmm(x, x.mT)
+        square = torch.baddbmm(square, square, square, beta=b, alpha=c)
+        x = torch.baddbmm(x, square, x, beta=a)
     update: torch.Tensor = (x if wide else x.mT).to(matrix.dtype)
     return update

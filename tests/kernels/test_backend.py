@@ -1,24 +1,40 @@
 import pytest
 import torch
 
+from expertfleet.kernels import native
 from expertfleet.kernels.backend import make_backend
 from expertfleet.kernels.errors import KernelError
 from expertfleet.kernels.row_rule import RuleBook
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
+def test_auto_says_what_it_chose(dtype: torch.dtype) -> None:
+    backend = make_backend("auto", "cpu", dtype, 64, 32, 32)
+    loaded = native.load()
+    assert isinstance(loaded, native.Native), loaded
+    short = str(dtype).removeprefix("torch.")
+    chosen = f"cpu-native {short}, 64→32→64 group 32; any number of rows, {loaded.instruction_sets[0]}"
+    assert backend.description == chosen
+
+
 @pytest.mark.parametrize(
     ("dtype", "wanted"), [(torch.bfloat16, "cpu-int4pack"), (torch.float32, "reference")], ids=["bfloat16", "float32"]
 )
-def test_auto_says_what_it_chose(dtype: torch.dtype, wanted: str) -> None:
+def test_auto_says_why_it_did_not_take_the_native_kernel(
+    dtype: torch.dtype, wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "load", lambda: "it was not built")
     backend = make_backend("auto", "cpu", dtype, 64, 32, 32)
-    assert backend.name == wanted
     assert backend.description.startswith(f"{wanted} {str(dtype)[6:]}, 64→32→64 group 32; gate_up ")
+    assert backend.description.endswith("; cpu-native is not used: it was not built")
+    with pytest.raises(KernelError, match="backend: cpu-native cannot be used: it was not built"):
+        make_backend("cpu-native", "cpu", dtype, 64, 32, 32)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"name": "marlin"}, "backend: 'marlin' is unknown, one of auto, cpu-int4pack, reference, triton"),
+        ({"name": "marlin"}, "backend: 'marlin' is unknown, one of auto, cpu-native, cpu-int4pack, reference, triton"),
         ({"device": "cuda"}, "device: 'cuda' has no backend 'cpu-int4pack', only triton"),
         ({"device": "cuda", "name": "auto"}, "device: 'cuda' has no backend 'auto', only triton"),
         ({"name": "triton"}, "device: backend triton runs on 'cuda', not on 'cpu'"),
@@ -29,6 +45,8 @@ def test_auto_says_what_it_chose(dtype: torch.dtype, wanted: str) -> None:
         ({"width": 48}, "width: 48 is not a multiple of the group size, 32"),
         ({"width": 0}, "width: 0 is not a multiple"),
         ({"group_size": 16}, "group_size: cpu-int4pack cannot take 16, only 32, 64, 128, 256"),
+        ({"name": "cpu-native", "group_size": 16}, "group_size: cpu-native cannot take 16, only multiples of 32"),
+        ({"name": "cpu-native", "instruction_set": "mmx"}, "instruction_set: 'mmx' is not there, this processor has "),
         ({"group_size": 0}, "hidden: 64 is not a multiple of the group size, 0"),
     ],
 )

@@ -18,7 +18,7 @@ def _projections() -> dict[str, Projection]:
     }
 
 
-@pytest.mark.parametrize("name", ["cpu-int4pack", "reference"])
+@pytest.mark.parametrize("name", ["cpu-native", "cpu-int4pack", "reference"])
 def test_held_experts_and_their_bytes(name: str) -> None:
     layer = make_backend(name, "cpu", torch.bfloat16, HIDDEN, WIDTH, GROUP).new_layer()
     assert layer.bytes_held == 0
@@ -29,16 +29,18 @@ def test_held_experts_and_their_bytes(name: str) -> None:
     assert own <= layer.bytes_held <= 1.12 * own
 
 
-def test_the_checkpoint_s_tensors_may_be_freed_or_overwritten() -> None:
-    layer = make_backend("cpu-int4pack", "cpu", torch.bfloat16, HIDDEN, WIDTH, GROUP).new_layer()
+@pytest.mark.parametrize("name", ["cpu-native", "cpu-int4pack"])
+def test_the_checkpoint_s_tensors_may_be_freed_or_overwritten(name: str) -> None:
+    layer = make_backend(name, "cpu", torch.bfloat16, HIDDEN, WIDTH, GROUP).new_layer()
     given = _projections()
     layer.add(0, **given)
     x = torch.randn(2, HIDDEN).bfloat16()
-    before = layer.apply([0], [x])
+    rows, experts = torch.arange(2), torch.zeros(2, dtype=torch.int64)
+    before = layer.apply(x, rows, experts)
     for words, scales in given.values():
         words.zero_()
         scales.zero_()
-    assert torch.equal(layer.apply([0], [x]), before)
+    assert torch.equal(layer.apply(x, rows, experts), before)
 
 
 @pytest.mark.parametrize("projection", ["gate", "up", "down"])

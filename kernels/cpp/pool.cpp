@@ -1,0 +1,128 @@
+#include "pool.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <unistd.h>
+
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace expertfleet {
+namespace {
+
+constexpr int kSpins = 300;     // some tens of microseconds, then the processor is given away
+constexpr int kYieldsFrom = 2000;
+
+inline void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
+class Pool {
+ public:
+  void run(int threads, const std::function<void(int)>& work) {
+    const std::lock_guard<std::mutex> one_at_a_time(running_);
+    if (int(threads_.size()) != threads - 1 || owner_ != getpid()) start(threads - 1);
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      work_ = &work;
+      left_ = threads - 1;
+      __atomic_store_n(&round_, round_ + 1, __ATOMIC_RELEASE);
+    }
+    if (threads > 1) wake_.notify_all();
+    work(0);
+    for (int spin = 0; __atomic_load_n(&left_, __ATOMIC_ACQUIRE); ++spin) {
+      if (spin < kYieldsFrom) pause();
+      else sched_yield();
+    }
+  }
+
+ private:
+  void start(int threads) {
+    if (owner_ != getpid()) {
+      // After a fork the threads are the parent's; their handles must neither be joined nor destroyed.
+      new std::vector<std::thread>(std::move(threads_));
+      new (&mutex_) std::mutex;
+      new (&wake_) std::condition_variable;
+      threads_.clear();
+    }
+    stop();
+    owner_ = getpid();
+    cpu_set_t allowed;
+    const bool pinned = sched_getaffinity(0, sizeof allowed, &allowed) == 0 && CPU_COUNT(&allowed) == threads + 1;
+    for (int share = 1, cpu = 0; share <= threads; ++share) {
+      threads_.emplace_back([this, share, seen = round_] { serve(share, seen); });
+      if (!pinned) continue;
+      while (!CPU_ISSET(cpu, &allowed)) ++cpu;
+      if (share == 1) {  // the lowest processor is left to the caller
+        ++cpu;
+        while (!CPU_ISSET(cpu, &allowed)) ++cpu;
+      }
+      cpu_set_t one;
+      CPU_ZERO(&one);
+      CPU_SET(cpu++, &one);
+      pthread_setaffinity_np(threads_.back().native_handle(), sizeof one, &one);
+    }
+  }
+
+  void stop() {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      work_ = nullptr;
+      __atomic_store_n(&round_, round_ + 1, __ATOMIC_RELEASE);
+    }
+    wake_.notify_all();
+    for (std::thread& thread : threads_) thread.join();
+    threads_.clear();
+  }
+
+  void serve(int share, uint64_t seen) {
+    for (;;) {
+      for (int spin = 0; spin < kSpins && __atomic_load_n(&round_, __ATOMIC_ACQUIRE) == seen; ++spin) pause();
+      const std::function<void(int)>* work;
+      {
+        std::unique_lock<std::mutex> lock(mutex_);
+        wake_.wait(lock, [&] { return round_ != seen; });
+        seen = round_;
+        work = work_;
+      }
+      if (!work) return;
+      (*work)(share);
+      __atomic_sub_fetch(&left_, 1, __ATOMIC_RELEASE);
+    }
+  }
+
+  std::mutex running_, mutex_;
+  std::condition_variable wake_;
+  std::vector<std::thread> threads_;
+  pid_t owner_ = getpid();
+  const std::function<void(int)>* work_ = nullptr;
+  uint64_t round_ = 0;
+  int left_ = 0;
+};
+
+}  // namespace
+
+void run_on_threads(int threads, const std::function<void(int)>& work) {
+  // Never destroyed: its threads end with the process.
+  static Pool* pool = new Pool;
+  pool->run(threads, work);
+}
+
+void Barrier::wait() {
+  const int round = __atomic_load_n(&round_, __ATOMIC_ACQUIRE);
+  if (__atomic_add_fetch(&arrived_, 1, __ATOMIC_ACQ_REL) == threads_) {
+    __atomic_store_n(&arrived_, 0, __ATOMIC_RELAXED);
+    __atomic_store_n(&round_, round + 1, __ATOMIC_RELEASE);
+    return;
+  }
+  for (int spin = 0; __atomic_load_n(&round_, __ATOMIC_ACQUIRE) == round; ++spin) {
+    if (spin < kYieldsFrom) pause();
+    else sched_yield();
+  }
+}
+
+}  // namespace expertfleet

@@ -1,0 +1,137 @@
+"""The compiled kernel for experts on CPUs (``cpp/``), called through ctypes: packing, and experts applied to routes.
+
+Knows nothing of layers or routes' origin. What it computes is exact where order could matter: a row is read as integers,
+32 values with one power-of-two step and 14 bits beside the sign (22 for float32 rows), sums over 32 inputs are int32, and
+all else is single float32 operations in one order. So a row's bits are the same for every number of rows and threads, and
+on every instruction set. The library is built with the package; without a compiler at that time it is missing.
+"""
+
+import ctypes
+import importlib.util
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+
+from .errors import KernelError
+
+GROUP = 32  # inputs and outputs come in multiples of this, and group sizes as well
+_LIBRARY = "cpu_experts"
+_DTYPES = (torch.bfloat16, torch.float32)
+_PROBLEMS = {1: "the instruction set {} is not there", 2: "no memory for {} routes"}
+
+Words = torch.Tensor  # int32 [out, in / 8]
+Scales = torch.Tensor  # bf16 [out, in / group]
+
+
+class Native:
+    """``instruction_sets`` are those of this processor, the best first."""
+
+    def __init__(self, path: str) -> None:
+        self._library = library = ctypes.CDLL(path)
+        pointer, count, integer = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+        library.expertfleet_instruction_set.argtypes = [integer]
+        library.expertfleet_instruction_set.restype = ctypes.c_char_p
+        library.expertfleet_tile_bytes.argtypes = [count, count]
+        library.expertfleet_tile_bytes.restype = count
+        library.expertfleet_advise.argtypes = [pointer, count]
+        library.expertfleet_pack_gate_up.argtypes = [pointer] * 4 + [count] * 3 + [pointer]
+        library.expertfleet_pack_down.argtypes = [pointer] * 2 + [count] * 3 + [pointer]
+        library.expertfleet_apply.argtypes = [ctypes.c_char_p, integer, integer, pointer, *[count] * 5]
+        library.expertfleet_apply.argtypes += [pointer, pointer, count, pointer, pointer, pointer]
+        self.instruction_sets = tuple(self._instruction_sets())
+
+    def pack_gate_up(self, gate: tuple[Words, Scales], up: tuple[Words, Scales]) -> torch.Tensor:
+        """gate and up [F, H] → one block of bytes, as many as they have."""
+        (gate_words, gate_scales), (up_words, up_scales) = (_contiguous(each) for each in (gate, up))
+        width, hidden, group_size = _shape_of(gate_words, gate_scales)
+        packed = self._block(width // GROUP, hidden, group_size)
+        self._library.expertfleet_pack_gate_up(
+            gate_words.data_ptr(), gate_scales.data_ptr(), up_words.data_ptr(), up_scales.data_ptr(),
+            width, hidden, group_size, packed.data_ptr(),
+        )  # fmt: skip
+        return packed
+
+    def pack_down(self, down: tuple[Words, Scales]) -> torch.Tensor:
+        """down [H, F] → one block of bytes, as many as it has if H is a multiple of 64."""
+        words, scales = _contiguous(down)
+        hidden, width, group_size = _shape_of(words, scales)
+        packed = self._block(-(-hidden // (2 * GROUP)), width, group_size)
+        self._library.expertfleet_pack_down(
+            words.data_ptr(), scales.data_ptr(), hidden, width, group_size, packed.data_ptr()
+        )
+        return packed
+
+    def apply(
+        self,
+        x: torch.Tensor,  # [R, H] bf16 or float32
+        route_rows: torch.Tensor,  # [N] int64, below R
+        route_slots: torch.Tensor,  # [N] int64, below the number of blocks
+        gate_up: torch.Tensor,  # int64 [slots]: the blocks' addresses
+        down: torch.Tensor,  # int64 [slots]
+        width: int,
+        group_size: int,
+        instruction_set: str,
+    ) -> torch.Tensor:  # [N, H] in x's dtype
+        """On as many threads as torch has in this thread."""
+        assert x.dtype in _DTYPES, f"x is {x.dtype}"
+        x, route_rows, route_slots = x.contiguous(), route_rows.contiguous(), route_slots.contiguous()
+        assert all(each.dtype is torch.int64 for each in (route_rows, route_slots, gate_up, down)), "wanted int64"
+        num_routes, hidden = route_rows.shape[0], x.shape[1]
+        out = x.new_empty((num_routes, hidden))
+        problem = self._library.expertfleet_apply(
+            instruction_set.encode(), torch.get_num_threads(), x.dtype is torch.float32, x.data_ptr(), x.shape[0],
+            hidden, width, group_size, num_routes, route_rows.data_ptr(), route_slots.data_ptr(), gate_up.shape[0],
+            gate_up.data_ptr(), down.data_ptr(), out.data_ptr(),
+        )  # fmt: skip
+        if problem:
+            raise KernelError(
+                f"backend: cpu-native: {_PROBLEMS[problem].format((instruction_set, num_routes)[problem - 1])}"
+            )
+        return out
+
+    def _block(self, tiles: int, num_in: int, group_size: int) -> torch.Tensor:
+        block = torch.empty(tiles * self._library.expertfleet_tile_bytes(num_in, group_size), dtype=torch.uint8)
+        self._library.expertfleet_advise(block.data_ptr(), block.nbytes)
+        return block
+
+    def _instruction_sets(self) -> list[str]:
+        found: list[str] = []
+        while name := self._library.expertfleet_instruction_set(len(found)):
+            found.append(name.decode())
+        return found
+
+
+@cache
+def load() -> Native | str:
+    """The library, or why it cannot be used here."""
+    spec = importlib.util.find_spec(f"{__package__}.{_LIBRARY}")
+    if spec is None or spec.origin is None:
+        return "it was not built: no C++ compiler when the package was installed"
+    try:
+        native = Native(spec.origin)
+    except (OSError, AttributeError) as error:
+        return f"{spec.origin}: {error}"
+    return native if native.instruction_sets else "this processor has neither AVX-512 with VNNI nor AVX2"
+
+
+def unsupported(group_size: int) -> str:
+    """Why this group size cannot be taken; empty if it can."""
+    return (
+        "" if group_size % GROUP == 0 else f"group_size: cpu-native cannot take {group_size}, only multiples of {GROUP}"
+    )
+
+
+def addresses(blocks: Sequence[torch.Tensor]) -> torch.Tensor:
+    """int64 [blocks]; the blocks must be kept."""
+    return torch.tensor([block.data_ptr() for block in blocks], dtype=torch.int64)
+
+
+def _contiguous(projection: tuple[Words, Scales]) -> tuple[Words, Scales]:
+    words, scales = projection
+    return words.contiguous(), scales.contiguous()
+
+
+def _shape_of(words: Words, scales: Scales) -> tuple[int, int, int]:
+    num_out, num_words = words.shape
+    return num_out, 8 * num_words, 8 * num_words // scales.shape[1]
