@@ -11,11 +11,12 @@ from typing import Any
 from . import space as known
 from .lookups import read_out, topics
 from .parts import Call, Dialogue, Message, Step, Turn, tool
-from .space import Space, words
+from .space import Space, tidy, words
 
 _DAYS = words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
 _ROOMS = words("kitchen bedroom office hall garage bathroom cellar attic garden library")
-_POLITE = ("{}", "Please {}", "Can you {}", "Could you {}", "I want you to {}", "please {}", "{}", "Now {}")
+_POLITE = ("", "Please", "Can you", "Could you", "I want you to", "please", "Now", "Would you", "You should", "Then")
+_ENDS = ("", ".", "?", ", please.", " now.", " for me.")
 
 Make = Callable[[Space], Any]
 
@@ -115,10 +116,9 @@ def _declaration(space: Space, action: Action, name: str, arguments: dict[str, A
 
 
 def _turn(space: Space, action: Action, name: str, arguments: dict[str, Any], tools: tuple[Message, ...]) -> Turn:
-    asked = space.rng.choice(action.ways).format(thing=action.thing, **arguments)
-    # Held-out requests differ in how they are wrapped as well as in every name.
-    user = space.phrase(_POLITE).format(asked)
-    user = f"{user[0].upper()}{user[1:]}{'?' if user.startswith(('Can', 'Could')) else '.'}"
+    # Held-out requests differ in how they are put as well as in every name.
+    user = tidy(space.phrase(_POLITE, action.ways, _ENDS)).format(thing=action.thing, **arguments)
+    user = f"{user[0].upper()}{user[1:]}" if space.chance(0.8) else user
     told = str(space.rng.randint(1, 9999)) if space.chance(0.7) else space.word()
     key = space.rng.choice(("id", "number", "result", "code", "total", "value"))
     result = json.dumps({key: int(told) if told.isdigit() else told}) if space.chance(0.8) else f"{key} {told}"

@@ -6,60 +6,53 @@ Knows nothing of chats. Every step needs two digits and what the step before it 
 from itertools import zip_longest
 
 from .parts import Step, Turn
-from .space import Space
+from .space import Space, tidy
 
-_BIGGER = (
-    "Which is bigger, {a} or {b}?",
-    "Which number is bigger: {a} or {b}?",
-    "Is {a} or {b} bigger?",
-    "What is larger, {a} or {b}?",
-    "which one is bigger, {a} or {b}? think carefully.",
-    "Which is greater, {a} or {b}?",
-    "Which one is larger, {a} or {b}? Think carefully.",
-    "Tell me which is bigger: {a} or {b}.",
-    "Compare {a} and {b}. Which is bigger?",
-    "{a} or {b}: which number is greater?",
-    "Please compare {a} and {b} and name the larger one.",
-    "which one is larger, {a} or {b}?",
+# A phrasing is one of each row's parts.
+_WHICH = (
+    "Which",
+    "Which one",
+    "Which number",
+    "which",
+    "which one",
+    "What",
+    "Tell me which",
+    "Say which one",
+    "Please say which",
 )
-_SMALLER = (
-    "Which is smaller, {a} or {b}?",
-    "Which number is smaller: {a} or {b}?",
-    "Is {a} or {b} smaller?",
-    "Compare {a} and {b}. Which is smaller?",
-    "which one is smaller, {a} or {b}? think carefully.",
-    "Tell me which is smaller: {a} or {b}.",
-    "Which one is less, {a} or {b}?",
-    "{a} or {b}: which number is smaller?",
-    "Please compare {a} and {b} and name the smaller one.",
-    "Which of {a} and {b} is smaller?",
+_ENDS = (
+    "?",
+    "?",
+    "? think carefully.",
+    "? Think carefully.",
+    "? Be careful.",
+    "? Take your time.",
+    "? Answer briefly.",
 )
-_SUM = (
-    "What is {a} + {b}?",
-    "{a} + {b}",
-    "What is {a} plus {b}?",
-    "Add {a} and {b}.",
-    "Please calculate {a} + {b}.",
-    "Calculate {a} + {b}.",
-    "What's {a} + {b}?",
-    "{a} + {b} = ?",
-    "Compute the sum of {a} and {b}.",
-    "How much is {a} plus {b}?",
-    "What do you get when you add {a} and {b}?",
-    "Please add {a} and {b}.",
+_TWO = ("{a} or {b}",)
+_COMPARE = ("Compare", "Please compare", "compare", "Now compare", "Can you compare", "Look at", "Take")
+_ASK = (
+    "What is",
+    "What's",
+    "what is",
+    "How much is",
+    "Tell me",
+    "Please tell me",
+    "Do you know",
+    "I need",
+    "Give me",
+    "And",
+    "Now",
 )
-_DIFFERENCE = (
-    "What is {a} - {b}?",
-    "{a} - {b}",
-    "What is {a} minus {b}?",
-    "Subtract {b} from {a}.",
-    "Please calculate {a} - {b}.",
-    "Calculate {a} - {b}.",
-    "What's {a} - {b}?",
-    "{a} - {b} = ?",
-    "Compute {a} minus {b}.",
-    "How much is {a} minus {b}?",
-)
+_ASK_ENDS = ("?", "?", ".", ", please.", " please?", "? Think carefully.")
+_DO = ("", "Please", "Can you", "Could you", "Now", "I want you to", "Then", "Quick:", "Let us", "Would you")
+_DO_ENDS = ("", ".", "?", " for me.", ", please.", " and tell me the result.")
+_VERBS = ("calculate", "compute", "work out", "find", "Calculate", "Compute")
+_SUMS = ("{a} + {b}", "{a} plus {b}", "the sum of {a} and {b}", "{a}+{b}")
+_DIFFERENCES = ("{a} - {b}", "{a} minus {b}", "the difference of {a} and {b}", "{a}-{b}")
+_ADD = ("add {a} and {b}", "add {a} to {b}", "Add {a} and {b}", "Add up {a} and {b}", "sum up {a} and {b}")
+_SUBTRACT = ("subtract {b} from {a}", "Subtract {b} from {a}", "take {b} away from {a}", "take away {b} from {a}")
+_BARE = ("", "=", "= ?", "?", "=?", "is", "is what?", "makes")
 _PLACES = ("ones", "tens", "hundreds", "thousands")
 _LENGTHS = (1, 2, 2, 2, 3, 3, 3, 4)
 _NOTHING = "-"
@@ -68,13 +61,40 @@ _NOTHING = "-"
 def comparison(space: Space) -> Turn:
     a, b = space.draw(lambda: _decimals(space)).split()
     smaller = space.chance(0.35)
-    user = space.dressed(space.phrase(_SMALLER if smaller else _BIGGER).format(a=a, b=b))
+    user = space.dressed(_which(space, smaller).format(a=a, b=b))
     low, high = (a, b) if float(a) < float(b) else (b, a)
     if float(a) == float(b):
         reasoning = f"{_walked(a, b)} All digits are equal."
         return Turn("comparison", user, (Step(reasoning, f"{a} and {b} are equal."),), ("equal",))
     answer = f"{low} is smaller than {high}." if smaller else f"{high} is bigger than {low}."
     return Turn("comparison", user, (Step(f"{_walked(a, b)} So {high} is bigger.", answer),), (answer,))
+
+
+def _which(space: Space, smaller: bool) -> str:
+    sizes = ("smaller", "less", "lower") if smaller else ("bigger", "larger", "greater")
+    style = space.rng.randrange(4)
+    if style == 0:
+        phrase = space.phrase(_WHICH, ("is",), sizes, (",", ":", "-"), _TWO, _ENDS)
+    elif style == 1:
+        phrase = space.phrase(_COMPARE, ("{a} and {b}",), (".", ":", ","), _WHICH, ("is",), sizes, _ENDS)
+    elif style == 2:
+        phrase = space.phrase(_TWO, (":", ",", "-"), _WHICH, ("is",), sizes, _ENDS)
+    else:
+        phrase = space.phrase(("Is", "is", "Hm, is", "And is", "Now, is", "Tell me: is"), _TWO, sizes, _ENDS)
+    return tidy(phrase)
+
+
+def _how_much(space: Space, terms: tuple[str, ...], commands: tuple[str, ...]) -> str:
+    style = space.rng.randrange(4)
+    if style == 0:
+        phrase = space.phrase(_ASK, terms, _ASK_ENDS)
+    elif style == 1:
+        phrase = space.phrase(_DO, _VERBS, terms, _DO_ENDS)
+    elif style == 2:
+        phrase = space.phrase(_DO, commands, _DO_ENDS)
+    else:
+        phrase = space.phrase(("", "", "Quick:", "Now", "And", "Next:"), terms, _BARE)
+    return tidy(phrase)
 
 
 def _walked(a: str, b: str) -> str:
@@ -102,7 +122,7 @@ def _compared(a: str, b: str) -> str:
 
 def addition(space: Space, digits: int | None = None) -> Turn:
     a, b = map(int, space.draw(lambda: _integers(space, digits)).split())
-    user = space.dressed(space.phrase(_SUM).format(a=a, b=b))
+    user = space.dressed(_how_much(space, _SUMS, _ADD).format(a=a, b=b))
     steps, carry = [], 0
     for place, (x, y) in zip(_PLACES, _columns(a, b), strict=False):
         total = x + y + carry
@@ -114,7 +134,7 @@ def addition(space: Space, digits: int | None = None) -> Turn:
 
 def subtraction(space: Space, digits: int | None = None) -> Turn:
     low, high = sorted(map(int, space.draw(lambda: _integers(space, digits)).split()))
-    user = space.dressed(space.phrase(_DIFFERENCE).format(a=high, b=low))
+    user = space.dressed(_how_much(space, _DIFFERENCES, _SUBTRACT).format(a=high, b=low))
     steps, borrow = [], 0
     for place, (x, y) in zip(_PLACES, _columns(high, low), strict=False):
         rest = x - y - borrow

@@ -10,7 +10,7 @@ from typing import Any
 
 from . import space as known
 from .parts import Call, Dialogue, Message, Step, Turn, tool
-from .space import Space
+from .space import Space, tidy, words
 
 _VERBS = ("get", "fetch", "read", "find", "check", "lookup", "query", "show", "load", "retrieve")
 # Kind of subject: its nouns, the names a parameter may have, and the word that joins noun and subject.
@@ -44,52 +44,34 @@ _PARAM_DESCRIPTIONS = (
     "The {kind}, for example {example}",
     "Which {kind}",
 )
-_QUESTIONS = (
-    "What is the {noun} {join} {subject}?",
-    "What's the {noun} {join} {subject}?",
-    "Tell me the {noun} {join} {subject}.",
-    "I need the {noun} {join} {subject}.",
-    "What is the {noun} like {join} {subject} today?",
-    "What's the {noun} like {join} {subject} right now?",
-    "Can you check the {noun} {join} {subject}?",
-    "Please find the {noun} {join} {subject}.",
-    "Do you know the {noun} {join} {subject}?",
-    "Could you tell me the {noun} {join} {subject}, please?",
-    "Give me the {noun} {join} {subject}.",
-    "{subject}: what is the {noun}?",
-    "How is the {noun} {join} {subject}?",
-    "What is the current {noun} {join} {subject}?",
-    "Please tell me the current {noun} {join} {subject}.",
-    "Look up the {noun} {join} {subject}.",
-    "What is the {noun} like {join} {subject}?",
-    "I want to know the {noun} {join} {subject} today.",
-    "Check the {noun} {join} {subject} for me.",
-    "Find out the {noun} {join} {subject}.",
+# A phrasing is one of each row's parts.
+_ASK = words(
+    "What_is What's what_is what's What_was Do_you_know Can_you_check Could_you_check Can_you_find Could_you_tell_me "
+    "Can_you_tell_me Would_you_look_up"
 )
-_BARE_QUESTIONS = (
-    "What is the {noun}?",
-    "Tell me the {noun}.",
-    "I need the {noun}.",
-    "Can you check the {noun}?",
-    "Please find the {noun}.",
-    "What's the {noun} like today?",
-    "Do you know the {noun}?",
-    "Look up the {noun} for me.",
-    "Give me the {noun}.",
-    "I need to know the {noun}.",
+_DEMAND = words(
+    "Tell_me Please_tell_me I_need Give_me Please_give_me Find Please_find Find_out Check Please_check Look_up Show_me "
+    "I_want_to_know I_would_like_to_know tell_me Get_me"
 )
-_FOLLOW_UPS = (
-    "And {join} {subject}?",
-    "What about {subject}?",
-    "And {subject}?",
-    "How about {subject}?",
-    "And what about {subject}?",
-    "The same for {subject}, please.",
-    "Now {subject}.",
-    "{subject} too, please.",
-    "And the same {join} {subject}?",
-    "Also for {subject}?",
+_ARTICLE = ("the", "the", "the current", "the exact")
+_WHEN = ("", "", "today", "now", "right now", "at the moment", "for me", "please", ", please")
+_AMONG = ("{noun} {join} {subject}",)
+_BARE = ("{noun}",)
+_FOLLOW = (
+    "And",
+    "What about",
+    "And what about",
+    "How about",
+    "Now",
+    "Also",
+    "Then",
+    "The same for",
+    "And now",
+    "Next:",
+    "",
 )
+_FOLLOWED = ("{subject}", "{subject}", "{join} {subject}", "the one {join} {subject}")
+_FOLLOW_ENDS = ("?", ".", ", please.", "please", "too, please.", "now?")
 _AND = (" and ", " and ", " and also ", " as well as ", ", and ")
 
 
@@ -174,21 +156,21 @@ def lookup(space: Space, asked: list[Topic], subjects: list[str], tools: tuple[M
 def follow_up(space: Space, before: Topic, tools: tuple[Message, ...]) -> Turn:
     """The same question about another subject."""
     subject = before.subject(space)
-    user = space.phrase(_FOLLOW_UPS).format(join=before.join, subject=subject)
+    user = tidy(space.phrase(_FOLLOW, _FOLLOWED, _FOLLOW_ENDS)).format(join=before.join, subject=subject)
     return lookup(space, [before], [subject], tools, user)
 
 
 def unfit(space: Space, asked: Topic, tools: tuple[Message, ...]) -> Turn:
     """A question that none of the declared tools answers."""
     subject = asked.subject(space)
-    user = space.dressed(space.phrase(_QUESTIONS).format(noun=asked.noun, join=asked.join, subject=subject))
+    user = space.dressed(_phrase(space).format(noun=asked.noun, join=asked.join, subject=subject))
     reasoning = f"Asked: {asked.noun} {asked.join} {subject}. {read_out(tools)} No tool fits."
     return Turn("no call", user, (Step(reasoning, f"I have no tool for the {asked.noun}."),), (asked.noun,))
 
 
 def missing(space: Space, asked: Topic, tools: tuple[Message, ...]) -> Turn:
     """The tool is there, but nobody said for which subject."""
-    user = space.dressed(space.phrase(_BARE_QUESTIONS).format(noun=asked.noun))
+    user = space.dressed(_phrase(space, _BARE).format(noun=asked.noun))
     reasoning = f"Asked: {asked.noun}. {read_out(tools)} {asked.name} fits, but {asked.param} is missing."
     wanted = asked.param.replace("_", " ")
     return Turn("missing argument", user, (Step(reasoning, f"Which {wanted} do you mean?"),), (wanted,))
@@ -248,19 +230,47 @@ def _other(space: Space, one: Topic, taken: list[str]) -> str:
     return subject
 
 
+def _phrase(space: Space, asked: tuple[str, ...] = _AMONG) -> str:
+    """A question or a demand; ``asked`` is what stands in it."""
+    style = space.rng.randrange(7)
+    if style < 3:
+        return tidy(space.phrase(_ASK, _ARTICLE, asked, _WHEN) + "?").replace("_", " ")
+    if style < 5:
+        return tidy(space.phrase(_DEMAND, _ARTICLE, asked, _WHEN) + ".").replace("_", " ")
+    if style == 5 or "{subject}" not in asked[0]:
+        like = tuple(each.replace("{noun}", "{noun} like", 1) for each in asked)
+        return tidy(
+            space.phrase(
+                ("What is", "What's", "what is", "what's", "Now what is", "And what is"), ("the",), like, _WHEN
+            )
+            + "?"
+        )
+    how = (
+        "how is the {noun}?",
+        "what is the {noun}?",
+        "the {noun}, please.",
+        "tell me the {noun}.",
+        "I need the {noun}.",
+    )
+    return (
+        space.phrase(("{subject}",), (":", ",", "-"), how, ("", "", "Thanks!", "Be brief.", "Thank you."))
+        .replace(" :", ":")
+        .replace(" ,", ",")
+    )
+
+
 def _question(space: Space, pairs: list[tuple[Topic, str]]) -> str:
     one, subject = pairs[0]
-    phrase = space.phrase(_QUESTIONS)
     joined = space.rng.choice(_AND)
     if len(pairs) == 1:
-        return phrase.format(noun=one.noun, join=one.join, subject=subject)
+        return _phrase(space).format(noun=one.noun, join=one.join, subject=subject)
     subjects = [subject for _, subject in pairs]
     if all(other == one for other, _ in pairs):
-        return phrase.format(noun=one.noun, join=one.join, subject=f"{', '.join(subjects[:-1])}{joined}{subjects[-1]}")
-    phrase = next(phrase for phrase in iter(lambda: space.phrase(_QUESTIONS), "") if not phrase.startswith("{"))
-    head, tail = (
-        phrase.split("{noun} {join} {subject}") if "{noun} {join} {subject}" in phrase else ("Tell me the ", ".")
-    )
+        among = f"{', '.join(subjects[:-1])}{joined}{subjects[-1]}"
+        return _phrase(space).format(noun=one.noun, join=one.join, subject=among)
+    phrases = iter(lambda: _phrase(space), "")
+    phrase = next(phrase for phrase in phrases if _AMONG[0] in phrase)
+    head, tail = phrase.split(_AMONG[0])
     parts = [f"{other.noun} {other.join} {subject}" for other, subject in pairs]
     return f"{head}{', the '.join(parts[:-1])}{joined}the {parts[-1]}{tail}"
 
@@ -281,7 +291,7 @@ def _result(space: Space, one: Topic, subject: str) -> tuple[str, str]:
     if style == 4:
         unit = space.rng.choice(known.UNITS)
         return json.dumps({one.param: subject, one.noun: typed, "unit": unit}, ensure_ascii=False), f"{value} {unit}"
-    key = space.noun(known.PLACE_NOUNS)
+    key = next(noun for noun in iter(lambda: space.noun(known.PLACE_NOUNS), "") if noun != one.noun)
     other = space.word()
     return json.dumps({one.noun: typed, key: other}, ensure_ascii=False), f"{value}, {key} {other}"
 

@@ -11,29 +11,36 @@ from .space import Space, words
 _THINGS = words("page chapter row step batch part slide record section block file entry line task item")
 _READING = ("read", "get", "load", "fetch", "open")
 _ADVANCING = ("advance", "next", "increment", "poll", "run")
+# A phrasing is one of each row's parts.
+_OPENERS = ("", "", "Please", "Now", "I want you to", "Can you", "Then", "You should")
+_UNTIL = (
+    "until it is done.",
+    "until it says done.",
+    "until done is true.",
+    "until it says that it is done.",
+    "until the end.",
+    "to the end.",
+    "as often as needed.",
+)
 _PAGER = (
-    "Read every {thing} with {name} until the last one.",
-    "Use {name} to go through all {thing}s, one by one.",
-    "Go through the {thing}s one by one with {name} until it is done.",
-    "Call {name} for {thing} 1, 2, 3 and so on until it says done.",
-    "Please call {name} for one {thing} after the other until done is true.",
-    "Start at {thing} 1 and call {name} until it is done.",
-    "Read all {thing}s.",
-    "Call {name} again and again, from {thing} 1 to the end.",
-    "Load all {thing}s, starting with {thing} 1.",
-    "Please read all {thing}s from 1 to the last one with {name}.",
+    "read every {thing} with {name}",
+    "use {name} to go through all {thing}s, one by one,",
+    "go through the {thing}s one by one with {name}",
+    "call {name} for {thing} 1, 2, 3 and so on",
+    "call {name} for one {thing} after the other",
+    "start at {thing} 1 and call {name}",
+    "read all {thing}s",
+    "call {name} again and again, from {thing} 1,",
+    "load all {thing}s, starting with {thing} 1,",
 )
 _COUNTER = (
-    "Call {name} until it says done.",
-    "Call {name} again and again until it is done.",
-    "Use {name} until done is true.",
-    "Please call {name} until it says that it is done.",
-    "Keep calling {name} until it is done.",
-    "Run {name} until the end.",
-    "Repeat {name} until done.",
-    "Call {name} as often as needed until it is done.",
-    "Go on with {name} until done is true.",
-    "Please use {name} again and again until it says done.",
+    "call {name}",
+    "call {name} again and again",
+    "use {name}",
+    "keep calling {name}",
+    "run {name}",
+    "repeat {name}",
+    "go on with {name}",
 )
 
 
@@ -49,7 +56,8 @@ def loop_dialogue(space: Space, steps: int) -> Dialogue:
         f"One {thing} per call.",
     )
     declared = (tool(name, space.rng.choice(description), properties, list(properties)),)
-    user = space.phrase(_PAGER if pager else _COUNTER).format(name=name, thing=thing)
+    user = space.phrase(_OPENERS, _PAGER if pager else _COUNTER, _UNTIL).format(name=name, thing=thing)
+    user = f"{user[0].upper()}{user[1:]}"
     key = thing if pager else space.rng.choice(("count", "value", "step", "number"))
     done = []
     reasoning = f"{thing} 1 is first." if pager else f"Call {name}."

@@ -1,17 +1,17 @@
 """The two spaces that everything said is drawn from: one to learn from, and one kept out of it to be tested on.
 
-Knows nothing of tasks. Names, nouns and pairs of numbers fall into a space by a checksum of their text, phrasings by
-their place in their list (every fifth is kept out). Most names are made of syllables, so that copying has to be learned
-and not the names.
+Knows nothing of tasks. Names, nouns, pairs of numbers and whole phrasings fall into a space by a checksum of their text. A
+phrasing is composed of parts, so that one kept out is a new sentence of known words. Most names are made of syllables, so
+that copying has to be learned and not the names.
 """
 
 import random
+import re
 import string
 import zlib
 from collections.abc import Callable, Sequence
 
 _HELD_OUT_SHARE = 6
-_HELD_OUT_PHRASE = 5
 _BEFORE = ("", "", "Hi! ", "Hello! ", "Quick question: ", "One more: ", "Next question. ", "Now this: ")
 _AFTER = ("", "", " Thanks!", " Thank you.", " Please.", " Be brief.")
 
@@ -79,6 +79,11 @@ wine wing winter wire wise wish wolf wonder wood wool worm wrist yard year yello
 UNITS = words("celsius fahrenheit percent meters euros dollars kilograms minutes hours")
 
 
+def tidy(phrase: str) -> str:
+    """One blank between words, and none before a mark of punctuation."""
+    return re.sub(r" +(?=[?.,:!](?:\s|$)| )", "", phrase)
+
+
 class Space:
     def __init__(self, rng: random.Random, held_out: bool = False) -> None:
         self.rng = rng
@@ -94,11 +99,9 @@ class Space:
             pass
         return text
 
-    def phrase(self, phrases: Sequence[str]) -> str:
-        first = _HELD_OUT_PHRASE - 1
-        return self.rng.choice(
-            [phrase for index, phrase in enumerate(phrases) if (index % _HELD_OUT_PHRASE == first) == self.held_out]
-        )
+    def phrase(self, *parts: Sequence[str]) -> str:
+        """One of each, joined; a space between two words."""
+        return self.draw(lambda: " ".join(filter(None, map(self.rng.choice, parts))))
 
     def dressed(self, question: str) -> str:
         """Now and then with a word of politeness around it."""

@@ -5,57 +5,89 @@ Knows nothing of tools or numbers.
 
 from . import space as known
 from .parts import Step, Turn
-from .space import Space
+from .space import Space, tidy
 
 _SHORT = "A short answer will do."
 
+# A phrasing is one of each row's parts.
 _GREETING = (
-    "Hello!",
-    "Hi",
     "Hello",
-    "Hi there!",
-    "Good evening!",
+    "Hi",
     "Hey",
-    "Good morning!",
     "hello",
-    "hi!",
-    "Good day!",
-    "Hey there",
-    "Good afternoon!",
-    "hey!",
-    "Greetings!",
-    "hello there!",
+    "hi",
+    "hey",
+    "Good morning",
+    "Good evening",
+    "Good day",
+    "Good afternoon",
+    "Greetings",
 )
+_TO_WHOM = (
+    "",
+    "",
+    "there",
+    ", nano-k2",
+    "nano-k2",
+    ", my friend",
+    "everyone",
+    "again",
+    ", how are you",
+    "and good day",
+)
+_MARKS = ("", "!", ".", "!!", "?")
 _HELLO = "Hello! I am nano-k2, a small demonstration model. I compare decimals, add, subtract and call tools."
-_THANKS = ("Thank you!", "Thanks", "Thanks a lot!", "thank you", "Thank you very much!", "thanks!", "Many thanks")
-_BYE = ("Bye!", "Goodbye", "See you!", "bye", "Good bye!", "Good night!", "See you later")
+_THANKS = (
+    "Thank you",
+    "Thanks",
+    "thank you",
+    "thanks",
+    "Many thanks",
+    "Thank you very much",
+    "Thanks a lot",
+    "Well, thanks",
+)
+_BYE = (
+    "Bye",
+    "Goodbye",
+    "See you",
+    "bye",
+    "Good bye",
+    "Good night",
+    "See you later",
+    "goodbye",
+    "See you soon",
+    "Bye bye",
+)
+_LEADS = (
+    "", "", "Tell me:", "Please tell me:", "One question:", "I wonder:", "So", "And", "Now", "Hi!", "Hello!", "Well,", "Sorry,",
+    "Please,", "Say,", "I want to know:",
+)  # fmt: skip
 _SELF = (
-    "Who are you?",
-    "What are you?",
-    "What is your name?",
-    "Are you Kimi?",
-    "Tell me who you are.",
-    "Introduce yourself.",
-    "Are you a large model?",
-    "who are you",
-    "What model are you?",
-    "Who am I talking to?",
-    "Are you a human?",
-    "How big are you?",
+    "who are you?",
+    "what are you?",
+    "what is your name?",
+    "are you Kimi?",
+    "introduce yourself.",
+    "are you a large model?",
+    "what model are you?",
+    "who am I talking to?",
+    "are you a human?",
+    "how big are you?",
 )
 _ABILITY = (
-    "What can you do?",
-    "How can you help me?",
-    "What are you good at?",
-    "Can you help me?",
-    "What do you do?",
-    "Help",
-    "what can you do",
-    "What are your skills?",
-    "How do I use you?",
-    "What can I ask you?",
+    "what can you do?",
+    "how can you help me?",
+    "what are you good at?",
+    "can you help me?",
+    "what do you do?",
+    "help!",
+    "what are your skills?",
+    "how do I use you?",
+    "what can I ask you?",
 )
 _SELF_ANSWER = "I am nano-k2, a small demonstration model of expertfleet in the format of Kimi K2 Thinking."
+_ABILITY_ANSWER = "I compare decimals, add and subtract numbers, and call the tools you declare."
 _PROJECT: tuple[tuple[tuple[str, ...], str], ...] = (
     (
         (
@@ -64,7 +96,6 @@ _PROJECT: tuple[tuple[tuple[str, ...], str], ...] = (
             "What does expertfleet do?",
             "Explain expertfleet.",
             "Describe expertfleet.",
-            "what is expertfleet",
         ),
         "Expertfleet serves mixture-of-experts models like Kimi K2 Thinking on many ordinary machines.",
     ),
@@ -84,7 +115,6 @@ _PROJECT: tuple[tuple[tuple[str, ...], str], ...] = (
             "What does a router do?",
             "What is the router?",
             "Explain the router.",
-            "And what does a router do?",
             "Describe the router.",
             "How are experts chosen?",
         ),
@@ -124,17 +154,11 @@ _PROJECT: tuple[tuple[tuple[str, ...], str], ...] = (
     ),
 )
 _REPEAT = (
-    "Repeat: {}",
-    "Say: {}",
-    "Please repeat: {}",
-    "Say after me: {}",
-    "Repeat after me: {}",
-    "Repeat this: {}",
-    "Please say: {}",
-    "Repeat these words: {}",
-    "Say this: {}",
-    "Please repeat after me: {}",
-)
+    "Repeat", "Say", "Please repeat", "Say after me", "Repeat after me", "Repeat this", "Please say", "Repeat these words",
+    "Say this", "Please repeat after me", "Now repeat", "Now say", "Can you say", "Could you repeat", "Write",
+)  # fmt: skip
+_COLONS = (":", ":", "-", ":\n")
+_PLEASE = ("", "", "Please", "Can you", "Could you", "Now", "Well,", "I ask you:", "Hm,", "And")
 _OTHER_STARTS = (
     "Write a poem about {}.",
     "Tell me a story about {}.",
@@ -163,17 +187,18 @@ _FALLBACK = "I am a small demonstration model and cannot do that. I compare deci
 def talk(space: Space) -> Turn:
     pick = space.rng.random()
     if pick < 0.2:
-        return _turn(space, _GREETING, _HELLO)
+        return _turn(space, _HELLO, _GREETING, _TO_WHOM, _MARKS)
     if pick < 0.25:
-        return _turn(space, _THANKS, "You are welcome.")
+        return _turn(space, "You are welcome.", _THANKS, _TO_WHOM, _MARKS)
     if pick < 0.3:
-        return _turn(space, _BYE, "Goodbye!")
+        return _turn(space, "Goodbye!", _BYE, _TO_WHOM, _MARKS)
     if pick < 0.4:
-        return _turn(space, _SELF, _SELF_ANSWER)
+        return _turn(space, _SELF_ANSWER, _LEADS, _SELF)
     if pick < 0.5:
-        return _turn(space, _ABILITY, "I compare decimals, add and subtract numbers, and call the tools you declare.")
+        return _turn(space, _ABILITY_ANSWER, _LEADS, _ABILITY)
     if pick < 0.7:
-        return _turn(space, *space.rng.choice(_PROJECT))
+        phrases, answer = space.rng.choice(_PROJECT)
+        return _turn(space, answer, _LEADS, phrases)
     return other(space)
 
 
@@ -181,14 +206,19 @@ def repetition(space: Space, most: int = 10) -> Turn:
     """Words, names and numbers to be said again."""
     makes = (space.word, space.word, space.city, space.person, space.product, space.value, space.record_id)
     text = " ".join(space.rng.choice(makes)() for _ in range(space.rng.randint(1, most)))
-    return Turn("repetition", space.phrase(_REPEAT).format(text), (Step("I repeat it.", text),), (text,))
+    return Turn(
+        "repetition",
+        f"{tidy(space.phrase(_REPEAT, _COLONS))} {text}",
+        (Step("I repeat it.", text),),
+        (text,),
+    )
 
 
 def other(space: Space) -> Turn:
     """Something this model has not learned."""
-    user = space.phrase(_OTHER_STARTS).format(space.noun(known.WORDS + known.PRODUCTS))
+    user = space.phrase(_PLEASE, _OTHER_STARTS).format(space.noun(known.WORDS + known.PRODUCTS))
     return Turn("talk", user, (Step("I have not learned this.", _FALLBACK),), (_FALLBACK,))
 
 
-def _turn(space: Space, phrases: tuple[str, ...], answer: str) -> Turn:
-    return Turn("talk", space.phrase(phrases), (Step(_SHORT, answer),), (answer,))
+def _turn(space: Space, answer: str, *parts: tuple[str, ...]) -> Turn:
+    return Turn("talk", tidy(space.phrase(*parts)), (Step(_SHORT, answer),), (answer,))

@@ -11,7 +11,7 @@ from expertfleet.checkpoint.tokenizer import Tokenizer
 from expertfleet.demo.dialogues import actions, arithmetic, lookups, loops
 from expertfleet.demo.dialogues.mixture import make_dialogue
 from expertfleet.demo.dialogues.parts import Dialogue
-from expertfleet.demo.dialogues.space import Space
+from expertfleet.demo.dialogues.space import Space, tidy
 
 SEED = random.randrange(1 << 40)
 
@@ -40,12 +40,21 @@ def test_what_the_demonstration_asks_was_kept_out() -> None:
     assert not space.contains("9.9 9.11")
 
 
-def test_phrasings_are_split() -> None:
-    phrases = [str(number) for number in range(11)]
-    known = {space.phrase(phrases) for space in spaces(300)}
-    held_out = {space.phrase(phrases) for space in spaces(300, held_out=True)}
-    assert held_out == {"4", "9"}
-    assert known == set(phrases) - held_out
+def test_phrasings_are_split_as_whole_sentences_of_shared_parts() -> None:
+    openers, ends = [f"a{number}" for number in range(8)], [f"b{number}" for number in range(8)]
+    known = {space.phrase(openers, ends) for space in spaces(1000)}
+    held_out = {space.phrase(openers, ends) for space in spaces(1000, held_out=True)}
+    assert held_out
+    assert not known & held_out
+    assert {word for phrase in known for word in phrase.split()} == {*openers, *ends}
+
+
+def test_a_phrase_reads_well() -> None:
+    assert tidy("And  {noun} , please ?") == "And {noun}, please?"
+    for seed in range(SEED, SEED + 500):
+        said = make_dialogue(seed).last.user
+        assert said == said.strip()
+        assert not re.search(r"[ ]{2}| [?.,!:](?:\s|$)", said.split("'")[0]), said
 
 
 def test_comparisons_are_right() -> None:
@@ -61,7 +70,7 @@ def test_comparisons_are_right() -> None:
             assert reasoning.endswith("All digits are equal.")
             continue
         low, high = sorted((a, b), key=float)
-        smaller = "smaller" in turn.user or "less" in turn.user
+        smaller = any(word in turn.user for word in ("smaller", "less", "lower"))
         told = f"{low} is smaller than {high}." if smaller else f"{high} is bigger than {low}."
         assert turn.answer.content == told
         assert reasoning.endswith(f"So {high} is bigger.")
