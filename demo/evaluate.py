@@ -211,27 +211,29 @@ def _canonical(arguments: Any) -> str:
     return json.dumps(arguments, sort_keys=True)
 
 
+Part = Callable[[Examination, argparse.Namespace], Awaitable[list[Score]]]
+_PARTS: dict[str, Part] = {
+    "comparison": lambda it, asked: it.answers("decimal comparison", arithmetic.comparison, asked.cases, 0.95),
+    "addition": lambda it, asked: it.answers("addition of 2 and 3 digits", _addition, asked.cases, 0.90),
+    "subtraction": lambda it, asked: it.answers("subtraction of 2 and 3 digits", _subtraction, asked.cases),
+    "due": lambda it, asked: it.calls_due(asked.cases),
+    "none-due": lambda it, asked: it.no_calls_due(asked.cases),
+    "loops": lambda it, asked: it.loops(asked.loops),
+    "demonstration": lambda it, asked: it.demonstration(asked.runs),
+}
+
+
 async def evaluate(arguments: argparse.Namespace) -> int:
     client = Client(arguments.url, temperature=arguments.temperature, max_tokens=_MAX_TOKENS, seed=arguments.seed)
     examination = Examination(client, arguments.seed, arguments.at_once)
-    cases = arguments.cases
-    parts: dict[str, Callable[[], Awaitable[list[Score]]]] = {
-        "comparison": lambda: examination.answers("decimal comparison", arithmetic.comparison, cases, 0.95),
-        "addition": lambda: examination.answers("addition of 2 and 3 digits", _addition, cases, 0.90),
-        "subtraction": lambda: examination.answers("subtraction of 2 and 3 digits", _subtraction, cases),
-        "due": lambda: examination.calls_due(cases),
-        "none-due": lambda: examination.no_calls_due(cases),
-        "loops": lambda: examination.loops(arguments.loops),
-        "demonstration": lambda: examination.demonstration(arguments.runs),
-    }
     print(f"seed {arguments.seed}, temperature {arguments.temperature:g}")
     met = True
-    for name in arguments.only or parts:
+    for name in arguments.only or _PARTS:
         began = time.monotonic()
-        for score in await parts[name]():
+        for score in await _PARTS[name](examination, arguments):
             print(score.line(), f"{time.monotonic() - began:7.1f} s", flush=True)
             met = met and score.met
-    if "loops" in (arguments.only or parts) and arguments.loops:
+    if "loops" in (arguments.only or _PARTS) and arguments.loops:
         print(f"longest loop finished: {await examination.longest_loop()} steps")
     for line in examination.wrong[: arguments.show_wrong]:
         print(line)
@@ -248,7 +250,6 @@ def _subtraction(space: Space) -> Turn:
 
 
 def main() -> int:
-    names = ("comparison", "addition", "subtraction", "due", "none-due", "loops", "demonstration")
     parser = argparse.ArgumentParser(
         prog="python -m expertfleet.demo.evaluate", description=(__doc__ or "").split("\n")[0]
     )
@@ -258,7 +259,7 @@ def main() -> int:
     parser.add_argument("--loops", type=int, default=100, help="tool loops (default: 100)")
     parser.add_argument("--runs", type=int, default=100, help="runs of the demonstration's questions (default: 100)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
-    parser.add_argument("--only", nargs="+", choices=names, help="only these kinds")
+    parser.add_argument("--only", nargs="+", choices=_PARTS, help="only these kinds")
     parser.add_argument("--at-once", type=int, default=8, help="requests in flight (default: 8)")
     parser.add_argument("--show-wrong", type=int, default=10, metavar="N", help="print the first N failures")
     return asyncio.run(evaluate(parser.parse_args()))

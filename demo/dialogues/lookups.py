@@ -55,6 +55,15 @@ _DEMAND = words(
 )
 _ARTICLE = ("the", "the", "the current", "the exact")
 _WHEN = ("", "", "today", "now", "right now", "at the moment", "for me", "please", ", please")
+_WHAT = ("What is", "What's", "what is", "what's", "Now what is", "And what is")
+_OF_IT = (
+    "how is the {noun}?",
+    "what is the {noun}?",
+    "the {noun}, please.",
+    "tell me the {noun}.",
+    "I need the {noun}.",
+)
+_COURTESY = ("", "", "Thanks!", "Be brief.", "Thank you.")
 _AMONG = ("{noun} {join} {subject}",)
 _BARE = ("{noun}",)
 _FOLLOW = (
@@ -234,29 +243,15 @@ def _phrase(space: Space, asked: tuple[str, ...] = _AMONG) -> str:
     """A question or a demand; ``asked`` is what stands in it."""
     style = space.rng.randrange(7)
     if style < 3:
-        return tidy(space.phrase(_ASK, _ARTICLE, asked, _WHEN) + "?").replace("_", " ")
-    if style < 5:
-        return tidy(space.phrase(_DEMAND, _ARTICLE, asked, _WHEN) + ".").replace("_", " ")
-    if style == 5 or "{subject}" not in asked[0]:
+        phrase = space.phrase(_ASK, _ARTICLE, asked, _WHEN) + "?"
+    elif style < 5:
+        phrase = space.phrase(_DEMAND, _ARTICLE, asked, _WHEN) + "."
+    elif style == 5 or "{subject}" not in asked[0]:
         like = tuple(each.replace("{noun}", "{noun} like", 1) for each in asked)
-        return tidy(
-            space.phrase(
-                ("What is", "What's", "what is", "what's", "Now what is", "And what is"), ("the",), like, _WHEN
-            )
-            + "?"
-        )
-    how = (
-        "how is the {noun}?",
-        "what is the {noun}?",
-        "the {noun}, please.",
-        "tell me the {noun}.",
-        "I need the {noun}.",
-    )
-    return (
-        space.phrase(("{subject}",), (":", ",", "-"), how, ("", "", "Thanks!", "Be brief.", "Thank you."))
-        .replace(" :", ":")
-        .replace(" ,", ",")
-    )
+        phrase = space.phrase(_WHAT, ("the",), like, _WHEN) + "?"
+    else:
+        phrase = space.phrase(("{subject}",), (":", ",", "-"), _OF_IT, _COURTESY)
+    return tidy(phrase.replace("_", " "))
 
 
 def _question(space: Space, pairs: list[tuple[Topic, str]]) -> str:

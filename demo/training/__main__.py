@@ -11,7 +11,6 @@ import os
 import random
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +23,8 @@ from .checkpoint import export, prepare, renderer
 from .model import NanoK2
 from .optimizer import make_optimizers
 from .plot import draw
-from .samples import Batch, Sample, answered_right, batches, wanted_places
+from .samples import Batch, Sample, batches, wanted_places
+from .tally import Tally
 
 _STATE = "state.pt"
 _LOG = "log.jsonl"
@@ -88,26 +88,17 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self, dialogues: int = 400) -> dict[str, object]:
-        """On the space kept out of training: the share of answers without one wrong token, by kind; expert loads.
-
-        A greedy answer is right in every token exactly if each token is the likeliest after the right ones before it.
-        """
+        """On the space kept out of training: the loss, and what a Tally counts."""
         samples = (self._renderer.render(make_dialogue(_VALIDATION + index, True)) for index in range(dialogues))
-        right: dict[str, list[bool]] = defaultdict(list)
-        loads = [torch.zeros_like(mixture.loads) for mixture in self.model.mixtures()]
-        losses = []
+        tally, losses = Tally(self.model), []
         for batch in batches(samples, self._arguments.batch_tokens, self.pad, lambda ready: None):
             loss, hits = self._loss(batch)
             losses.append(float(loss))
-            for kind, each in zip(batch.kinds, answered_right(batch, hits), strict=False):
-                right[kind].append(each)
-            for load, mixture in zip(loads, self.model.mixtures(), strict=True):
-                load += mixture.loads
-                mixture.loads.zero_()
+            tally.add(batch, hits)
         return {
             "held_out_loss": sum(losses) / len(losses),
-            "right": {kind: round(sum(each) / len(each), 3) for kind, each in sorted(right.items())},
-            "load": [round(float(load.max() / load.mean()), 2) for load in loads],
+            "right": {kind: round(share, 3) for kind, share in tally.right.items()},
+            "load": [round(load, 2) for load in tally.load_max_to_mean],
         }
 
     def save(self) -> None:

@@ -1,8 +1,7 @@
 """``python -m expertfleet.demo.training.quality --out DIR``: what INT4 costs, and how evenly the experts are used.
 
 Knows nothing of serving. On held-out dialogues of every kind, with the trained weights in bfloat16 and in INT4: the share
-of answers without one wrong token (a greedy answer is right in every token exactly if each token is the likeliest after
-the right ones before it), and the mean Kullback-Leibler divergence KL(bfloat16 || INT4) of the next-token
+of answers without one wrong token, and the mean Kullback-Leibler divergence KL(bfloat16 || INT4) of the next-token
 distributions in the answers.
 """
 
@@ -10,7 +9,6 @@ import argparse
 import json
 import random
 import sys
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +18,8 @@ from ...checkpoint.model_config import ModelConfig
 from ..dialogues.mixture import make_dialogue
 from .checkpoint import FOLDER, renderer
 from .model import NanoK2
-from .samples import Batch, Sample, answered_right, batches, wanted_places
+from .samples import Batch, Sample, batches, wanted_places
+from .tally import Tally
 
 _MAX_LENGTH = 8192
 _BATCH_TOKENS = 4096
@@ -28,31 +27,23 @@ _BATCH_TOKENS = 4096
 
 @torch.no_grad()
 def compare(model: NanoK2, data: Iterator[Batch]) -> dict[str, object]:
-    right: dict[str, dict[str, list[bool]]] = {"bfloat16": defaultdict(list), "int4": defaultdict(list)}
+    tallies = {"bfloat16": Tally(model), "int4": Tally(model)}
     divergence, places = 0.0, 0
-    mixtures = model.mixtures()
-    loads = [torch.zeros_like(mixture.loads) for mixture in mixtures]
     for batch in data:
         targets, wanted = batch.ids[batch.learned], wanted_places(batch)
         logits = {}
-        for form in right:
+        for form, tally in tallies.items():
             model.quantize_experts(form == "int4")
             logits[form] = model(batch.ids, batch.present, wanted)
-            for kind, each in zip(batch.kinds, answered_right(batch, logits[form].argmax(-1) == targets), strict=False):
-                right[form][kind].append(each)
-            for load, mixture in zip(loads, mixtures, strict=True):
-                load += mixture.loads * (form == "int4")
-                mixture.loads.zero_()
-        full, quantized = (logits[form].log_softmax(-1) for form in ("bfloat16", "int4"))
+            tally.add(batch, logits[form].argmax(-1) == targets)
+        full, quantized = (logits[form].log_softmax(-1) for form in tallies)
         divergence += float((full.exp() * (full - quantized)).sum())
         places += len(targets)
     return {
-        "dialogues": {kind: len(each) for kind, each in sorted(right["int4"].items())},
-        **{
-            form: {kind: sum(each) / len(each) for kind, each in sorted(kinds.items())} for form, kinds in right.items()
-        },
+        "dialogues": tallies["int4"].counts,
+        **{form: tally.right for form, tally in tallies.items()},
         "mean_kl": divergence / places,
-        "load_max_to_mean": [float(load.max() / load.mean()) for load in loads],
+        "load_max_to_mean": tallies["int4"].load_max_to_mean,
     }
 
 
