@@ -10,7 +10,7 @@ import torch
 
 from ..checkpoint.model_config import ModelConfig
 from ..checkpoint.tensors import Checkpoint
-from ..kernels.exact_linear import ExactHeads, ExactLinear, heads_rule, linear_rule
+from ..kernels.exact_linear import ExactHeads, ExactLinear, ExactScores, heads_rule, linear_rule
 from ..kernels.mla import attention_rule
 from ..kernels.numerics import AttentionShapes
 from ..kernels.rope import RopeTable, rope_table, softmax_scale
@@ -90,7 +90,7 @@ class Loader:
     def _gate(self, name: str) -> Gate:
         config = self._config
         return Gate(
-            self._exact(self._tensor(f"{name}.weight", torch.float32)),
+            ExactScores(self._stored(f"{name}.weight"), self._rules),
             self._tensor(f"{name}.e_score_correction_bias", torch.float32),
             config.top_k,
             config.n_group,
@@ -116,10 +116,13 @@ class Loader:
         return ExactHeads(weight, heads_rule(self._rules, num_heads, num_in, num_out, weight.dtype))
 
     def _tensor(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
+        return self._stored(name).to(dtype or self._dtype)
+
+    def _stored(self, name: str) -> torch.Tensor:
         if self._stop():
             raise InterruptedError("loading was interrupted")
         self.bytes_loaded += self._checkpoint.info(name).num_bytes
-        return self._checkpoint.read(name).to(dtype or self._dtype)
+        return self._checkpoint.read(name)
 
 
 def dense_tensors(checkpoint: Checkpoint) -> list[str]:
@@ -147,7 +150,7 @@ def attention_shapes(config: ModelConfig) -> AttentionShapes:
     norms = {H, config.kv_lora_rank} | ({rank} if rank is not None else set())
     return AttentionShapes(
         linears=tuple(sorted(linears)),
-        float32_linears=((config.num_experts, H),),
+        gates=((config.num_experts, H),),
         num_heads=heads,
         nope_width=config.qk_nope_head_dim,
         value_width=config.v_head_dim,

@@ -14,6 +14,7 @@ from functools import partial
 import torch
 
 from .canned import cancelling
+from .native import Native, load
 from .row_rule import SIZES, RowCall, RowRule, RuleBook, choose_rule
 
 _PIECE = 8192
@@ -48,6 +49,31 @@ class ExactLinear:
         x = x.contiguous()
         results = [rule.run(call, x) for rule, call in self._pieces]
         return results[0] if len(results) == 1 else torch.cat(results, dim=1)
+
+
+class ExactScores:
+    """A gate's products: x [R, in] times a weight [out, in], both bf16 or float32, summed in float32 → [R, out] float32.
+
+    The compiled kernel reads a bf16 weight as it is; otherwise it is kept in float32 under a rule of its own.
+    """
+
+    def __init__(self, weight: torch.Tensor, book: RuleBook) -> None:
+        self._weight = weight.contiguous()
+        self._native = scores_kernel(weight.shape[1]) if weight.dtype is torch.bfloat16 else None
+        if self._native is None:
+            rule = linear_rule(book, *weight.shape, torch.float32)
+            self._linear = ExactLinear(weight.float(), rule)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if self._native is None:
+            return self._linear(x.float())
+        return self._native.score(x, self._weight, self._native.instruction_sets[0])
+
+
+def scores_kernel(num_in: int) -> Native | None:
+    """The compiled kernel, where it is there and takes rows of this width."""
+    loaded = load()
+    return loaded if isinstance(loaded, Native) and num_in % 16 == 0 else None
 
 
 class ExactHeads:

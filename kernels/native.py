@@ -17,6 +17,7 @@ from .errors import KernelError
 
 GROUP = 32  # inputs and outputs come in multiples of this, and group sizes as well
 _LIBRARY = "cpu_experts"
+_WORTH_THREADS = 1 << 20
 _DTYPES = (torch.bfloat16, torch.float32)
 _PROBLEMS = {1: "the instruction set {} is not there", 2: "no memory for {} routes"}
 
@@ -39,6 +40,19 @@ class Native:
         library.expertfleet_pack_down.argtypes = [pointer] * 2 + [count] * 3 + [pointer]
         library.expertfleet_apply.argtypes = [ctypes.c_char_p, integer, integer, pointer, *[count] * 5]
         library.expertfleet_apply.argtypes += [pointer, pointer, count, pointer, pointer, pointer]
+        library.expertfleet_score.argtypes = [
+            ctypes.c_char_p,
+            integer,
+            integer,
+            pointer,
+            count,
+            pointer,
+            count,
+            count,
+            pointer,
+        ]
+        library.expertfleet_read.argtypes = [ctypes.c_char_p, integer, pointer, count]
+        library.expertfleet_read.restype = count
         self.instruction_sets = tuple(self._instruction_sets())
 
     def pack_gate_up(self, gate: tuple[Words, Scales], up: tuple[Words, Scales]) -> torch.Tensor:
@@ -89,6 +103,30 @@ class Native:
                 f"backend: cpu-native: {_PROBLEMS[problem].format((instruction_set, num_routes)[problem - 1])}"
             )
         return out
+
+    def score(self, x: torch.Tensor, weight: torch.Tensor, instruction_set: str) -> torch.Tensor:
+        """x [R, H] bf16 or float32, weight [E, H] bf16, H a multiple of 16 → float32 [R, E]; exact by row.
+
+        Few products are worth less than waking other threads.
+        """
+        x = x.contiguous()
+        assert x.dtype in _DTYPES, f"x is {x.dtype}"
+        assert weight.dtype is torch.bfloat16, f"the weight is {weight.dtype}"
+        (num_rows, hidden), num_experts = x.shape, weight.shape[0]
+        assert weight.shape[1] == hidden, f"rows have {hidden} values, the weight {weight.shape[1]}"
+        out = torch.empty(num_rows, num_experts)
+        threads = torch.get_num_threads() if num_rows * weight.numel() >= _WORTH_THREADS else 1
+        problem = self._library.expertfleet_score(
+            instruction_set.encode(), threads, x.dtype is torch.float32, x.data_ptr(), num_rows,
+            weight.data_ptr(), hidden, num_experts, out.data_ptr(),
+        )  # fmt: skip
+        assert not problem, f"instruction set {instruction_set!r}"
+        return out
+
+    def read(self, memory: torch.Tensor, instruction_set: str) -> None:
+        """Does nothing but read it on torch's number of threads: what a kernel's speed is compared with."""
+        threads = torch.get_num_threads()
+        self._library.expertfleet_read(instruction_set.encode(), threads, memory.data_ptr(), memory.nbytes)
 
     def _block(self, tiles: int, num_in: int, group_size: int) -> torch.Tensor:
         block = torch.empty(tiles * self._library.expertfleet_tile_bytes(num_in, group_size), dtype=torch.uint8)

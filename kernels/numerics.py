@@ -8,6 +8,7 @@ Two processes with one class name compute the same bits; thread counts do not en
 """
 
 import hashlib
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +20,7 @@ from .activation import sigmoid, silu_mul
 from .backend import Backend, make_backend
 from .canned import cancelling, cancelling_row, canned, scattered_pairs
 from .errors import KernelError
-from .exact_linear import ExactHeads, ExactLinear, heads_rule, linear_rule
+from .exact_linear import ExactHeads, ExactLinear, ExactScores, heads_rule, linear_rule
 from .expert_layer import ExpertLayer, Projection
 from .grouped_gemm import grouped_gemm
 from .mla import SPLIT, DecodePlan, attention_rule, mla_attend, mla_decode
@@ -42,10 +43,10 @@ class NumericsReport:
 
 @dataclass(frozen=True)
 class AttentionShapes:
-    """The products of an attention worker: dense ones [out, in], those in float32 (the gate), and the heads' widths."""
+    """The products of an attention worker: dense ones and gates, both [out, in], and the heads' widths."""
 
     linears: tuple[tuple[int, int], ...]
-    float32_linears: tuple[tuple[int, int], ...]
+    gates: tuple[tuple[int, int], ...]
     num_heads: int
     nope_width: int
     value_width: int
@@ -77,17 +78,29 @@ def attention_self_test(shapes: AttentionShapes, dtype: torch.dtype) -> Numerics
     """Chooses and proves the rules of everything an attention worker computes; KernelError if rows are not exact."""
     rules = RuleBook()
     digest = hashlib.sha256()
-    dense = [(dtype, *shape) for shape in shapes.linears]
-    for kind, num_out, num_in in dense + [(torch.float32, *shape) for shape in shapes.float32_linears]:
-        for piece in sorted({stop - start for start, stop, _ in linear_rule(rules, num_out, num_in, kind).pieces}):
-            row, weight = cancelling(piece, num_in, kind, salt=piece)
-            linear = ExactLinear(weight, linear_rule(rules, piece, num_in, kind))
+    for num_out, num_in in shapes.linears:
+        for piece in sorted({stop - start for start, stop, _ in linear_rule(rules, num_out, num_in, dtype).pieces}):
+            row, weight = cancelling(piece, num_in, dtype, salt=piece)
+            linear = ExactLinear(weight, linear_rule(rules, piece, num_in, dtype))
             digest.update(bits_of(linear(row[None])).numpy().tobytes())
+    for result in _gates_results(shapes, dtype, rules):
+        digest.update(bits_of(result).numpy().tobytes())
     for result in (*_heads_results(shapes, dtype, rules), _attention_result(shapes, dtype, rules)):
         digest.update(bits_of(result).numpy().tobytes())
     for result in _elementwise_results(shapes, dtype):
         digest.update(bits_of(result).numpy().tobytes())
     return NumericsReport(_class_name("cpu-attention", dtype, digest.hexdigest()), rules, rules.described())
+
+
+def _gates_results(shapes: AttentionShapes, dtype: torch.dtype, rules: RuleBook) -> list[torch.Tensor]:
+    results = []
+    for (num_out, num_in), stored in itertools.product(shapes.gates, (torch.bfloat16, torch.float32)):
+        row, weight = cancelling(num_out, num_in, stored, salt=num_out)
+        scores = ExactScores(weight, rules)
+        x = canned((_COUNTS[-1], num_in), 71).to(dtype)
+        _require_exact("gate", scores, x, _COUNTS)
+        results.append(scores(row[None].to(dtype)))
+    return results
 
 
 def _heads_results(shapes: AttentionShapes, dtype: torch.dtype, rules: RuleBook) -> list[torch.Tensor]:

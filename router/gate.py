@@ -18,7 +18,7 @@ class Gate:
 
     def __init__(
         self,
-        linear: Callable[[torch.Tensor], torch.Tensor],  # fp32 [T, H] -> [T, E], row-exact
+        linear: Callable[[torch.Tensor], torch.Tensor],  # [T, H] -> fp32 [T, E], row-exact
         bias: torch.Tensor,  # [E] fp32, e_score_correction_bias
         top_k: int,
         num_groups: int,
@@ -36,7 +36,7 @@ class Gate:
 
     def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """[T, H] to (topk_ids [T, K] int64, topk_weights [T, K] fp32), best biased score first."""
-        scores = sigmoid(self._linear(x.float()))
+        scores = sigmoid(self._linear(x))
         biased = scores + self._bias
         if self._num_groups > 1:
             biased = self._keep_best_groups(biased)

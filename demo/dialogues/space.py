@@ -1,8 +1,8 @@
 """The two spaces that everything said is drawn from: one to learn from, and one kept out of it to be tested on.
 
 Knows nothing of tasks. Names, nouns, pairs of numbers and whole phrasings fall into a space by a checksum of their text. A
-phrasing is composed of parts, so that one kept out is a new sentence of known words. Most names are made of syllables, so
-that copying has to be learned and not the names.
+phrasing is composed of parts, so that one kept out is a new sentence of known words. Most names are made of syllables
+or of pieces of words, so that copying has to be learned and not the names.
 """
 
 import random
@@ -23,6 +23,9 @@ def words(text: str) -> list[str]:
 # What the demonstration itself asks about.
 _HELD_OUT = {"Paris", "9.11 9.9", "9.9 9.11"}
 
+_UNFIT = frozenset(
+    words("anal arse ass cock cum cunt dick fag fuck nazi penis piss porn rape sex shit slut tit tits whore")
+)
 _ONSETS = words("b br c ch cl d dr f fl g gl gr h j k kl l m n p pl pr qu r s sk sl st t th tr v w z")
 _VOWELS = words("a e i o u a e i o u ai ea ia io ou")
 _CODAS = words("l m n r s x nd rk st ll lm")
@@ -77,6 +80,10 @@ tooth top touch towel tower town toy train travel tray tree true trunk turn twin
 violin visit voice wait walk wall war wash waste watch water wave wax way weak wedding week wet wheel whistle wide wild window
 wine wing winter wire wise wish wolf wonder wood wool worm wrist yard year yellow yes young zebra zero""")
 UNITS = words("celsius fahrenheit percent meters euros dollars kilograms minutes hours")
+
+
+def _recased(word: str, like: str) -> str:
+    return word.capitalize() if like[0].isupper() else word
 
 
 def tidy(phrase: str) -> str:
@@ -157,4 +164,15 @@ class Space:
         return f"{self.rng.choice(('San', 'New', 'Port', 'Saint', 'Bad', 'El'))} {name}" if self.chance(0.12) else name
 
     def _known_or(self, known: Sequence[str], make: Callable[[], str]) -> str:
-        return self.rng.choice(known) if self.chance(0.5) else make()
+        pick = self.rng.random()
+        if pick < 0.3:
+            return self.rng.choice(known)
+        return _recased(self._blend(), known[0]) if pick < 0.6 else make()
+
+    def _blend(self) -> str:
+        """The head of one word and the tail of another: pieces of English that mean nothing together."""
+        while True:
+            head, tail = self.rng.choice(WORDS), self.rng.choice(WORDS)
+            word = head[: self.rng.randint(1, len(head))] + tail[self.rng.randrange(len(tail)) :]
+            if word not in _UNFIT:
+                return word

@@ -121,7 +121,7 @@ void end() {
 
 }  // namespace
 
-const InstructionSet kAmx = {"amx_int8", supported, begin, end, read_row, gate_up, down};
+const InstructionSet kAmx = {"amx_int8", supported, begin, end, read_row, gate_up, down, score, read};
 
 }  // namespace expertfleet
 

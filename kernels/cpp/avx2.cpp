@@ -59,6 +59,7 @@ inline Floats load_bf16(const void* from) {
   const __m128i* halves = static_cast<const __m128i*>(from);
   return {widened(_mm_loadu_si128(halves)), widened(_mm_loadu_si128(halves + 1))};
 }
+inline Floats load_floats(const float* from) { return {_mm256_loadu_ps(from), _mm256_loadu_ps(from + 8)}; }
 inline void store(float* to, Floats x) {
   _mm256_storeu_ps(to, x.a);
   _mm256_storeu_ps(to + 8, x.b);
@@ -98,7 +99,7 @@ void nothing() {}
 
 }  // namespace
 
-const InstructionSet kAvx2 = {"avx2", supported, nothing, nothing, read_row, gate_up, down};
+const InstructionSet kAvx2 = {"avx2", supported, nothing, nothing, read_row, gate_up, down, score, read};
 
 }  // namespace expertfleet
 

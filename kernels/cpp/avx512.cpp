@@ -28,7 +28,7 @@ void nothing() {}
 
 }  // namespace
 
-const InstructionSet kAvx512 = {"avx512_vnni", supported, nothing, nothing, read_row, gate_up, down};
+const InstructionSet kAvx512 = {"avx512_vnni", supported, nothing, nothing, read_row, gate_up, down, score, read};
 
 }  // namespace expertfleet
 

@@ -65,6 +65,10 @@ struct InstructionSet {
   void (*read_row)(const Call&, int64_t row);
   void (*gate_up)(const Call&, const Segment&, int64_t tile);
   void (*down)(const Call&, const Segment&, int64_t tile);
+  // out[row][expert] for the experts first .. last - 1 of a gate, all rows; the weight is bf16 [experts, hidden].
+  void (*score)(const void* x, bool float32, int64_t num_rows, const uint16_t* weight, int64_t hidden,
+                int64_t num_experts, int64_t first, int64_t last, float* out);
+  uint64_t (*read)(const uint8_t* memory, int64_t bytes);  // a sum of all, for benchmarks: how fast memory is
 };
 
 extern const InstructionSet kAvx2, kAvx512, kAmx;

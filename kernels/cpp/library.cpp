@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -23,6 +24,13 @@ const InstructionSet* const kKnown[] = {&kAmx, &kAvx512, &kAvx2};
 #else
 const InstructionSet* const kKnown[] = {nullptr};
 #endif
+
+const InstructionSet* find(const char* name) {
+  for (const InstructionSet* set : kKnown) {
+    if (set && std::strcmp(set->name, name) == 0) return set;
+  }
+  return nullptr;
+}
 
 // Memory that grows and is kept for the next call, aligned to cache lines.
 class Space {
@@ -173,10 +181,7 @@ int expertfleet_apply(const char* instruction_set, int threads, int float32, con
                       int64_t hidden, int64_t width, int64_t group_size, int64_t num_routes, const int64_t* route_rows,
                       const int64_t* route_slots, int64_t num_slots, const uint8_t* const* gate_up,
                       const uint8_t* const* down, void* out) {
-  const InstructionSet* chosen = nullptr;
-  for (const InstructionSet* set : kKnown) {
-    if (set && std::strcmp(set->name, instruction_set) == 0) chosen = set;
-  }
+  const InstructionSet* chosen = find(instruction_set);
   if (!chosen) return 1;
   std::vector<int64_t> starts(size_t(num_slots) + 1), rows(static_cast<size_t>(num_routes)), places(rows.size());
   for (int64_t i = 0; i < num_routes; ++i) ++starts[size_t(route_slots[i]) + 1];
@@ -198,6 +203,33 @@ int expertfleet_apply(const char* instruction_set, int threads, int float32, con
   if (!spaces.rows(1, num_routes, width, planes, &call.inner)) return 2;
   compute(*chosen, call, segments, threads);
   return 0;
+}
+
+// out[rows][experts] float32 = x [rows, hidden] (float32 or bf16) times the bf16 weight [experts, hidden]; hidden is a
+// multiple of 16. 0, or 1 if the instruction set is not there.
+int expertfleet_score(const char* instruction_set, int threads, int float32, const void* x, int64_t num_rows,
+                      const uint16_t* weight, int64_t hidden, int64_t num_experts, float* out) {
+  const InstructionSet* chosen = find(instruction_set);
+  if (!chosen) return 1;
+  const int64_t each = (num_experts / threads + 7) / 8 * 8;
+  run_on_threads(threads, [&](int share) {
+    const int64_t first = std::min(num_experts, share * each);
+    const int64_t last = share == threads - 1 ? num_experts : std::min(num_experts, first + each);
+    chosen->score(x, float32 != 0, num_rows, weight, hidden, num_experts, first, last, out);
+  });
+  return 0;
+}
+
+// Reads memory on so many threads and returns something that depends on it; -1 if the instruction set is not there.
+int64_t expertfleet_read(const char* instruction_set, int threads, const uint8_t* memory, int64_t bytes) {
+  const InstructionSet* chosen = find(instruction_set);
+  if (!chosen) return -1;
+  const int64_t each = bytes / threads / 256 * 256;
+  int64_t sum = 0;
+  run_on_threads(threads, [&](int share) {
+    __atomic_fetch_add(&sum, int64_t(chosen->read(memory + share * each, each) >> 1), __ATOMIC_RELAXED);
+  });
+  return sum;
 }
 
 // Asks for large pages where they are to be had: fewer address translations while weights stream by.

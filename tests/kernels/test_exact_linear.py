@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from expertfleet.kernels.exact_linear import ExactHeads, ExactLinear, heads_rule, linear_rule
+from expertfleet.kernels.exact_linear import ExactHeads, ExactLinear, ExactScores, heads_rule, linear_rule
+from expertfleet.kernels.native import Native, load
 from expertfleet.kernels.row_rule import RuleBook, bits_of
 
 COUNTS = (*range(1, 18), 31, 32, 33, 63, 64, 65, 100, 128, 300)
@@ -84,3 +85,29 @@ def test_heads_are_right_and_exact(threads: int, heads: int, num_in: int, num_ou
     x = torch.randn(5, heads, num_in).to(dtype)
     wanted = torch.einsum("rhi,hio->rho", x.double(), weight.double())
     assert (product(x).double() - wanted).norm() <= ERROR[dtype] * wanted.norm()
+
+
+@pytest.mark.parametrize("stored", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("num_out", "num_in"), [(384, 7168), (32, 256), (13, 48), (5, 24)])
+def test_a_gate_s_scores_are_exact_by_row_and_right(
+    threads: int, num_out: int, num_in: int, dtype: torch.dtype, stored: torch.dtype
+) -> None:
+    x, weight = _cancelling(num_out, num_in, 70, dtype)
+    scores = ExactScores(weight.to(stored), RuleBook())
+    whole = scores(x)
+    for count in (1, 2, 3, 7, 16, 33, 70):
+        start = int(torch.randint(0, 71 - count, ()))
+        assert torch.equal(bits_of(scores(x[start : start + count])), bits_of(whole[start : start + count])), count
+    x, weight = torch.randn(9, num_in).to(dtype), torch.randn(num_out, num_in).to(stored)
+    wanted = x.double() @ weight.double().t()
+    assert (ExactScores(weight, RuleBook())(x) - wanted).norm() / wanted.norm() <= 2e-6
+
+
+def test_a_gate_s_scores_are_the_same_on_every_instruction_set() -> None:
+    loaded = load()
+    assert isinstance(loaded, Native), loaded
+    for dtype in DTYPES:
+        x, weight = _cancelling(37, 304, 5, dtype)
+        found = [bits_of(loaded.score(x, weight.bfloat16(), name)) for name in loaded.instruction_sets]
+        assert all(torch.equal(found[0], other) for other in found)

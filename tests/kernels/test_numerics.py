@@ -12,7 +12,7 @@ from expertfleet.kernels.row_rule import RowRule
 
 SHAPES = AttentionShapes(
     linears=((96, 256), (80, 256), (192, 96), (256, 64), (128, 256), (500, 256)),
-    float32_linears=((64, 256),),
+    gates=((64, 256),),
     num_heads=4,
     nope_width=16,
     value_width=16,
