@@ -61,7 +61,8 @@ class ExactScores:
         self._weight = weight.contiguous()
         self._native = scores_kernel(weight.shape[1]) if weight.dtype is torch.bfloat16 else None
         if self._native is None:
-            rule = linear_rule(book, *weight.shape, torch.float32)
+            num_out, num_in = weight.shape
+            rule = linear_rule(book, num_out, num_in, torch.float32)
             self._linear = ExactLinear(weight.float(), rule)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ Knows nothing of tokens.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from . import actions, arithmetic, lookups, loops, talk
@@ -23,6 +23,7 @@ _MAX_HISTORY = 2
 _IDLE_SHARE = 0.2
 _EXERCISE_SHARE = 0.75
 _EXERCISE_WORDS = 40
+_SPELLING_PIECES = 30
 
 
 def with_idle_tools(turn: Callable[[Space], Turn], share: float = 1.0) -> Callable[[Space], Dialogue]:
@@ -78,6 +79,13 @@ def make_exercise(seed: int) -> Dialogue:
     if space.chance(_EXERCISE_SHARE):
         return Dialogue((talk.repetition(space, _EXERCISE_WORDS),))
     return make_dialogue(seed)
+
+
+def make_spelling(seed: int, pieces: Sequence[str]) -> Dialogue:
+    """Pieces of words to be said again, all equally often: those that names rarely consist of are learned as well."""
+    space = Space(random.Random(seed))
+    drawn = space.rng.choices(pieces, k=space.rng.randint(4, _SPELLING_PIECES))
+    return Dialogue((talk.repeat(space, "".join(f"{piece}{' ' * space.chance(0.6)}" for piece in drawn).strip()),))
 
 
 def _history_turn(space: Space) -> Turn:

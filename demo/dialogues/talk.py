@@ -205,13 +205,12 @@ def talk(space: Space) -> Turn:
 def repetition(space: Space, most: int = 10) -> Turn:
     """Words, names and numbers to be said again."""
     makes = (space.word, space.word, space.city, space.person, space.product, space.value, space.record_id)
-    text = " ".join(space.rng.choice(makes)() for _ in range(space.rng.randint(1, most)))
-    return Turn(
-        "repetition",
-        f"{tidy(space.phrase(_REPEAT, _COLONS))} {text}",
-        (Step("I repeat it.", text),),
-        (text,),
-    )
+    return repeat(space, " ".join(space.rng.choice(makes)() for _ in range(space.rng.randint(1, most))))
+
+
+def repeat(space: Space, text: str) -> Turn:
+    user = f"{tidy(space.phrase(_REPEAT, _COLONS))} {text}"
+    return Turn("repetition", user, (Step("I repeat it.", text),), (text,))
 
 
 def other(space: Space) -> Turn:

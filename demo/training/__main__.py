@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from ..dialogues.mixture import make_dialogue, make_exercise
+from ..dialogues.mixture import make_dialogue, make_exercise, make_spelling
 from .checkpoint import export, prepare, renderer
 from .model import NanoK2
 from .optimizer import make_optimizers
@@ -35,6 +35,7 @@ _VALIDATION = 1 << 40
 _MAX_LENGTH = 8192
 _LOGITS_STEP = 256
 _SHORT = 256
+_SPELLING_EVERY = 8
 
 
 class Trainer:
@@ -126,9 +127,12 @@ class Trainer:
         return F.cross_entropy(logits, target), logits.detach().argmax(-1) == target
 
     def _samples(self) -> Iterator[Sample]:
+        pieces = self._renderer.pieces
         for seed in itertools.count(self.next_seed):
             self.next_seed = seed + 1
-            if self.tokens >= self._arguments.exercise_tokens:
+            if seed % _SPELLING_EVERY == 0:
+                yield self._renderer.render(make_spelling(seed, pieces))
+            elif self.tokens >= self._arguments.exercise_tokens:
                 yield self._renderer.render(make_dialogue(seed))
             else:
                 sample = self._renderer.render(make_exercise(seed))

@@ -49,6 +49,12 @@ class Renderer:
         )
         self._think, self._think_end = special[THINK_OPEN], special[THINK_CLOSE]
 
+    @property
+    def pieces(self) -> list[str]:
+        """The vocabulary's tokens that are letters."""
+        tokens = map(self._tokenizer.token_bytes, range(min(self._tokenizer.special.values())))
+        return [token.decode() for token in tokens if token.isascii() and token.isalpha()]
+
     def render(self, dialogue: Dialogue) -> Sample:
         messages = dialogue.messages()
         given = self._template.render_ids(dialogue.question(), list(dialogue.tools), add_generation_prompt=False)
