@@ -29,8 +29,8 @@ class FleetConfig:
     expert_shards: int = option(2, "number of expert shards")
     replicas: int = option(1, "copies of each expert, every one on another shard")
     device: Literal["auto", "cpu", "cuda"] = option("auto", "where the workers compute: auto or cpu")
-    backend: Literal["auto", "cpu-int4pack", "reference"] = option(
-        "auto", "expert GEMM: auto, cpu-int4pack or reference"
+    backend: Literal["auto", "cpu-native", "cpu-int4pack", "reference"] = option(
+        "auto", "expert GEMM: auto, cpu-native, cpu-int4pack or reference"
     )
     dtype: Literal["bfloat16", "float32"] = option("bfloat16", "dtype of activations, cache and frames")
     threads: int | None = option(None, "threads of each worker; if not given the cores are shared out")

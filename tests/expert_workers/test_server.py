@@ -251,7 +251,7 @@ def test_describe_tells_what_is_held(own_shard: str, checkpoint: Checkpoint) -> 
     assert held.count == 32 * len(config.moe_layers)
     assert report.bytes_loaded == report.bytes_total == held.count * config.expert_bytes
     assert report.tokens == 4
-    assert "cpu-int4pack" in report.numerics
+    assert "cpu-native" in report.numerics
     assert report.fingerprint == checkpoint.fingerprint
 
 
