@@ -47,7 +47,7 @@ async def use_every_expert(address: str, checkpoint: Checkpoint, experts: int) -
 
 
 @pytest.mark.slow
-def test_at_most_1_13_times_the_checkpoints_bytes(start: Callable[..., Any], tmp_path: Path) -> None:
+def test_at_most_1_05_times_the_checkpoints_bytes(start: Callable[..., Any], tmp_path: Path) -> None:
     directory, experts = tmp_path / "model", 384
     make_tiny(directory, hidden=1024, layers=2, experts=experts, expert_width=512, dense_width=64, vocab=512)
     checkpoint = Checkpoint.open(directory)
