@@ -102,26 +102,42 @@ void fill_block(int64_t num_in, int64_t group_size, int block, uint8_t* tile) {
   }
 }
 
+// Items 0 .. total - 1 for threads that take runs of them, long ones first: memory is read in long stretches, and no
+// thread waits long for another.
+class Items {
+ public:
+  Items(int64_t total, int threads) : total_(total), parts_(4 * threads) {}
+
+  template <class Work>
+  void each(const Work& work) {
+    int64_t first = __atomic_load_n(&next_, __ATOMIC_RELAXED);
+    while (first < total_) {
+      const int64_t last = std::min(total_, first + std::max<int64_t>(1, (total_ - first) / parts_));
+      if (!__atomic_compare_exchange_n(&next_, &first, last, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) continue;
+      for (int64_t item = first; item < last; ++item) work(item);
+      first = __atomic_load_n(&next_, __ATOMIC_RELAXED);
+    }
+  }
+
+ private:
+  const int64_t total_, parts_;
+  alignas(64) int64_t next_ = 0;
+};
+
 void compute(const InstructionSet& set, const Call& call, const std::vector<Segment>& segments, int threads) {
   const int64_t gate_up_tiles = call.width / kGateUpOutputs;
   const int64_t down_tiles = (call.hidden + kDownOutputs - 1) / kDownOutputs;
   const int64_t num_segments = int64_t(segments.size());
   Barrier barrier(threads);
-  alignas(64) int64_t next_row = 0;
-  alignas(64) int64_t next_gate_up = 0;
-  alignas(64) int64_t next_down = 0;
-  const auto next = [](int64_t* counter) { return __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED); };
+  Items rows(call.num_rows, threads), gate_ups(num_segments * gate_up_tiles, threads);
+  Items downs(num_segments * down_tiles, threads);
   run_on_threads(threads, [&](int) {
     set.begin();
-    for (int64_t row; (row = next(&next_row)) < call.num_rows;) set.read_row(call, row);
+    rows.each([&](int64_t row) { set.read_row(call, row); });
     barrier.wait();
-    for (int64_t item; (item = next(&next_gate_up)) < num_segments * gate_up_tiles;) {
-      set.gate_up(call, segments[size_t(item / gate_up_tiles)], item % gate_up_tiles);
-    }
+    gate_ups.each([&](int64_t item) { set.gate_up(call, segments[size_t(item / gate_up_tiles)], item % gate_up_tiles); });
     barrier.wait();
-    for (int64_t item; (item = next(&next_down)) < num_segments * down_tiles;) {
-      set.down(call, segments[size_t(item / down_tiles)], item % down_tiles);
-    }
+    downs.each([&](int64_t item) { set.down(call, segments[size_t(item / down_tiles)], item % down_tiles); });
     set.end();
   });
 }
