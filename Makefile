@@ -1,4 +1,5 @@
-# dev sets up .venv; demo shows the thing at work; test, lint and check verify; proto writes the stubs.
+# dev sets up .venv; demo shows the thing at work; test, lint and check verify; proto writes the stubs;
+# bench-kernels times the experts' kernels.
 # On a machine with an NVIDIA GPU, `make clean dev CUDA=1` takes PyTorch's CUDA build (gigabytes), not the CPU build.
 PYTHON ?= python3
 CUDA ?=
@@ -8,7 +9,7 @@ TORCH := 2.13.0
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 ROOMS := attention_workers checkpoint cluster demo expert_workers gateway kernels membership proto router settings
 
-.PHONY: dev proto test lint check demo clean
+.PHONY: dev proto test lint check demo bench-kernels clean
 
 dev: .venv/.installed
 
@@ -42,6 +43,12 @@ lint: dev
 
 check: lint
 	@$(BIN)/python -m expertfleet.proto.make_stubs --check
+
+bench-kernels: dev
+	@$(BIN)/python benchmarks/bench_experts_cpu.py --results benchmarks/results
+	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
+		$(BIN)/python benchmarks/bench_experts_gpu.py --results benchmarks/results; \
+	else echo "no GPU here: benchmarks/bench_experts_gpu.py was not run"; fi
 
 proto: dev
 	@$(BIN)/python -m expertfleet.proto.make_stubs

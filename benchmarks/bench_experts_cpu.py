@@ -31,6 +31,8 @@ from expertfleet.kernels.grouped_gemm import grouped_gemm, make_backend
 
 _READ_BYTES = 1 << 30
 _READS = 3
+# After a call torch's threads spin for a while, and would take the next kernel's processors.
+_PAUSE_S = 0.02
 
 Call = Callable[[torch.Tensor, Load], torch.Tensor]  # x [tokens, H] → [N, H]
 
@@ -47,11 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.manual_seed(options.seed)
     shape = ExpertShape(options.hidden, options.width, 32)
     device = options.device or _processor()
-    print(
-        f"# torch {torch.__version__}, {options.threads} threads, commit {_commit()}, {time.strftime('%F')}",
-        file=sys.stderr,
-    )
-    print(scoreboard.COLUMNS, flush=True)
+    table = scoreboard.Table(device, options.results, f"torch {torch.__version__}, {options.threads} threads")
     for held, total in options.tables:
         options.all_experts = total
         experts = scoreboard.random_experts(shape, held, options.distinct)
@@ -60,9 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             kernels: dict[str, Kernel] = {name: _Here(_call(name, shape, experts)) for name in options.kernels}
             kernels |= {rival.name: rival for rival in rivals}
             for tokens in options.tokens:
-                _table_row(device, kernels, shape, experts, tokens, options)
+                _measure(table, device, kernels, shape, experts, tokens, options)
             for rival in rivals:
                 rival.end()
+    table.save()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -80,7 +79,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _table_row(
+def _measure(
+    table: scoreboard.Table,
     device: str,
     kernels: dict[str, Kernel],
     shape: ExpertShape,
@@ -100,6 +100,7 @@ def _table_row(
         load = scoreboard.draw_load(tokens, len(experts), options, draw=len(hits) + 1)
         hits.append(load.hit)
         for name, kernel in kernels.items():
+            time.sleep(_PAUSE_S)
             times[name].append(kernel.seconds(x, load))
     own_bytes = scoreboard.bytes_of(experts[0]) * sum(hits) / len(hits)
     for name in kernels:
@@ -117,7 +118,7 @@ def _table_row(
             errors[name],
             options,
         )
-        print(told, flush=True)
+        table.add(told)
 
 
 class _Here:
@@ -272,11 +273,6 @@ def _processor() -> str:
     library = native.load()
     best = library.instruction_sets[0] if isinstance(library, native.Native) else "no native kernel"
     return f"{names[0] if names else 'unknown'} x{len(names)} {best}".replace(",", " ")
-
-
-def _commit() -> str:
-    told = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return told.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

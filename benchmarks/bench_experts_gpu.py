@@ -44,12 +44,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit("bench_experts_gpu: Triton is missing: pip install 'expertfleet[gpu]'")
     torch.manual_seed(options.seed)
     shape = ExpertShape(options.hidden, options.width, 32)
+    remark = f"torch {torch.__version__}, triton {_version('triton')}"
+    table = None if options.tune else scoreboard.Table(torch.cuda.get_device_name(), options.results, remark)
     for held in options.experts:
         experts = scoreboard.random_experts(shape, held, options.distinct, "cuda")
-        if options.tune:
+        if table is None:
             _tune(shape, experts, options)
         else:
-            _scoreboard(shape, experts, options)
+            _scoreboard(table, shape, experts, options)
+    if table is not None:
+        table.save()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -63,15 +67,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _scoreboard(shape: ExpertShape, experts: Sequence[Three], options: argparse.Namespace) -> None:
+def _scoreboard(
+    table: scoreboard.Table, shape: ExpertShape, experts: Sequence[Three], options: argparse.Namespace
+) -> None:
     limit = bandwidth_limit()
-    print(f"# torch {torch.__version__}, triton {_version('triton')}, read limit {limit:.0f} GB/s", file=sys.stderr)
-    print(scoreboard.COLUMNS, flush=True)
     for name in [*options.kernels, *options.rival]:
         call = _kernel(name, shape, experts)
         for tokens in options.tokens:
-            print(_line(name.split("=")[0], call, limit, shape, experts, _load(tokens, len(experts), options), options))
-            sys.stdout.flush()
+            load = _load(tokens, len(experts), options)
+            table.add(_line(name.split("=")[0], call, limit, shape, experts, load, options))
 
 
 def _kernel(name: str, shape: ExpertShape, experts: Sequence[Three]) -> Call:

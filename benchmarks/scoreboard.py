@@ -7,9 +7,13 @@ of 24, 48 or 96 experts gets its share of tokens × top-8 routes, as a shard doe
 """
 
 import argparse
+import re
 import statistics
+import subprocess
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -51,6 +55,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
         "--distinct", type=int, default=8, help="different random experts; the others have copies of them"
     )
     made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--results", type=Path, metavar="FOLDER", help="where a CSV and a plot are written as well")
     return made
 
 
@@ -121,6 +126,51 @@ def line(
     counts = f"{held},{options.all_experts},{options.top_k},{load.tokens},{routes},{load.hit}"
     told = f"{median * 1e6:.1f},{p90 * 1e6:.1f},{speed:.1f},{limit:.1f},{100 * speed / limit:.1f},{flops:.4f}"
     return f"{device},{kernel},{threads},{shape.hidden},{shape.width},{counts},{told},{padding},{error:.2e}"
+
+
+class Table:
+    """Lines go to stdout; with a folder also to ``experts-DEVICE.csv`` in it, and ``save`` draws them beside it."""
+
+    def __init__(self, device: str, folder: Path | None, remark: str) -> None:
+        self._lines = [f"# {remark}, {_commit()}, {time.strftime('%Y-%m-%d')}", COLUMNS]
+        self._file = folder and folder / f"experts-{re.sub(r'[^a-z0-9]+', '-', device.lower()).strip('-')}.csv"
+        print("\n".join(self._lines), flush=True)
+
+    def add(self, told: str) -> None:
+        self._lines.append(told)
+        print(told, flush=True)
+        if self._file:
+            self._file.write_text("\n".join(self._lines) + "\n", encoding="utf-8")
+
+    def save(self) -> None:
+        if self._file:
+            _draw([dict(zip(COLUMNS.split(","), told.split(","), strict=True)) for told in self._lines[2:]], self._file)
+
+
+def _draw(rows: list[dict[str, str]], file: Path) -> None:
+    """One panel for every number of experts held: the share of the bandwidth limit by tokens."""
+    import matplotlib.pyplot as plt  # NOTE: slow to import, and only wanted here
+
+    held = list(dict.fromkeys(row["experts_held"] for row in rows))
+    figure, panels = plt.subplots(1, len(held), figsize=(5 * len(held), 4), squeeze=False, sharey=True)
+    for panel, number in zip(panels[0], held, strict=True):
+        mine = [row for row in rows if row["experts_held"] == number]
+        for kernel in dict.fromkeys(row["kernel"] for row in mine):
+            points = [(int(row["tokens"]), float(row["percent_of_limit"])) for row in mine if row["kernel"] == kernel]
+            panel.plot(*zip(*points, strict=True), marker="o", label=kernel)
+        panel.set(xscale="log", yscale="log", xlabel="tokens", title=f"{number} experts of {mine[0]['experts_all']}")
+        panel.grid(visible=True, which="both", alpha=0.3)
+    panels[0][0].set_ylabel("checkpoint's bytes per second, % of the read limit")
+    panels[0][-1].legend()
+    figure.suptitle(rows[0]["device"])
+    figure.tight_layout()
+    figure.savefig(file.with_suffix(".svg"))
+    plt.close(figure)
+
+
+def _commit() -> str:
+    told = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return f"commit {told.stdout.strip() or 'unknown'}"
 
 
 def bytes_of(expert: Three) -> int:

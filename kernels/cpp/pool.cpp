@@ -1,6 +1,5 @@
 #include "pool.h"
 
-#include <pthread.h>
 #include <sched.h>
 #include <unistd.h>
 
@@ -51,20 +50,8 @@ class Pool {
     }
     stop();
     owner_ = getpid();
-    cpu_set_t allowed;
-    const bool pinned = sched_getaffinity(0, sizeof allowed, &allowed) == 0 && CPU_COUNT(&allowed) == threads + 1;
-    for (int share = 1, cpu = 0; share <= threads; ++share) {
+    for (int share = 1; share <= threads; ++share) {
       threads_.emplace_back([this, share, seen = round_] { serve(share, seen); });
-      if (!pinned) continue;
-      while (!CPU_ISSET(cpu, &allowed)) ++cpu;
-      if (share == 1) {  // the lowest processor is left to the caller
-        ++cpu;
-        while (!CPU_ISSET(cpu, &allowed)) ++cpu;
-      }
-      cpu_set_t one;
-      CPU_ZERO(&one);
-      CPU_SET(cpu++, &one);
-      pthread_setaffinity_np(threads_.back().native_handle(), sizeof one, &one);
     }
   }
 

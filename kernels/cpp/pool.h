@@ -7,8 +7,7 @@
 namespace expertfleet {
 
 // Runs work(share) for share 0 .. threads - 1, at the same time, and returns when all have ended. Calls from several
-// threads go one after another. The pool's threads are pinned to the caller's processors if it may use exactly as many
-// processors as there are threads.
+// threads go one after another. The pool's threads may run wherever the thread may that called first.
 void run_on_threads(int threads, const std::function<void(int)>& work);
 
 // Where the threads of one run wait for each other.
