@@ -1,7 +1,7 @@
 """Questions that a declared tool can answer, and the ones beside them: no fitting tool, or an argument missing.
 
 Knows nothing of chats. A Topic is one thing that can be asked of one kind of subject; its tool is declared among others.
-The thinking names what is asked, reads out the declared tools and says which one fits.
+The thinking names what is asked, reads out the declared tools and says of each whether it fits.
 """
 
 import json
@@ -152,7 +152,7 @@ def lookup(space: Space, asked: list[Topic], subjects: list[str], tools: tuple[M
     calls = tuple(one.call(subject, result) for (one, subject), (result, _) in zip(pairs, results, strict=True))
     wanted = " and ".join(f"{one.noun} {one.join} {subject}" for one, subject in pairs)
     names = list(dict.fromkeys(one.name for one in asked))
-    reasoning = f"Asked: {wanted}. {read_out(tools)} Call {' and '.join(names)}."
+    reasoning = f"Asked: {wanted}. {read_out(tools, *names)} Call {' and '.join(names)}."
     answer = " ".join(
         f"The {one.noun} {one.join} {subject} is {told}."
         for (one, subject), (_, told) in zip(pairs, results, strict=True)
@@ -180,13 +180,16 @@ def unfit(space: Space, asked: Topic, tools: tuple[Message, ...]) -> Turn:
 def missing(space: Space, asked: Topic, tools: tuple[Message, ...]) -> Turn:
     """The tool is there, but nobody said for which subject."""
     user = space.dressed(_phrase(space, _BARE).format(noun=asked.noun))
-    reasoning = f"Asked: {asked.noun}. {read_out(tools)} {asked.name} fits, but {asked.param} is missing."
+    reasoning = f"Asked: {asked.noun}. {read_out(tools, asked.name)} {asked.name} fits, but {asked.param} is missing."
     wanted = asked.param.replace("_", " ")
     return Turn("missing argument", user, (Step(reasoning, f"Which {wanted} do you mean?"),), (wanted,))
 
 
-def read_out(tools: tuple[Message, ...]) -> str:
-    return f"Tools: {', '.join(one['function']['name'] for one in tools)}."
+def read_out(tools: tuple[Message, ...], *fitting: str) -> str:
+    """Every declared tool by name, and whether it fits."""
+    names = (one["function"]["name"] for one in tools)
+    told = (f"{name} {'yes' if name in fitting else 'no'}" for name in names)
+    return f"Tools: {', '.join(told)}."
 
 
 def lookup_dialogue(space: Space) -> Dialogue:
