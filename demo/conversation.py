@@ -3,11 +3,12 @@
 Knows nothing of the fleet but its URL. Thinking goes back with every message, as K2-Thinking wants it within a turn.
 """
 
+import copy
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import openai
 
@@ -58,6 +59,12 @@ class Client:
         )
         self._options = options
         self._model = ""
+
+    def seeded(self, seed: int) -> Self:
+        """The same client with another seed."""
+        other = copy.copy(self)
+        other._options = {**self._options, "seed": seed}
+        return other
 
     async def answer(self, messages: Sequence[Message], tools: Sequence[Message] = ()) -> Reply:
         began = time.monotonic()

@@ -157,7 +157,8 @@ class Examination:
         score = Score("the demonstration's questions", 0.90 if runs >= 100 else None)
 
         async def one(space: Space) -> None:
-            parts = [await ask_weather(self._client), await ask_decimals(self._client)]
+            client = self._client.seeded(space.rng.getrandbits(31))
+            parts = [await ask_weather(client), await ask_decimals(client)]
             score.outcomes.append(all(right for _, right in parts))
 
         await self._all("demonstration", runs, one)
