@@ -58,6 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = scoreboard.parser(__doc__)
+    parser.add_argument(
+        "--experts", type=int, nargs="+", default=[384, 96, 48, 24], help="held, each a table of its own"
+    )
+    parser.add_argument("--all-experts", type=int, default=384, help="that the gate chooses among")
     parser.add_argument("--calls", type=int, default=50)
     parser.add_argument("--kernels", nargs="+", default=["ours", "ours-routes", "ours-blocks", "bf16"])
     parser.add_argument("--rival", action="append", default=[], metavar="NAME=FILE.py")

@@ -46,8 +46,6 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--hidden", type=int, default=7168)
     made.add_argument("--width", type=int, default=2048)
-    made.add_argument("--experts", type=int, nargs="+", default=[384, 96, 48, 24], help="held, each a table of its own")
-    made.add_argument("--all-experts", type=int, default=384, help="that the gate chooses among")
     made.add_argument("--top-k", type=int, default=8)
     made.add_argument("--tokens", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64, 128, 256])
     made.add_argument("--skew", type=float, default=0.4, help="exponent of the experts' popularity, 0: uniform")

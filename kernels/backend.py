@@ -116,11 +116,11 @@ def make_backend(
     shape = ExpertShape(hidden, width, group_size)
     _check_multiples(shape)
     book = RuleBook() if rules is None else rules
-    missing = _missing_native(shape)
-    chosen = _resolve(name, dtype, missing)
-    remark = f"cpu-native is not used: {missing}" if missing and name == "auto" else ""
+    found = _find_native(shape)
+    chosen = _resolve(name, dtype, isinstance(found, native.Native))
+    remark = f"cpu-native is not used: {found}" if isinstance(found, str) and name == "auto" else ""
     if chosen == "cpu-native":
-        return Backend(chosen, shape, dtype, _native_rules(shape, instruction_set))
+        return Backend(chosen, shape, dtype, _native_rules(found, instruction_set))
     if chosen == "triton":
         check_triton(device, dtype, shape)
         return Backend(chosen, shape, dtype, TritonRules(device))
@@ -133,9 +133,9 @@ def make_backend(
     assert_never(chosen)
 
 
-def _resolve(name: str, dtype: torch.dtype, missing_native: str) -> BackendName:
+def _resolve(name: str, dtype: torch.dtype, has_native: bool) -> BackendName:
     if name == "auto":
-        if not missing_native:
+        if has_native:
             return "cpu-native"
         return "cpu-int4pack" if dtype is torch.bfloat16 else "reference"
     for known in NAMES:
@@ -144,21 +144,18 @@ def _resolve(name: str, dtype: torch.dtype, missing_native: str) -> BackendName:
     raise KernelError(f"backend: {name!r} is unknown, one of auto, {', '.join(NAMES)}")
 
 
-def _missing_native(shape: ExpertShape) -> str:
-    loaded = native.load()
-    return loaded if isinstance(loaded, str) else native.unsupported(shape.group_size)
+def _find_native(shape: ExpertShape) -> native.Native | str:
+    """The library, or why it cannot compute experts of this shape."""
+    return native.unsupported(shape.group_size) or native.load()
 
 
-def _native_rules(shape: ExpertShape, instruction_set: str | None) -> NativeRules:
-    if problem := native.unsupported(shape.group_size):
-        raise KernelError(problem)
-    loaded = native.load()
-    if isinstance(loaded, str):
-        raise KernelError(f"backend: cpu-native cannot be used: {loaded}")
-    if instruction_set not in (None, *loaded.instruction_sets):
-        known = ", ".join(loaded.instruction_sets)
+def _native_rules(found: native.Native | str, instruction_set: str | None) -> NativeRules:
+    if isinstance(found, str):
+        raise KernelError(f"backend: cpu-native cannot be used: {found}")
+    if instruction_set not in (None, *found.instruction_sets):
+        known = ", ".join(found.instruction_sets)
         raise KernelError(f"instruction_set: {instruction_set!r} is not there, this processor has {known}")
-    return NativeRules(loaded, instruction_set or loaded.instruction_sets[0])
+    return NativeRules(found, instruction_set or found.instruction_sets[0])
 
 
 def _check_multiples(shape: ExpertShape) -> None:

@@ -83,19 +83,17 @@ class NativeLayer(ExpertLayer):
         self._native = native
         self._instruction_set = instruction_set
         self._blocks: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._places = torch.empty((2, 0), dtype=torch.int64)
-        self._slots = torch.empty(0, dtype=torch.int64)  # by expert, -1 for those not held
+        self._places = torch.empty((2, 0), dtype=torch.int64)  # addresses of the blocks
+        self._slots: dict[int, int] = {}
 
     def _keep(self, expert_id: int, gate: Projection, up: Projection, down: Projection) -> None:
-        self._blocks.append((self._native.pack_gate_up(gate, up), self._native.pack_down(down)))
-        self._places = torch.stack([addresses(blocks) for blocks in zip(*self._blocks, strict=True)])
-        slots = torch.full((max(len(self._slots), expert_id + 1),), -1)
-        slots[: len(self._slots)] = self._slots
-        slots[expert_id] = len(self._blocks) - 1
-        self._slots = slots
+        blocks = self._native.pack_gate_up(gate, up), self._native.pack_down(down)
+        self._slots[expert_id] = len(self._blocks)
+        self._blocks.append(blocks)
+        self._places = torch.cat((self._places, addresses(blocks)[:, None]), dim=1)
 
     def holds(self, expert_id: int) -> bool:
-        return 0 <= expert_id < len(self._slots) and bool(self._slots[expert_id] >= 0)
+        return expert_id in self._slots
 
     @property
     def bytes_held(self) -> int:
@@ -103,7 +101,7 @@ class NativeLayer(ExpertLayer):
 
     def apply(self, x: torch.Tensor, route_rows: torch.Tensor, route_experts: torch.Tensor) -> torch.Tensor:
         gate_up, down = self._places
-        slots = self._slots[route_experts]
+        slots = torch.tensor([self._slots[expert_id] for expert_id in route_experts.tolist()])
         return self._native.apply(
             x, route_rows, slots, gate_up, down, self.shape.width, self.shape.group_size, self._instruction_set
         )

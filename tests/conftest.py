@@ -1,5 +1,6 @@
 """Fixtures for every room: generated checkpoints, the logits oracle, and plain-process fleets."""
 
+import asyncio
 import importlib.util
 import os
 import signal
@@ -10,9 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
+import grpc
 import pytest
 
 from expertfleet.checkpoint.make_tiny import make_tiny
+from expertfleet.proto.generated import generate_pb2, generate_pb2_grpc
 
 TESTS = Path(__file__).parent
 
@@ -67,6 +70,12 @@ class Process:
             time.sleep(0.05)
         raise TimeoutError(self.log.read_text(errors="replace"))
 
+    def ready_address(self) -> str:
+        """The same of an attention worker that serves an epoch."""
+        address = self.address()
+        asyncio.run(_wait_ready(address))
+        return address
+
     def stop(self) -> int:
         if self.popen.poll() is None:
             self.popen.send_signal(signal.SIGTERM)
@@ -75,6 +84,17 @@ class Process:
         except subprocess.TimeoutExpired:
             self.popen.kill()
             raise
+
+
+async def _wait_ready(address: str) -> None:
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = generate_pb2_grpc.AttentionWorkerStub(channel)
+        for _ in range(600):
+            report = await stub.Describe(generate_pb2.DescribeWorkerRequest(), wait_for_ready=True)
+            if report.state == "ready" and report.epoch.counter:
+                return
+            await asyncio.sleep(0.1)
+    pytest.fail("the attention worker never became ready")
 
 
 Start = Callable[..., Process]

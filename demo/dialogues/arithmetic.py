@@ -163,7 +163,7 @@ def _integer(space: Space, digits: int) -> int:
 
 
 def _decimals(space: Space) -> str:
-    """Two decimals, mostly with wholes of the same length, often with the same whole, and sometimes of equal value."""
+    """Two decimals, often with the same whole or wholes of one length, and sometimes of equal value."""
     rng = space.rng
     whole = rng.randrange(rng.choice((10, 10, 100, 1000)))
     a = _decimal(space, whole)
@@ -171,7 +171,7 @@ def _decimals(space: Space) -> str:
         return f"{a} {a}0" if "." in a else f"{a} {a}.0"
     if space.chance(0.6):
         return f"{a} {_decimal(space, whole)}"
-    other = _integer(space, len(str(whole))) if space.chance(0.6) else rng.randrange(rng.choice((10, 100, 1000)))
+    other = _integer(space, len(str(whole))) if space.chance(0.4) else rng.randrange(rng.choice((10, 100, 1000)))
     return f"{a} {_decimal(space, other)}"
 
 

@@ -186,10 +186,14 @@ def missing(space: Space, asked: Topic, tools: tuple[Message, ...]) -> Turn:
 
 
 def read_out(tools: tuple[Message, ...], *fitting: str) -> str:
-    """Every declared tool by name, and whether it fits."""
-    names = (one["function"]["name"] for one in tools)
-    told = (f"{name} {'yes' if name in fitting else 'no'}" for name in names)
+    """Every declared tool by name, and whether it fits; of those that do, the arguments they ask for."""
+    functions = [one["function"] for one in tools]
+    told = (f"{one['name']} {_wanted(one) if one['name'] in fitting else 'no'}" for one in functions)
     return f"Tools: {', '.join(told)}."
+
+
+def _wanted(function: Message) -> str:
+    return f"yes with {' and '.join(function['parameters']['required'])}"
 
 
 def lookup_dialogue(space: Space) -> Dialogue:
@@ -215,7 +219,7 @@ def parallel_dialogue(space: Space) -> Dialogue:
 
 
 def no_call_dialogue(space: Space) -> Dialogue:
-    asked, *declared = topics(space, space.rng.choice((2, 2, 3, 4)))
+    asked, *declared = topics(space, space.rng.choice((2, 2, 2, 3, 4)))
     tools = declarations(space, declared)
     return Dialogue((unfit(space, asked, tools),), tools)
 

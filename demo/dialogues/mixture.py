@@ -46,17 +46,17 @@ def _long_loop(space: Space) -> Dialogue:
 
 # Weights count dialogues. Long loops are few, but each is as long as ten others.
 _TASKS: tuple[tuple[float, Callable[[Space], Dialogue]], ...] = (
-    (14, with_idle_tools(arithmetic.comparison, _IDLE_SHARE)),
-    (14, with_idle_tools(arithmetic.addition, _IDLE_SHARE)),
-    (11, with_idle_tools(arithmetic.subtraction, _IDLE_SHARE)),
-    (16, lookups.lookup_dialogue),
-    (12, lookups.parallel_dialogue),
-    (10, lookups.no_call_dialogue),
-    (4, lookups.missing_question),
+    (18, with_idle_tools(arithmetic.comparison, _IDLE_SHARE)),
+    (8, with_idle_tools(arithmetic.addition, _IDLE_SHARE)),
+    (8, with_idle_tools(arithmetic.subtraction, _IDLE_SHARE)),
+    (20, lookups.lookup_dialogue),
+    (14, lookups.parallel_dialogue),
+    (17, lookups.no_call_dialogue),
+    (6, lookups.missing_question),
     (3, lookups.supplied_dialogue),
     (9, actions.action_dialogue),
-    (8, with_idle_tools(talk.talk, _IDLE_SHARE)),
-    (10, with_idle_tools(talk.repetition, _IDLE_SHARE)),
+    (6, with_idle_tools(talk.talk, _IDLE_SHARE)),
+    (8, with_idle_tools(talk.repetition, _IDLE_SHARE)),
     (4, _short_loop),
     (1.2, _long_loop),
 )

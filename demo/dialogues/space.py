@@ -1,7 +1,7 @@
 """The two spaces that everything said is drawn from: one to learn from, and one kept out of it to be tested on.
 
 Knows nothing of tasks. Names, nouns, pairs of numbers and whole phrasings fall into a space by a checksum of their text. A
-phrasing is composed of parts, so that one kept out is a new sentence of known words. Most names are made of syllables
+phrasing is composed of parts, so that one kept out is a new sentence of known words. Many names are made of syllables
 or of pieces of words, so that copying has to be learned and not the names.
 """
 
@@ -165,9 +165,11 @@ class Space:
 
     def _known_or(self, known: Sequence[str], make: Callable[[], str]) -> str:
         pick = self.rng.random()
-        if pick < 0.3:
+        if pick < 0.4:
             return self.rng.choice(known)
-        return _recased(self._blend(), known[0]) if pick < 0.6 else make()
+        if pick < 0.8:
+            return _recased(self.rng.choice(WORDS) if pick < 0.55 else self._blend(), known[0])
+        return make()
 
     def _blend(self) -> str:
         """The head of one word and the tail of another: pieces of English that mean nothing together."""

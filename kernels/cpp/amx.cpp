@@ -17,7 +17,6 @@ namespace {
 
 constexpr int kMostRows = 16;
 constexpr int kTileRowsFrom = 6;
-constexpr int kPrefetchBytes = 4 * (kCodeBytes + kScaleBytes);
 
 #include "scalars.h"
 #include "zmm.inc"

@@ -13,10 +13,7 @@ TARGET_BEGIN("avx2,fma")
 namespace expertfleet {
 namespace {
 
-#define UNROLL _Pragma("GCC unroll 16")
-
 constexpr int kMostRows = 4;
-constexpr int kPrefetchBytes = 4 * (kCodeBytes + kScaleBytes);
 
 struct Ints {
   __m256i a, b;
@@ -85,12 +82,6 @@ inline __m256 add_exponent(__m256 x, __m256 shifted) {
 inline Floats add_exponent(Floats x, Floats shifted) {
   return {add_exponent(x.a, shifted.a), add_exponent(x.b, shifted.b)};
 }
-inline void prefetch(const uint8_t* tile) {
-  UNROLL for (int line = 0; line < kCodeBytes + kScaleBytes; line += 64) {
-    _mm_prefetch(reinterpret_cast<const char*>(tile) + kPrefetchBytes + line, _MM_HINT_T0);
-  }
-}
-
 #include "scalars.h"
 #include "products.inc"
 

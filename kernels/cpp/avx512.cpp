@@ -14,7 +14,6 @@ namespace expertfleet {
 namespace {
 
 constexpr int kMostRows = 4;
-constexpr int kPrefetchBytes = 4 * (kCodeBytes + kScaleBytes);
 
 #include "scalars.h"
 #include "zmm.inc"

@@ -20,6 +20,15 @@ inline void pause() {
 #endif
 }
 
+// Spins, then gives the processor away between looks.
+template <class Condition>
+void wait_until(const Condition& condition) {
+  for (int spin = 0; !condition(); ++spin) {
+    if (spin < kYieldsFrom) pause();
+    else sched_yield();
+  }
+}
+
 class Pool {
  public:
   void run(int threads, const std::function<void(int)>& work) {
@@ -33,10 +42,7 @@ class Pool {
     }
     if (threads > 1) wake_.notify_all();
     work(0);
-    for (int spin = 0; __atomic_load_n(&left_, __ATOMIC_ACQUIRE); ++spin) {
-      if (spin < kYieldsFrom) pause();
-      else sched_yield();
-    }
+    wait_until([&] { return __atomic_load_n(&left_, __ATOMIC_ACQUIRE) == 0; });
   }
 
  private:
@@ -106,10 +112,7 @@ void Barrier::wait() {
     __atomic_store_n(&round_, round + 1, __ATOMIC_RELEASE);
     return;
   }
-  for (int spin = 0; __atomic_load_n(&round_, __ATOMIC_ACQUIRE) == round; ++spin) {
-    if (spin < kYieldsFrom) pause();
-    else sched_yield();
-  }
+  wait_until([&] { return __atomic_load_n(&round_, __ATOMIC_ACQUIRE) != round; });
 }
 
 }  // namespace expertfleet

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import pytest
 
 from expertfleet.proto.generated import generate_pb2, generate_pb2_grpc
 
@@ -52,15 +51,6 @@ async def describe(address: str) -> Any:
         return await generate_pb2_grpc.AttentionWorkerStub(channel).Describe(generate_pb2.DescribeWorkerRequest())
 
 
-async def wait_ready(address: str) -> None:
-    for _ in range(600):
-        report = await describe(address)
-        if report.state == "ready" and report.epoch.counter:
-            return
-        await asyncio.sleep(0.1)
-    pytest.fail("the attention worker never became ready")
-
-
 def fleet(start: Callable[..., Any], checkpoint: Path, num_shards: int) -> str:
     """The attention worker's address; experts are dealt out to ``num_shards`` processes."""
     shards = []
@@ -69,9 +59,7 @@ def fleet(start: Callable[..., Any], checkpoint: Path, num_shards: int) -> str:
         shards.append(start("expert_workers", "--model", checkpoint, "--seat", f"expert-{number}", "--experts", held))
     addresses = [shard.address() for shard in shards]
     attention = start("attention_workers", "--model", checkpoint, "--shards", *addresses, "--threads", 1)
-    address = str(attention.address())
-    asyncio.run(wait_ready(address))
-    return address
+    return str(attention.ready_address())
 
 
 def test_streams_are_bit_identical_for_1_2_and_5_shards_and_in_any_company(

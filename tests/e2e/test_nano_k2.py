@@ -30,6 +30,11 @@ def test_the_checkpoint_is_whole_and_small() -> None:
     assert sum(path.stat().st_size for path in NANO_K2.iterdir()) < MAX_BYTES
 
 
+@pytest.fixture(scope="module")
+def oracle_model(oracle: ModuleType) -> Any:
+    return oracle.load_oracle(NANO_K2)
+
+
 @pytest.fixture
 def prompts() -> list[list[int]]:
     tokenizer = Tokenizer.from_dir(NANO_K2)
@@ -40,7 +45,7 @@ def prompts() -> list[list[int]]:
 
 @pytest.mark.slow
 def test_transformers_chooses_the_same_tokens(
-    start: Callable[..., Any], oracle: ModuleType, prompts: list[list[int]]
+    start: Callable[..., Any], oracle_model: Any, prompts: list[list[int]]
 ) -> None:
     """Greedy in float32; each of our tokens must be the one that the oracle finds likeliest after those before it."""
     shards = [
@@ -49,12 +54,11 @@ def test_transformers_chooses_the_same_tokens(
     ]
     addresses = [shard.address() for shard in shards]
     attention = start("attention_workers", "--model", NANO_K2, "--dtype", "float32", "--shards", *addresses)
-    answers = asyncio.run(answer(str(attention.address()), prompts))
-    model = oracle.load_oracle(NANO_K2)
+    answers = asyncio.run(answer(str(attention.ready_address()), prompts))
     for prompt, tokens in zip(prompts, answers, strict=True):
         assert tokens
         with torch.inference_mode():
-            logits = model(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
+            logits = oracle_model(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
         assert logits.argmax(-1).tolist() == tokens
 
 
@@ -62,7 +66,6 @@ async def answer(address: str, prompts: list[list[int]]) -> list[list[int]]:
     stop_ids = Tokenizer.from_dir(NANO_K2).stop_ids
     async with grpc.aio.insecure_channel(address) as channel:
         stub = generate_pb2_grpc.AttentionWorkerStub(channel)
-        await wait_ready(stub)
         return list(await asyncio.gather(*(one(stub, index, ids, stop_ids) for index, ids in enumerate(prompts))))
 
 
@@ -75,20 +78,6 @@ async def one(stub: Any, index: int, ids: list[int], stop_ids: tuple[int, ...]) 
         stop_token_ids=stop_ids,
     )
     return [token async for reply in stub.Generate(request, wait_for_ready=True) for token in reply.token_ids]
-
-
-async def wait_ready(stub: Any) -> None:
-    for _ in range(600):
-        report = await stub.Describe(generate_pb2.DescribeWorkerRequest())
-        if report.state == "ready" and report.epoch.counter:
-            return
-        await asyncio.sleep(0.1)
-    pytest.fail("the attention worker never became ready")
-
-
-@pytest.fixture(scope="module")
-def oracle_model(oracle: ModuleType) -> Any:
-    return oracle.load_oracle(NANO_K2)
 
 
 def test_every_expert_carries_its_share(oracle_model: Any, tmp_path: Path) -> None:
