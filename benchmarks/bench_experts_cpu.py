@@ -4,9 +4,9 @@ The limit is the best of three readers with the same threads, taken before every
 take turns, call by call, and every call draws other routes, so that weights come from memory and disturbances hit all.
 What the columns mean: scoreboard.py. By default two tables: all of 32 experts of one K2 layer, and a shard's 24 of 384.
 
-Ours: cpu-native (or cpu-native:avx2 and so on for one instruction set), cpu-int4pack (torch's operator), reference. bf16 is
-torch's product on dequantised weights, 3.6 × the bytes. Rivals run as processes of their own and live outside this
-repository: --rival NAME=COMMAND starts a command that speaks the lines of _Rival below; adapters/ has one for kt-kernel.
+Ours: cpu-native (or cpu-native:avx2 and so on for one instruction set), cpu-int4pack (torch's operator), dequantized (torch's
+products in bf16, 3.6 × the bytes), reference. Rivals run as processes of their own and live outside this repository:
+--rival NAME=COMMAND starts a command that speaks the lines of _Rival below; adapters/ has them for kt-kernel and llama.cpp.
 """
 
 import argparse
@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import save_file
 from scoreboard import Load, Three
 
-from expertfleet.kernels import int4, native
+from expertfleet.kernels import native
 from expertfleet.kernels.expert_layer import ExpertShape
 from expertfleet.kernels.grouped_gemm import grouped_gemm, make_backend
 
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = scoreboard.parser(__doc__)
     parser.set_defaults(tables=[(32, 32), (24, 384)])
-    parser.add_argument("--kernels", nargs="+", default=["cpu-native", "cpu-int4pack", "bf16"])
+    parser.add_argument("--kernels", nargs="+", default=["cpu-native", "cpu-int4pack", "dequantized"])
     parser.add_argument("--rival", action="append", default=[], metavar="NAME=COMMAND")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--seconds", type=float, default=3.0, help="for each kernel and number of tokens")
@@ -137,8 +137,6 @@ class _Here:
 
 
 def _call(name: str, shape: ExpertShape, experts: Sequence[Three]) -> Call:
-    if name == "bf16":
-        return _bf16(experts)
     backend_name, _, instruction_set = name.partition(":")
     backend = make_backend(
         backend_name, "cpu", torch.bfloat16, shape.hidden, shape.width, 32, instruction_set=instruction_set or None
@@ -153,27 +151,6 @@ def _call(name: str, shape: ExpertShape, experts: Sequence[Three]) -> Call:
     print(f"# {name}: packed at {rate:.2f} GB/s, holds {layer.bytes_held / own:.3f} of the bytes", file=sys.stderr)
 
     return lambda x, load: grouped_gemm(x, load.rows, load.experts, layer)
-
-
-def _bf16(experts: Sequence[Three]) -> Call:
-    distinct = {id(three): three for three in experts}
-    held = {
-        key: tuple(int4.dequantize(*projection, torch.bfloat16) for projection in three)
-        for key, three in distinct.items()
-    }
-    # Every expert has memory of its own, as weights must not come from a cache.
-    weights = [tuple(part.clone() for part in held[id(three)]) for three in experts]
-
-    def call(x: torch.Tensor, load: Load) -> torch.Tensor:
-        out = x.new_empty((len(load.rows), x.shape[1]))
-        for expert in set(load.experts.tolist()):
-            places = (load.experts == expert).nonzero()[:, 0]
-            gate, up, down = weights[expert]
-            rows = x[load.rows[places]]
-            out[places] = (torch.nn.functional.silu(rows @ gate.t()) * (rows @ up.t())) @ down.t()
-        return out
-
-    return call
 
 
 class _Rival:

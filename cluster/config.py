@@ -29,7 +29,7 @@ class FleetConfig:
     expert_shards: int = option(2, "number of expert shards")
     replicas: int = option(1, "copies of each expert, every one on another shard")
     device: Literal["auto", "cpu", "cuda"] = option("auto", "where the workers compute: auto or cpu")
-    backend: Literal["auto", "cpu-native", "cpu-int4pack", "reference"] = option(
+    backend: Literal["auto", "cpu-native", "cpu-int4pack", "dequantized", "reference"] = option(
         "auto", "expert GEMM: auto, cpu-native, cpu-int4pack or reference"
     )
     dtype: Literal["bfloat16", "float32"] = option("bfloat16", "dtype of activations, cache and frames")

@@ -20,7 +20,9 @@ class ExpertConfig:
     port: int = option(0, "port to listen on; 0 takes any free one")
     node: str = option("", "name of the machine in status; the host name if empty")
     dtype: Literal["bfloat16", "float32"] = option("bfloat16", "dtype of hidden rows")
-    backend: Literal["auto", "cpu-native", "cpu-int4pack", "reference"] = option("auto", "how experts are computed")
+    backend: Literal["auto", "cpu-native", "cpu-int4pack", "dequantized", "reference"] = option(
+        "auto", "how experts are computed"
+    )
     threads: int = option(1, "threads of the expert GEMM")
     max_frame_mib: int = option(64, "largest frame accepted, MiB")
     max_queued_frames: int = option(1024, "frames of one lane waiting before the shard answers OVERLOADED")

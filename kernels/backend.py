@@ -2,8 +2,9 @@
 
 Knows nothing of experts' numbers or of workers. ``auto`` takes cpu-native where the package was built with a C++ compiler
 and the processor and the group size fit, and says so where not: then it takes cpu-int4pack for bfloat16 and reference for
-float32, where torch's int4 operator is scalar code (1 GFLOP/s a core, against 100 for a dequantised product). ``triton``
-is the only one for device cuda and is never chosen by itself: its bits have been proved in Triton's interpreter alone.
+float32, where torch's int4 operator is scalar code (1 GFLOP/s a core, against 100 for a dequantised product). ``dequantized`` is
+there to compare INT4 with the same weights in the served dtype. ``triton`` is the only one for device cuda and is never
+chosen by itself: its bits have been proved in Triton's interpreter alone.
 """
 
 from dataclasses import dataclass
@@ -14,13 +15,13 @@ import torch
 from . import native
 from .errors import KernelError
 from .exact_linear import LinearRule, linear_rule
-from .expert_layer import ExpertLayer, ExpertShape, Int4PackLayer, NativeLayer, ReferenceLayer
+from .expert_layer import DequantizedLayer, ExpertLayer, ExpertShape, Int4PackLayer, NativeLayer, ReferenceLayer
 from .int4pack import Int4Packer, check_shape, int4_rule
 from .row_rule import RowRule, RuleBook
 from .triton_layer import TritonLayer, check_triton
 
-BackendName = Literal["cpu-native", "cpu-int4pack", "reference", "triton"]
-NAMES: tuple[BackendName, ...] = ("cpu-native", "cpu-int4pack", "reference", "triton")
+BackendName = Literal["cpu-native", "cpu-int4pack", "dequantized", "reference", "triton"]
+NAMES: tuple[BackendName, ...] = ("cpu-native", "cpu-int4pack", "dequantized", "reference", "triton")
 _DTYPES = (torch.bfloat16, torch.float32)
 
 
@@ -37,6 +38,12 @@ class Int4Rules:
     packer: Int4Packer
     gate_up: RowRule
     down: RowRule
+
+
+@dataclass(frozen=True)
+class DequantizedRules:
+    gate_up: LinearRule
+    down: LinearRule
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,7 @@ class Backend:
     name: BackendName
     shape: ExpertShape
     dtype: torch.dtype
-    rules: NativeRules | Int4Rules | ReferenceRules | TritonRules
+    rules: NativeRules | Int4Rules | DequantizedRules | ReferenceRules | TritonRules
     remark: str = ""
 
     @property
@@ -87,7 +94,8 @@ class Backend:
             return Int4PackLayer(self.shape, self.dtype, self.rules.packer, self.rules.gate_up, self.rules.down)
         if isinstance(self.rules, TritonRules):
             return TritonLayer(self.shape, self.rules.device)
-        return ReferenceLayer(self.shape, self.dtype, self.rules.gate_up, self.rules.down)
+        kind = DequantizedLayer if isinstance(self.rules, DequantizedRules) else ReferenceLayer
+        return kind(self.shape, self.dtype, self.rules.gate_up, self.rules.down)
 
     @staticmethod
     def _shown(rule: RowRule | LinearRule) -> str:
@@ -126,6 +134,9 @@ def make_backend(
         return Backend(chosen, shape, dtype, TritonRules(device))
     if chosen == "cpu-int4pack":
         return Backend(chosen, shape, dtype, _int4_rules(book, shape, dtype), remark)
+    if chosen == "dequantized":
+        both = linear_rule(book, 2 * width, hidden, dtype)
+        return Backend(chosen, shape, dtype, DequantizedRules(both, linear_rule(book, hidden, width, dtype)))
     if chosen == "reference":
         gate_up = linear_rule(book, width, hidden, torch.float32, passing=True)
         down = linear_rule(book, hidden, width, torch.float32, passing=True)

@@ -2,7 +2,7 @@
 
 Knows nothing of frames or files: it takes the checkpoint's tensors of one expert after another and applies experts to
 routes. ``NativeLayer`` keeps them as the compiled kernel wants them, ``Int4PackLayer`` as torch's CPU operator does;
-``ReferenceLayer`` keeps the checkpoint's own words and scales and dequantises them in every call.
+``DequantizedLayer`` multiplies out codes and scales once, ``ReferenceLayer`` in every call.
 """
 
 from abc import ABC, abstractmethod
@@ -154,6 +154,36 @@ class Int4PackLayer(ByExpertLayer):
         width = self.shape.width
         inner = silu_mul(both[:, :width], both[:, width:]).split_with_sizes([len(x) for x in rows])
         return torch.cat([self._down_rule.run(call, x) for (_, call), x in zip(calls, inner, strict=True)])
+
+
+class DequantizedLayer(ByExpertLayer):
+    """Weights rounded to the served dtype while loading: 3.6 × the checkpoint's bytes in bfloat16, 7.1 × in float32."""
+
+    def __init__(self, shape: ExpertShape, dtype: torch.dtype, gate_up_rule: LinearRule, down_rule: LinearRule) -> None:
+        super().__init__(shape, dtype)
+        self._gate_up_rule = gate_up_rule
+        self._down_rule = down_rule
+        self._experts: dict[int, tuple[ExactLinear, ExactLinear]] = {}
+
+    def _keep(self, expert_id: int, gate: Projection, up: Projection, down: Projection) -> None:
+        both = torch.cat([int4.dequantize(*projection, self.dtype) for projection in (gate, up)])
+        last = ExactLinear(int4.dequantize(*down, self.dtype), self._down_rule)
+        self._experts[expert_id] = ExactLinear(both, self._gate_up_rule), last
+
+    def holds(self, expert_id: int) -> bool:
+        return expert_id in self._experts
+
+    @property
+    def bytes_held(self) -> int:
+        return sum(linear.bytes_held for pair in self._experts.values() for linear in pair)
+
+    def _apply_each(self, expert_ids: list[int], rows: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        return torch.cat([self._apply_one(expert_id, x) for expert_id, x in zip(expert_ids, rows, strict=True)])
+
+    def _apply_one(self, expert_id: int, x: torch.Tensor) -> torch.Tensor:
+        first, last = self._experts[expert_id]
+        both, width = first(x), self.shape.width
+        return last(silu_mul(both[:, :width], both[:, width:]))
 
 
 class ReferenceLayer(ByExpertLayer):

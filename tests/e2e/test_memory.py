@@ -52,12 +52,23 @@ def test_at_most_1_05_times_the_checkpoints_bytes(start: Callable[..., Any], tmp
     make_tiny(directory, hidden=1024, layers=2, experts=experts, expert_width=512, dense_width=64, vocab=512)
     checkpoint = Checkpoint.open(directory)
     held = {"bare": 1, "full": experts}
-    pss = {}
+    pss, peak = {}, {}
     for name, count in held.items():
         shard = start("expert_workers", "--model", directory, "--experts", f"0-{count - 1}")
         asyncio.run(use_every_expert(shard.address(), checkpoint, count))
         pss[name] = psutil.Process(shard.popen.pid).memory_full_info().pss
+        peak[name] = peak_bytes(shard.popen.pid)
     added = (experts - 1) * checkpoint.config.expert_bytes
     ratio = (pss["full"] - pss["bare"]) / added
-    print(f"{added / 1e6:.0f} MB of experts, {ratio:.3f} × their bytes, bare process {pss['bare'] / 1e6:.0f} MB")
+    peak_ratio = (peak["full"] - peak["bare"]) / added
+    bare = pss["bare"] / 1e6
+    print(f"{added / 1e6:.0f} MB of experts, {ratio:.3f} × their bytes, peak {peak_ratio:.3f} ×, bare {bare:.0f} MB")
     assert ratio <= 1.05, pss
+    assert peak_ratio <= 1.15, peak
+
+
+def peak_bytes(pid: int) -> int:
+    """The most resident memory that the process ever had."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return 1024 * int(line.split()[1])

@@ -34,7 +34,10 @@ def test_auto_says_why_it_did_not_take_the_native_kernel(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"name": "marlin"}, "backend: 'marlin' is unknown, one of auto, cpu-native, cpu-int4pack, reference, triton"),
+        (
+            {"name": "marlin"},
+            "backend: 'marlin' is unknown, one of auto, cpu-native, cpu-int4pack, dequantized, reference, triton",
+        ),
         ({"device": "cuda"}, "device: 'cuda' has no backend 'cpu-int4pack', only triton"),
         ({"device": "cuda", "name": "auto"}, "device: 'cuda' has no backend 'auto', only triton"),
         ({"name": "triton"}, "device: backend triton runs on 'cuda', not on 'cpu'"),

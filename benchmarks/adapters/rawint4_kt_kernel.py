@@ -2,7 +2,7 @@
 
     python -m venv /some/where && /some/where/bin/pip install torch==2.13.0 safetensors gguf
     /some/where/bin/pip install --no-deps kt-kernel==0.7.2
-    python benchmarks/bench_experts_cpu.py --rival "kt-kernel=/some/where/bin/python benchmarks/adapters/kt_kernel.py"
+    python benchmarks/bench_experts_cpu.py --rival "kt-kernel=/some/where/bin/python benchmarks/adapters/rawint4_kt_kernel.py"
 
 It quantises rows to 8 bits. It wants pinned memory, which there is no use for without a GPU.
 """
