@@ -34,6 +34,9 @@ class FleetConfig:
     )
     dtype: Literal["bfloat16", "float32"] = option("bfloat16", "dtype of activations, cache and frames")
     threads: int | None = option(None, "threads of each worker; if not given the cores are shared out")
+    pin: bool | None = option(
+        None, "expert shards keep to processors of their own; the choice where NUMA nodes are several"
+    )
     ray_address: str = option("local", "local starts a private Ray; HOST:PORT uses one whose nodes offer the seats")
     served_model_name: tuple[str, ...] = option((), "names of the model in the API; the directory's if not given")
     max_model_len: int | None = option(None, "most tokens of prompt and answer; the checkpoint's limit if not given")
@@ -61,6 +64,10 @@ class FleetConfig:
             raise ValueError("device: cuda has no backend yet; choose auto or cpu")
         if any("," in key for key in self.api_key):
             raise ValueError("api_key: a key must not contain a comma")
+        if self.pin and not self.is_local:
+            raise ValueError(
+                "pin: machines of an own Ray bind their processes themselves; give --pin without --ray-address"
+            )
         if self.ray_address != "local" and not self.ray_address.rpartition(":")[2].isdecimal():
             raise ValueError(f"ray_address: {self.ray_address!r} is neither local nor HOST:PORT")
 
@@ -87,13 +94,14 @@ class FleetConfig:
         self.attention("attention-0", "127.0.0.1:1", "127.0.0.1", self.threads or 1)
         self.gateway("127.0.0.1:1", self.port, self.admin_port)
 
-    def expert(self, seat: str, controller: str, host: str, threads: int) -> ExpertConfig:
+    def expert(self, seat: str, controller: str, host: str, threads: int, cpus: str = "") -> ExpertConfig:
         return ExpertConfig(
             model=self.model.resolve(),
             seat=seat,
             controller=controller,
             host=host,
             threads=threads,
+            cpus=cpus,
             dtype=self.dtype,
             backend=self.backend,
             drain_s=self.drain_s,

@@ -32,10 +32,11 @@ WaitUntil = Callable[[Callable[[], bool], float], bool]
 
 @dataclass(frozen=True)
 class Site:
-    """Where a seat is: the address its node is reached at, and the threads its worker gets."""
+    """Where a seat is: the address its node is reached at, and the threads and processors (all if empty) its worker gets."""
 
     host: str
     threads: int
+    cpus: str = ""
 
 
 class Crew:
@@ -90,8 +91,8 @@ class Crew:
         return sites
 
     def local_sites(self) -> dict[str, Site]:
-        threads = {share.seat: share.threads for share in self._plan.shares}
-        return {seat: Site("127.0.0.1", threads.get(seat, 1)) for seat in self._config.seats}
+        sites = {share.seat: Site("127.0.0.1", share.threads, share.cpus) for share in self._plan.shares}
+        return {seat: sites.get(seat, Site("127.0.0.1", 1)) for seat in self._config.seats}
 
     def hire_controller(self, site: Site, port: int) -> str:
         """The controller's address, once it answers."""
@@ -109,7 +110,8 @@ class Crew:
             self._hire(seat, actors.AttentionSeat, site, config.attention(seat, controller, site.host, site.threads))
         for seat in config.expert_seats:
             site = sites[seat]
-            self._hire(seat, actors.ExpertSeat, site, config.expert(seat, controller, site.host, site.threads))
+            settings = config.expert(seat, controller, site.host, site.threads, site.cpus)
+            self._hire(seat, actors.ExpertSeat, site, settings)
 
     def check_births(self) -> None:
         """Raises ClusterError with the reason when an actor's construction failed, or its worker did since."""

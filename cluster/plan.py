@@ -12,6 +12,8 @@ from typing import Any
 import psutil
 
 from ..checkpoint.files import CheckpointFiles
+from ..expert_workers.numa import Nodes
+from ..settings.ranges import format_ranges
 from .config import FleetConfig
 from .errors import ClusterError
 from .seats import FleetShape
@@ -33,6 +35,7 @@ class Share:
     num_experts: int
     weight_bytes: int
     memory_bytes: int
+    cpus: str = ""  # processors to keep to; all if empty
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Plan:
                 {
                     "seat": share.seat,
                     "threads": share.threads,
+                    "cpus": share.cpus,
                     "experts": share.num_experts,
                     "weight_bytes": share.weight_bytes,
                     "memory_gib": round(share.memory_bytes / GIB, 3),
@@ -72,7 +76,8 @@ class Plan:
         }
 
 
-def make_plan(config: FleetConfig, checkpoint: CheckpointFiles, cores: int) -> Plan:
+def make_plan(config: FleetConfig, checkpoint: CheckpointFiles, cores: int, nodes: Nodes) -> Plan:
+    """``cores`` that may be used at once, on the processors of NUMA ``nodes``."""
     model = checkpoint.config
     if config.max_model_len is not None and config.max_model_len > model.max_position_embeddings:
         limit = model.max_position_embeddings
@@ -90,11 +95,38 @@ def make_plan(config: FleetConfig, checkpoint: CheckpointFiles, cores: int) -> P
     threads = config.threads or threads_per_worker(cores, config.attention_workers + config.expert_shards)
     attention = _attention_share(config, checkpoint)
     shares = [Share(seat, threads, 0, *attention) for seat in config.attention_seats]
-    for seat, held in zip(config.expert_seats, shape.assignments(), strict=True):
+    bound = deal_processors(config, cores, nodes) if config.is_local else [()] * config.expert_shards
+    for seat, held, cpus in zip(config.expert_seats, shape.assignments(), bound, strict=True):
         weights = held.count * model.expert_bytes
         memory = int(weights * EXPERT_OVERHEAD) + WORKER_BYTES
-        shares.append(Share(seat, threads, held.count, weights, memory))
+        shares.append(Share(seat, len(cpus) or threads, held.count, weights, memory, format_ranges(cpus)))
     return Plan(shape, tuple(shares))
+
+
+def deal_processors(config: FleetConfig, cores: int, nodes: Nodes) -> list[tuple[int, ...]]:
+    """Each shard's own processors, all of one NUMA node; empty where they share all. Shards take the nodes in turn.
+
+    Without --threads a node's processors are divided among its shards. Raises ClusterError if they are too few; unasked,
+    nothing is bound then, nor where a quota leaves fewer ``cores`` than there are processors.
+    """
+    num_shards, homes = config.expert_shards, list(nodes)
+    worth_it = len(homes) > 1 and cores >= sum(map(len, nodes.values()))
+    if not (worth_it if config.pin is None else config.pin):
+        return [()] * num_shards
+    bound: list[tuple[int, ...]] = []
+    for shard in range(num_shards):
+        home, turn = homes[shard % len(homes)], shard // len(homes)
+        neighbours = len(range(shard % len(homes), num_shards, len(homes)))
+        threads = config.threads or len(nodes[home]) // neighbours
+        if not 0 < threads * neighbours <= len(nodes[home]):
+            if config.pin is None:
+                return [()] * num_shards
+            raise ClusterError(
+                f"pin: {neighbours} shards of {max(1, threads)} threads do not fit on the {len(nodes[home])} processors "
+                f"of NUMA node {home}; lower --threads or --expert-shards, or give --no-pin"
+            )
+        bound.append(nodes[home][turn * threads : (turn + 1) * threads])
+    return bound
 
 
 def threads_per_worker(cores: int, num_workers: int) -> int:

@@ -12,6 +12,7 @@ from ..checkpoint.check import check
 from ..checkpoint.files import CheckpointFiles
 from ..checkpoint.generation import GenerationDefaults
 from ..checkpoint.tokenizer import Tokenizer
+from ..expert_workers.numa import numa_nodes
 from .config import FleetConfig
 from .fleet import Fleet, Ports
 from .gateway_process import claim_port, http_url
@@ -55,7 +56,7 @@ def prepare(config: FleetConfig, stop: Stop) -> Plan:
     """The plan, once the checkpoint is known to be whole and the memory to suffice."""
     config.check_roles()
     with CheckpointFiles.open(config.model) as checkpoint:
-        plan = make_plan(config, checkpoint, available_cores())
+        plan = make_plan(config, checkpoint, available_cores(), numa_nodes())
         if config.is_local:
             plan.check_memory(available_memory())
         say(f"checking {config.model}")
@@ -77,7 +78,7 @@ def dry_run(config: FleetConfig) -> dict[str, object]:
     """The plan as plain values; nothing is started and no tensor is read."""
     config.check_roles()
     with CheckpointFiles.open(config.model) as checkpoint:
-        return make_plan(config, checkpoint, available_cores()).describe()
+        return make_plan(config, checkpoint, available_cores(), numa_nodes()).describe()
 
 
 def say(line: str) -> None:

@@ -1,10 +1,10 @@
 """What one expert shard is told at start; knows nothing of the fleet's other members."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ..settings.ranges import parse_ranges
 from ..settings.reader import option, within
 
 
@@ -24,6 +24,9 @@ class ExpertConfig:
         "auto", "how experts are computed"
     )
     threads: int = option(1, "threads of the expert GEMM")
+    cpus: str = option(
+        "", "processors to keep to, one for each thread, such as 0-15; memory comes from their NUMA node"
+    )
     max_frame_mib: int = option(64, "largest frame accepted, MiB")
     max_queued_frames: int = option(1024, "frames of one lane waiting before the shard answers OVERLOADED")
     slice_ms: float = option(20.0, "how long one GEMM may keep more urgent work waiting")
@@ -31,6 +34,8 @@ class ExpertConfig:
 
     def __post_init__(self) -> None:
         within("threads", self.threads, 1, 1024)
+        if self.cpus and len(self.processors) < self.threads:
+            raise ValueError(f"cpus: {self.cpus!r} are fewer than the {self.threads} threads")
         within("port", self.port, 0, 65535)
         within("max_frame_mib", self.max_frame_mib, 1, 1024)
         within("max_queued_frames", self.max_queued_frames, 1, 1 << 20)
@@ -38,6 +43,10 @@ class ExpertConfig:
         within("drain_s", self.drain_s, 0, 86_400)
         if self.controller is not None and self.experts != "all":
             raise ValueError(f"experts: {self.experts!r} is the controller's to choose; give --experts or --controller")
+
+    @property
+    def processors(self) -> tuple[int, ...]:
+        return parse_ranges("cpus", self.cpus) if self.cpus else ()
 
     @property
     def max_frame_bytes(self) -> int:
@@ -48,13 +57,7 @@ def parse_experts(text: str, num_experts: int) -> tuple[int, ...]:
     """``"all"`` or ``"0-15,40"`` as sorted expert ids below ``num_experts``."""
     if text == "all":
         return tuple(range(num_experts))
-    chosen: set[int] = set()
-    for part in text.split(","):
-        match = re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", part.strip())
-        first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
-        if first > last:
-            raise ValueError(f"experts: {part!r} is neither an expert id nor a range such as 0-15")
-        if last >= num_experts:
-            raise ValueError(f"experts: {text!r} names ids outside 0 to {num_experts - 1}")
-        chosen.update(range(first, last + 1))
-    return tuple(sorted(chosen))
+    chosen = parse_ranges("experts", text)
+    if chosen[-1] >= num_experts:
+        raise ValueError(f"experts: {text!r} names ids outside 0 to {num_experts - 1}")
+    return chosen

@@ -11,6 +11,7 @@ import grpc
 import torch
 
 from ..checkpoint.tensors import Checkpoint
+from ..kernels import native
 from ..kernels.grouped_gemm import Backend
 from ..kernels.numerics import expert_self_test
 from ..membership.channel import listen
@@ -25,6 +26,7 @@ from ..proto.lane import server_options, stream_handler
 from .config import ExpertConfig, parse_experts
 from .handler import ControlService, LaneHandler
 from .holdings import Holdings
+from .numa import keep_to
 from .pool import Pool
 from .runtime import Runtime
 
@@ -52,7 +54,11 @@ class ExpertServer:
         self._ending = Ending(self._drain, self._shut_down)
 
     def start(self) -> None:
-        """Binds the port and starts loading in the background. Raises OSError when the port is taken."""
+        """Binds the port and starts loading in the background. Raises OSError when the port is taken, ValueError for cpus."""
+        if processors := self.config.processors:
+            logger.info("%s keeps to %s", self.config.seat, keep_to(processors))
+            if isinstance(library := native.load(), native.Native):
+                library.pin(processors)
         self._io = IoThread("expert-io")
         self.tenancy = Tenancy(self._io, self.config.seat, self.config.controller, self._fill, self.config.node)
         self._io.submit(self._bind())

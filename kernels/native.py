@@ -51,6 +51,7 @@ class Native:
             count,
             pointer,
         ]
+        library.expertfleet_pin.argtypes = [pointer, integer]
         library.expertfleet_read.argtypes = [ctypes.c_char_p, integer, pointer, count]
         library.expertfleet_read.restype = count
         self.instruction_sets = tuple(self._instruction_sets())
@@ -122,6 +123,11 @@ class Native:
         )  # fmt: skip
         assert not problem, f"instruction set {instruction_set!r}"
         return out
+
+    def pin(self, processors: Sequence[int]) -> None:
+        """From now on each thread of a call keeps to one of these, the calling thread to the first."""
+        given = (ctypes.c_int * len(processors))(*processors)
+        self._library.expertfleet_pin(given, len(processors))
 
     def read(self, memory: torch.Tensor, instruction_set: str) -> None:
         """Does nothing but read it on torch's number of threads: what a kernel's speed is compared with."""

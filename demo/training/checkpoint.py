@@ -1,6 +1,7 @@
 """nano-k2's files: configuration, vocabulary and template before training, weights after it.
 
-Knows nothing of training. The experts' codes are packed by compressed-tensors' own packer.
+Knows nothing of training. The experts' codes are packed by compressed-tensors' own packer. The exported logits are
+``SHARPNESS`` times the trained ones: clients sample at temperature 1.0, for which a small model's spread is too wide.
 """
 
 import base64
@@ -24,6 +25,7 @@ from .samples import Renderer
 from .vocabulary import train_ranks
 
 FOLDER = "nano-k2"
+SHARPNESS = 4.0
 SHAPE = TinyShape(
     hidden=256, layers=4, experts=32, expert_width=64, dense_width=768, heads=4, vocab=4352,
     context=32_768,
@@ -83,7 +85,7 @@ def _tensors(model: NanoK2, config: ModelConfig) -> dict[str, torch.Tensor]:
         if ".experts." not in name and name != "output_map.weight":
             tensors[name] = tensor if name.endswith("_bias") else tensor.bfloat16()
     embed, head = model.embed_and_head()
-    tensors["model.embed_tokens.weight"], tensors["lm_head.weight"] = embed.bfloat16(), head.bfloat16()
+    tensors["model.embed_tokens.weight"], tensors["lm_head.weight"] = embed.bfloat16(), SHARPNESS * head.bfloat16()
     for layer in config.moe_layers:
         prefix = f"model.layers.{layer}.mlp.experts"
         gate_up, down = state[f"{prefix}.gate_up"], state[f"{prefix}.down"]

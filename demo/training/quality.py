@@ -16,7 +16,7 @@ import torch
 
 from ...checkpoint.model_config import ModelConfig
 from ..dialogues.mixture import make_dialogue
-from .checkpoint import FOLDER, renderer
+from .checkpoint import FOLDER, SHARPNESS, renderer
 from .model import NanoK2
 from .samples import Batch, Sample, batches, wanted_places
 from .tally import Tally
@@ -34,7 +34,7 @@ def compare(model: NanoK2, data: Iterator[Batch]) -> dict[str, object]:
         logits = {}
         for form, tally in tallies.items():
             model.quantize_experts(form == "int4")
-            logits[form] = model(batch.ids, batch.present, wanted)
+            logits[form] = SHARPNESS * model(batch.ids, batch.present, wanted)
             tally.add(batch, logits[form].argmax(-1) == targets)
         full, quantized = (logits[form].log_softmax(-1) for form in tallies)
         divergence += float((full.exp() * (full - quantized)).sum())

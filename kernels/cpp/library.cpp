@@ -236,6 +236,9 @@ int expertfleet_score(const char* instruction_set, int threads, int float32, con
   return 0;
 }
 
+// From now on each thread of a call keeps to one of these processors.
+void expertfleet_pin(const int* cpus, int count) { pin_threads(cpus, count); }
+
 // Reads memory on so many threads and returns something that depends on it; -1 if the instruction set is not there.
 int64_t expertfleet_read(const char* instruction_set, int threads, const uint8_t* memory, int64_t bytes) {
   const InstructionSet* chosen = find(instruction_set);

@@ -34,6 +34,7 @@ class Pool {
   void run(int threads, const std::function<void(int)>& work) {
     const std::lock_guard<std::mutex> one_at_a_time(running_);
     if (int(threads_.size()) != threads - 1 || owner_ != getpid()) start(threads - 1);
+    keep(0);
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       work_ = &work;
@@ -45,7 +46,27 @@ class Pool {
     wait_until([&] { return __atomic_load_n(&left_, __ATOMIC_ACQUIRE) == 0; });
   }
 
+  void pin(const int* cpus, int count) {
+    const std::lock_guard<std::mutex> one_at_a_time(running_);
+    cpus_.assign(cpus, cpus + count);
+    ++pinned_;
+    start(0);
+  }
+
  private:
+  // Keeps the calling thread to the share's processor, once for each list of processors.
+  void keep(int share) {
+#if defined(__linux__)
+    static thread_local int kept = 0;
+    if (kept == pinned_) return;
+    kept = pinned_;
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    CPU_SET(cpus_[size_t(share) % cpus_.size()], &set);
+    sched_setaffinity(0, sizeof set, &set);
+#endif
+  }
+
   void start(int threads) {
     if (owner_ != getpid()) {
       // After a fork the threads are the parent's; their handles must neither be joined nor destroyed.
@@ -73,6 +94,7 @@ class Pool {
   }
 
   void serve(int share, uint64_t seen) {
+    keep(share);
     for (;;) {
       for (int spin = 0; spin < kSpins && __atomic_load_n(&round_, __ATOMIC_ACQUIRE) == seen; ++spin) pause();
       const std::function<void(int)>* work;
@@ -91,6 +113,8 @@ class Pool {
   std::mutex running_, mutex_;
   std::condition_variable wake_;
   std::vector<std::thread> threads_;
+  std::vector<int> cpus_;
+  int pinned_ = 0;  // how often cpus_ was given
   pid_t owner_ = getpid();
   const std::function<void(int)>* work_ = nullptr;
   uint64_t round_ = 0;
@@ -99,11 +123,19 @@ class Pool {
 
 }  // namespace
 
-void run_on_threads(int threads, const std::function<void(int)>& work) {
-  // Never destroyed: its threads end with the process.
+namespace {
+
+// Never destroyed: its threads end with the process.
+Pool& the_pool() {
   static Pool* pool = new Pool;
-  pool->run(threads, work);
+  return *pool;
 }
+
+}  // namespace
+
+void run_on_threads(int threads, const std::function<void(int)>& work) { the_pool().run(threads, work); }
+
+void pin_threads(const int* cpus, int count) { the_pool().pin(cpus, count); }
 
 void Barrier::wait() {
   const int round = __atomic_load_n(&round_, __ATOMIC_ACQUIRE);

@@ -10,6 +10,9 @@ namespace expertfleet {
 // threads go one after another. The pool's threads may run wherever the thread may that called first.
 void run_on_threads(int threads, const std::function<void(int)>& work);
 
+// From now on share s keeps to cpus[s modulo count]. The threads that exist are ended.
+void pin_threads(const int* cpus, int count);
+
 // Where the threads of one run wait for each other.
 class Barrier {
  public:

@@ -16,6 +16,9 @@ from expertfleet.cluster.plan import (
     make_plan,
     threads_per_worker,
 )
+from expertfleet.expert_workers.config import ExpertConfig
+
+NODES = {0: tuple(range(8))}
 
 
 @pytest.fixture
@@ -29,7 +32,7 @@ def config(tiny: Path, **changes: object) -> FleetConfig:
 
 
 def test_experts_and_bytes_are_shared_out(tiny: Path, checkpoint: CheckpointFiles) -> None:
-    plan = make_plan(config(tiny, expert_shards=5, replicas=2), checkpoint, cores=2)
+    plan = make_plan(config(tiny, expert_shards=5, replicas=2), checkpoint, 2, NODES)
     model = checkpoint.config
     shards = [share for share in plan.shares if share.seat.startswith("expert")]
     assert len(shards) == 5
@@ -41,8 +44,10 @@ def test_experts_and_bytes_are_shared_out(tiny: Path, checkpoint: CheckpointFile
 
 
 def test_attention_counts_everything_but_the_experts_and_its_cache(tiny: Path, checkpoint: CheckpointFiles) -> None:
-    (half,) = (s for s in make_plan(config(tiny), checkpoint, 2).shares if s.seat == "attention-0")
-    (full,) = (s for s in make_plan(config(tiny, dtype="float32"), checkpoint, 2).shares if s.seat == "attention-0")
+    (half,) = (s for s in make_plan(config(tiny), checkpoint, 2, NODES).shares if s.seat == "attention-0")
+    (full,) = (
+        s for s in make_plan(config(tiny, dtype="float32"), checkpoint, 2, NODES).shares if s.seat == "attention-0"
+    )
     on_disk = sum(info.end - info.start for info in checkpoint.tensors.values())
     experts = len(checkpoint.config.moe_layers) * checkpoint.config.num_experts * checkpoint.config.expert_bytes
     assert half.weight_bytes == on_disk - experts
@@ -51,7 +56,7 @@ def test_attention_counts_everything_but_the_experts_and_its_cache(tiny: Path, c
 
 
 def test_too_little_memory_is_one_line_with_the_remedy(tiny: Path, checkpoint: CheckpointFiles) -> None:
-    plan = make_plan(config(tiny), checkpoint, 2)
+    plan = make_plan(config(tiny), checkpoint, 2, NODES)
     plan.check_memory(plan.memory_bytes)
     with pytest.raises(
         ClusterError, match=r"too little memory: the plan needs 2\.\d GiB .* 1\.0 GiB are available; lower"
@@ -63,13 +68,13 @@ def test_a_cache_too_small_for_one_sequence_names_what_would_do(tiny: Path, chec
     with pytest.raises(
         ClusterError, match=r"cache_gib: 0\.0001 GiB cannot hold one sequence of 512 positions; give --cache"
     ):
-        make_plan(config(tiny, cache_gib=0.0001), checkpoint, 2)
+        make_plan(config(tiny, cache_gib=0.0001), checkpoint, 2, NODES)
 
 
 def test_more_positions_than_the_checkpoint_has_are_refused(tiny: Path, checkpoint: CheckpointFiles) -> None:
     limit = checkpoint.config.max_position_embeddings
     with pytest.raises(ClusterError, match=f"max_model_len: {limit + 1} is more than the checkpoint's {limit}"):
-        make_plan(config(tiny, max_model_len=limit + 1), checkpoint, 2)
+        make_plan(config(tiny, max_model_len=limit + 1), checkpoint, 2, NODES)
 
 
 @pytest.mark.parametrize(("cores", "workers", "threads"), [(2, 2, 1), (2, 6, 1), (1, 3, 1), (64, 4, 16), (64, 5, 12)])
@@ -78,9 +83,44 @@ def test_threads_fill_the_cores_once(cores: int, workers: int, threads: int) -> 
 
 
 def test_explicit_threads_win(tiny: Path, checkpoint: CheckpointFiles) -> None:
-    assert {share.threads for share in make_plan(config(tiny, threads=3), checkpoint, 64).shares} == {3}
+    assert {share.threads for share in make_plan(config(tiny, threads=3), checkpoint, 64, NODES).shares} == {3}
 
 
 def test_the_machine_has_cores_and_memory() -> None:
     assert available_cores() >= 1
     assert available_memory() > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "nodes", "bound"),
+    [
+        ({"expert_shards": 2}, {0: range(8)}, ["", ""]),
+        ({"expert_shards": 2, "pin": True}, {0: range(8)}, ["0-3", "4-7"]),
+        ({"expert_shards": 3}, {0: range(8), 1: range(8, 16)}, ["0-3", "8-15", "4-7"]),
+        ({"expert_shards": 3, "threads": 2}, {0: range(8), 1: range(8, 16)}, ["0-1", "8-9", "2-3"]),
+        ({"expert_shards": 3, "pin": False}, {0: range(8), 1: range(8, 16)}, ["", "", ""]),
+        ({"expert_shards": 2, "threads": 9}, {0: range(8), 1: range(8, 16)}, ["", ""]),
+        ({"expert_shards": 2, "pin": True, "threads": 1}, {2: (5, 7, 9)}, ["5", "7"]),
+    ],
+)
+def test_shards_keep_to_processors_of_one_node(
+    tiny: Path, checkpoint: CheckpointFiles, changes: dict[str, object], nodes: dict[int, range], bound: list[str]
+) -> None:
+    members = {node: tuple(cpus) for node, cpus in nodes.items()}
+    plan = make_plan(config(tiny, **changes), checkpoint, 16, members)
+    shards = [share for share in plan.shares if share.seat.startswith("expert")]
+    assert [share.cpus for share in shards] == bound
+    for share in shards:
+        if share.cpus:
+            ExpertConfig(tiny, threads=share.threads, cpus=share.cpus)
+
+
+def test_a_quota_smaller_than_the_machine_leaves_shards_unbound(tiny: Path, checkpoint: CheckpointFiles) -> None:
+    nodes = {0: tuple(range(8)), 1: tuple(range(8, 16))}
+    assert not any(share.cpus for share in make_plan(config(tiny), checkpoint, 15, nodes).shares)
+
+
+def test_more_threads_than_a_node_has_are_refused(tiny: Path, checkpoint: CheckpointFiles) -> None:
+    asked = config(tiny, pin=True, threads=3, expert_shards=2)
+    with pytest.raises(ClusterError, match="pin: 2 shards of 3 threads do not fit on the 4 processors of NUMA node 0"):
+        make_plan(asked, checkpoint, 4, {0: (0, 1, 2, 3)})
