@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ..membership.wire import WireSettings
 from ..settings.reader import option, within
 
 
 @dataclass(frozen=True)
-class AttentionConfig:
+class AttentionConfig(WireSettings):
     """Configuration of one attention worker."""
 
     model: Path = option(help="checkpoint directory")
@@ -26,10 +27,12 @@ class AttentionConfig:
     max_micro_batches: int = option(1, "forward steps under way at once; 2 hides a remote shard's latency")
     cache_gib: float | None = option(None, "latent cache, GiB; if not given 1 or one full-length sequence, if larger")
     layer_deadline_s: float = option(10.0, "seconds that one layer's experts may take, retries and all")
+    local_lanes: bool = option(True, "reach expert shards of this machine through Unix sockets instead of gRPC")
     max_frame_mib: int = option(64, "largest frame accepted, MiB")
     drain_s: float = option(30.0, "seconds that running sequences may take after SIGTERM")
 
     def __post_init__(self) -> None:
+        self.check_wire()
         within("threads", self.threads, 1, 1024)
         within("port", self.port, 0, 65535)
         within("max_model_len", self.max_model_len if self.max_model_len is not None else 1, 1, 1 << 24)

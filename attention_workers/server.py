@@ -8,11 +8,11 @@ import logging
 import threading
 import time
 
-import grpc
 import torch
 
 from ..checkpoint.tensors import Checkpoint
 from ..kernels.numerics import attention_self_test
+from ..membership import wire
 from ..membership.channel import SERVER_OPTIONS, listen
 from ..membership.ending import Ending
 from ..membership.tenancy import Tenancy
@@ -60,10 +60,11 @@ class AttentionServer:
     def start(self) -> None:
         """Binds the port and starts loading in the background. Raises OSError when the port is taken."""
         config = self.config
+        wire.secure(config.wire)
         self._io = IoThread("attention-io")
         self.tenancy = Tenancy(self._io, config.seat, config.controller, self._fill, config.node)
         hello = Hello(config.seat, self.checkpoint.fingerprint, config.dtype, config.max_frame_bytes)
-        self.router = Router(self._io, hello, config.layer_deadline_s)
+        self.router = Router(self._io, hello, config.layer_deadline_s, local_lanes=config.local_lanes)
         self._io.submit(self._bind())
         self._loading = threading.Thread(target=self._load, name="attention-loader", daemon=True)
         self._loading.start()
@@ -131,7 +132,7 @@ class AttentionServer:
         self.service = GenerateService(
             config.seat, self.engine, limits, self._sequence_numerics, self.tenancy.report, self._ending.asked
         )
-        self._server = grpc.aio.server(options=SERVER_OPTIONS)
+        self._server = wire.make_server(SERVER_OPTIONS)
         generate_pb2_grpc.add_AttentionWorkerServicer_to_server(self.service, self._server)
         self.address = await listen(self._server, config.host, config.port)
 

@@ -8,6 +8,7 @@ import importlib
 import threading
 from typing import Any, ClassVar
 
+from ..membership.wire import WireSecurity, secure
 from .controller import Controller
 from .seats import FleetShape
 
@@ -47,7 +48,8 @@ class AttentionSeat(_RoleSeat):
 class ControllerSeat:
     """The controller on a thread and loop of its own; a restarted one binds the same port."""
 
-    def __init__(self, shape: FleetShape, host: str, port: int) -> None:
+    def __init__(self, shape: FleetShape, host: str, port: int, security: WireSecurity) -> None:
+        secure(security)
         self._controller = Controller(shape, host, port)
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="controller", daemon=True).start()

@@ -10,13 +10,14 @@ from typing import Literal
 from ..attention_workers.config import AttentionConfig
 from ..expert_workers.config import ExpertConfig
 from ..gateway.config import GatewayConfig
+from ..membership.wire import WireSettings
 from ..settings.reader import option, within
 
 CONTROLLER_SEAT = "controller"
 
 
 @dataclass(frozen=True)
-class FleetConfig:
+class FleetConfig(WireSettings):
     """Configuration of one fleet."""
 
     model: Path = option(help="checkpoint directory")
@@ -50,6 +51,7 @@ class FleetConfig:
     api_key: tuple[str, ...] = option((), "keys that clients must present; none: open to all", secret=True)
 
     def __post_init__(self) -> None:
+        self.check_wire()
         within("attention_workers", self.attention_workers, 1, 4096)
         within("expert_shards", self.expert_shards, 1, 4096)
         within("replicas", self.replicas, 1, self.expert_shards)
@@ -105,6 +107,8 @@ class FleetConfig:
             dtype=self.dtype,
             backend=self.backend,
             drain_s=self.drain_s,
+            tls_dir=self.tls_dir,
+            cluster_token=self.cluster_token,
         )
 
     def attention(self, seat: str, controller: str, host: str, threads: int) -> AttentionConfig:
@@ -122,6 +126,8 @@ class FleetConfig:
             cache_gib=self.cache_gib,
             layer_deadline_s=self.layer_deadline_s,
             drain_s=self.drain_s,
+            tls_dir=self.tls_dir,
+            cluster_token=self.cluster_token,
         )
 
     def gateway(self, controller: str, port: int, admin_port: int) -> GatewayConfig:
@@ -137,4 +143,6 @@ class FleetConfig:
             api_key=self.api_key,
             keep_alive_s=self.keep_alive_s,
             drain_s=self.drain_s,
+            tls_dir=self.tls_dir,
+            cluster_token=self.cluster_token,
         )

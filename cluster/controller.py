@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator
 
 import grpc
 
+from ..membership import wire
 from ..membership.channel import SERVER_OPTIONS, listen
 from ..membership.epoch import NO_EPOCH, Epoch, EpochId
 from ..proto.errors import FleetError
@@ -48,7 +49,7 @@ class Controller(rpc.MembershipServicer):
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        self._server = grpc.aio.server(options=SERVER_OPTIONS)
+        self._server = wire.make_server(SERVER_OPTIONS)
         rpc.add_MembershipServicer_to_server(self, self._server)
         self.address = await listen(self._server, self._host, self._port)
         self._port = int(self.address.rpartition(":")[2])

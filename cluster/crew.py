@@ -96,7 +96,8 @@ class Crew:
 
     def hire_controller(self, site: Site, port: int) -> str:
         """The controller's address, once it answers."""
-        self._hire(CONTROLLER_SEAT, actors.ControllerSeat, site, self._plan.shape, site.host, port)
+        security = self._config.wire
+        self._hire(CONTROLLER_SEAT, actors.ControllerSeat, site, self._plan.shape, site.host, port, security)
         reference = self._handles[CONTROLLER_SEAT].address.remote()
         if not self._wait_until(lambda: _is_done(reference), _BIRTH_S):
             raise ClusterError(f"controller: its actor did not start within {_BIRTH_S:g} s")

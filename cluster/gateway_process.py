@@ -27,7 +27,7 @@ class GatewayProcess:
     def __init__(self, config: GatewayConfig, launcher: Launcher, environ: Mapping[str, str]) -> None:
         self._config = config
         self._launcher = launcher
-        self._env = gateway_environment(environ, config.api_key)
+        self._env = gateway_environment(environ, config)
         self._started_at = 0.0
         self.pid = 0
 
@@ -83,10 +83,11 @@ class GatewayProcess:
         return True
 
 
-def gateway_environment(environ: Mapping[str, str], api_key: tuple[str, ...]) -> dict[str, str]:
-    """``environ`` without our own and Ray's settings; keys travel here, where no process list shows them."""
+def gateway_environment(environ: Mapping[str, str], config: GatewayConfig) -> dict[str, str]:
+    """``environ`` without our own and Ray's settings; secrets travel here, where no process list shows them."""
     kept = {name: value for name, value in environ.items() if not name.startswith((ENV_PREFIX, "RAY_"))}
-    return {**kept, f"{ENV_PREFIX}API_KEY": ",".join(api_key)} if api_key else kept
+    given = {"API_KEY": ",".join(config.api_key), "CLUSTER_TOKEN": config.cluster_token}
+    return kept | {f"{ENV_PREFIX}{name}": value for name, value in given.items() if value}
 
 
 def http_url(host: str, port: int) -> str:

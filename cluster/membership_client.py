@@ -5,6 +5,7 @@ from typing import Self
 
 import grpc
 
+from ..membership import wire
 from ..proto.generated import membership_pb2 as pb
 from ..proto.generated import membership_pb2_grpc as rpc
 
@@ -13,7 +14,7 @@ _TIMEOUT_S = 2.0
 
 class MembershipClient:
     def __init__(self, controller: str) -> None:
-        self._channel = grpc.insecure_channel(controller, options=[("grpc.enable_http_proxy", 0)])
+        self._channel = wire.open_blocking_channel(controller, [("grpc.enable_http_proxy", 0)])
 
     def status(self) -> pb.FleetStatus | None:
         """None while the controller does not answer."""

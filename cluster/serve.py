@@ -4,7 +4,9 @@ Knows nothing of how a fleet runs. 1. The checkpoint, the plan, the memory and t
 2. the fleet; 3. ``ready URL`` alone on a line of standard output, everything else on standard error.
 """
 
+import dataclasses
 import os
+import secrets
 import sys
 
 from ..checkpoint.chat_template import ChatTemplate
@@ -13,6 +15,7 @@ from ..checkpoint.files import CheckpointFiles
 from ..checkpoint.generation import GenerationDefaults
 from ..checkpoint.tokenizer import Tokenizer
 from ..expert_workers.numa import numa_nodes
+from ..membership.wire import secure
 from .config import FleetConfig
 from .fleet import Fleet, Ports
 from .gateway_process import claim_port, http_url
@@ -25,6 +28,9 @@ _REMOTE_CONTROLLER_PORT = 7411
 def serve(config: FleetConfig) -> int:
     stop = Stop()
     stop.install()
+    if not config.cluster_token:
+        config = dataclasses.replace(config, cluster_token=secrets.token_urlsafe())
+    secure(config.wire)
     try:
         plan = prepare(config, stop)
         ports = claim_ports(config)

@@ -4,12 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ..membership.wire import WireSettings
 from ..settings.ranges import parse_ranges
 from ..settings.reader import option, within
 
 
 @dataclass(frozen=True)
-class ExpertConfig:
+class ExpertConfig(WireSettings):
     """Configuration of one expert shard."""
 
     model: Path = option(help="checkpoint directory")
@@ -33,6 +34,7 @@ class ExpertConfig:
     drain_s: float = option(30.0, "seconds that queued work may take after SIGTERM")
 
     def __post_init__(self) -> None:
+        self.check_wire()
         within("threads", self.threads, 1, 1024)
         if self.cpus and len(self.processors) < self.threads:
             raise ValueError(f"cpus: {self.cpus!r} are fewer than the {self.threads} threads")

@@ -7,13 +7,13 @@ self-test, loads what it is assigned, and reports ready.
 import logging
 import threading
 
-import grpc
 import torch
 
 from ..checkpoint.tensors import Checkpoint
 from ..kernels import native
 from ..kernels.grouped_gemm import Backend
 from ..kernels.numerics import expert_self_test
+from ..membership import wire
 from ..membership.channel import listen
 from ..membership.ending import Ending
 from ..membership.epoch import ExpertSet
@@ -23,6 +23,7 @@ from ..proto.errors import FleetError
 from ..proto.generated import expert_pb2_grpc, membership_pb2
 from ..proto.io_thread import IoThread
 from ..proto.lane import server_options, stream_handler
+from ..proto.local_lane import forget_locally, listen_locally
 from .config import ExpertConfig, parse_experts
 from .handler import ControlService, LaneHandler
 from .holdings import Holdings
@@ -55,6 +56,7 @@ class ExpertServer:
 
     def start(self) -> None:
         """Binds the port and starts loading in the background. Raises OSError when the port is taken, ValueError for cpus."""
+        wire.secure(self.config.wire)
         if processors := self.config.processors:
             logger.info("%s keeps to %s", self.config.seat, keep_to(processors))
             if isinstance(library := native.load(), native.Native):
@@ -82,9 +84,19 @@ class ExpertServer:
 
     def _shut_down(self) -> None:
         self._loader.join()
-        self._io.submit(self._server.stop(grace=1.0))
+        self._io.submit(self._close())
         self.tenancy.close()
         self._io.stop()
+
+    async def _close(self) -> None:
+        await self._server.stop(grace=1.0)
+        if self._local is not None:
+            self._local.close()
+            forget_locally(self._port)
+
+    @property
+    def _port(self) -> int:
+        return int(self.address.rpartition(":")[2])
 
     def _load(self) -> None:
         torch.set_num_threads(self.config.threads)
@@ -123,11 +135,12 @@ class ExpertServer:
         config = self.config
         hello = Hello(config.seat, self.checkpoint.fingerprint, config.dtype, config.max_frame_bytes)
         self.lanes = LaneHandler(self.holdings, self.pool, hello)
-        self._server = grpc.aio.server(options=server_options(config.max_frame_bytes))
+        self._server = wire.make_server(server_options(config.max_frame_bytes))
         self._server.add_generic_rpc_handlers((stream_handler(self.lanes.stream),))
         control = ControlService(self.holdings, self.tenancy.report, self._ending.asked)
         expert_pb2_grpc.add_ExpertShardServicer_to_server(control, self._server)
         self.address = await listen(self._server, config.host, config.port)
+        self._local = await listen_locally(self._port, self.lanes.connect)
 
     def _fill(self, report: membership_pb2.WorkerReport) -> None:
         counters, holdings = self.runtime.counters, self.holdings

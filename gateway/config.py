@@ -6,11 +6,12 @@ Knows nothing of workers' settings; values are checked here once and never chang
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..membership.wire import WireSettings
 from ..settings.reader import option, within
 
 
 @dataclass(frozen=True)
-class GatewayConfig:
+class GatewayConfig(WireSettings):
     model: Path = option(help="directory of the checkpoint (tokenizer, template and config are read, no weights)")
     controller: str = option(help="host:port of the controller")
     host: str = option("127.0.0.1", "address of the API")
@@ -32,6 +33,7 @@ class GatewayConfig:
     access_log: bool = option(False, "one log line a request")
 
     def __post_init__(self) -> None:
+        self.check_wire()
         if not self.model.is_dir():
             raise ValueError(f"model: {self.model} is not a directory")
         if ":" not in self.controller:

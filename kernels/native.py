@@ -51,6 +51,7 @@ class Native:
             count,
             pointer,
         ]
+        library.expertfleet_combine.argtypes = [integer, integer, pointer, pointer, *[count] * 3, pointer]
         library.expertfleet_pin.argtypes = [pointer, integer]
         library.expertfleet_read.argtypes = [ctypes.c_char_p, integer, pointer, count]
         library.expertfleet_read.restype = count
@@ -122,6 +123,21 @@ class Native:
             weight.data_ptr(), hidden, num_experts, out.data_ptr(),
         )  # fmt: skip
         assert not problem, f"instruction set {instruction_set!r}"
+        return out
+
+    def combine(self, rows: torch.Tensor, weights: torch.Tensor, hidden: int, dtype: torch.dtype) -> torch.Tensor:
+        """int64 addresses [T, K] of rows [hidden] in ``dtype``, weights [T, K] → float32 [T, hidden], summed in K's order."""
+        assert dtype in _DTYPES, f"rows are {dtype}"
+        assert rows.dtype is torch.int64, f"addresses are {rows.dtype}"
+        assert weights.dtype is torch.float32, f"weights are {weights.dtype}"
+        assert rows.shape == weights.shape, f"{tuple(rows.shape)} rows, {tuple(weights.shape)} weights"
+        (num_tokens, top_k), weights = rows.shape, weights.contiguous()
+        out = torch.empty(num_tokens, hidden)
+        threads = torch.get_num_threads() if rows.numel() * hidden >= _WORTH_THREADS else 1
+        self._library.expertfleet_combine(
+            threads, dtype is torch.float32, rows.contiguous().data_ptr(), weights.data_ptr(), num_tokens, top_k, hidden,
+            out.data_ptr(),
+        )  # fmt: skip
         return out
 
     def pin(self, processors: Sequence[int]) -> None:

@@ -8,6 +8,8 @@ import errno
 
 import grpc
 
+from . import wire
+
 _CHANNEL_OPTIONS = [
     ("grpc.enable_http_proxy", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -28,13 +30,16 @@ SERVER_OPTIONS = [
 
 def open_channel(address: str) -> grpc.aio.Channel:
     """To be called on the event loop that will use it."""
-    return grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+    return wire.open_channel(address, _CHANNEL_OPTIONS)
 
 
 async def listen(server: grpc.aio.Server, host: str, port: int) -> str:
-    """Starts the server at ``host:port`` (0: any free port); its address. Raises OSError when the port is taken."""
+    """Starts the server at ``host:port`` (0: any free port); its address.
+
+    Raises OSError when the port is taken, ValueError when strangers could reach it and nothing would keep them out.
+    """
     try:
-        bound = server.add_insecure_port(f"{host}:{port}")
+        bound = wire.add_port(server, host, port)
     except RuntimeError as error:
         taken = f"{host}:{port} cannot be bound, another process may use it; choose another port"
         raise OSError(errno.EADDRINUSE, taken) from error

@@ -43,6 +43,7 @@ _DTYPE_CODES = {dtype: code for code, dtype in _DTYPES.items()}
 DTYPE_NAMES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 Indices: TypeAlias = npt.NDArray[np.int32]
+Buffer: TypeAlias = bytes | bytearray
 
 
 class Kind(enum.IntEnum):
@@ -165,14 +166,14 @@ def encode_cancel(frame_id: int) -> bytes:
     return _prefix(Kind.CANCEL, frame_id)
 
 
-def frame_id_of(frame: bytes) -> int:
+def frame_id_of(frame: Buffer) -> int:
     """The id in the prefix, 0 where there is none: what an error about an undecodable frame refers to."""
     if len(frame) < _PREFIX.size or frame[:4] != _MAGIC:
         return 0
     return int(_PREFIX.unpack_from(frame)[4])
 
 
-def decode(frame: bytes, max_frame_bytes: int) -> Frame:
+def decode(frame: Buffer, max_frame_bytes: int) -> Frame:
     """Parses and bounds-checks one frame; its tensors are views of ``frame``.
 
     Raises FleetError: FRAME_TOO_LARGE, WIRE_VERSION, or BAD_FRAME with what did not fit.
@@ -208,7 +209,7 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     return tensor.view(torch.uint8).numpy().data
 
 
-def _decode_dispatch(frame: bytes, frame_id: int) -> Dispatch:
+def _decode_dispatch(frame: Buffer, frame_id: int) -> Dispatch:
     _at_least(frame, _PREFIX.size + _DISPATCH.size)
     fields = _DISPATCH.unpack_from(frame, _PREFIX.size)
     fingerprint, incarnation, counter, layer, dtype_code, priority, deadline_us, num_rows, num_routes, hidden = fields
@@ -228,7 +229,7 @@ def _decode_dispatch(frame: bytes, frame_id: int) -> Dispatch:
     return Dispatch(frame_id, fingerprint, epoch, layer, priority, deadline_us, rows, route_rows, route_experts)
 
 
-def _decode_result(frame: bytes, frame_id: int) -> Result:
+def _decode_result(frame: Buffer, frame_id: int) -> Result:
     _at_least(frame, _PREFIX.size + _RESULT.size)
     first, piece, num_routes, hidden, dtype_code = _RESULT.unpack_from(frame, _PREFIX.size)
     dtype = _dtype(dtype_code)
@@ -239,7 +240,7 @@ def _decode_result(frame: bytes, frame_id: int) -> Result:
     return Result(frame_id, first, num_routes, _view(frame, dtype, piece * hidden, start).view(piece, hidden))
 
 
-def _decode_error(frame: bytes, frame_id: int) -> Error:
+def _decode_error(frame: Buffer, frame_id: int) -> Error:
     start = _PREFIX.size + _ERROR.size
     _at_least(frame, start)
     if len(frame) > start + MAX_MESSAGE_BYTES:
@@ -249,7 +250,7 @@ def _decode_error(frame: bytes, frame_id: int) -> Error:
     return Error(frame_id, known, frame[start:].decode(errors="replace"))
 
 
-def _decode_hello(frame: bytes) -> Hello:
+def _decode_hello(frame: Buffer) -> Hello:
     if len(frame) > _PREFIX.size + MAX_HELLO_BYTES:
         raise _bad(f"greeting of {len(frame)} bytes; the limit is {MAX_HELLO_BYTES}")
     try:
@@ -267,7 +268,7 @@ def _prefix(kind: Kind, frame_id: int) -> bytes:
     return _PREFIX.pack(_MAGIC, WIRE_VERSION, kind, 0, frame_id)
 
 
-def _view(frame: bytes, dtype: torch.dtype, count: int, offset: int) -> torch.Tensor:
+def _view(frame: Buffer, dtype: torch.dtype, count: int, offset: int) -> torch.Tensor:
     return torch.frombuffer(frame, dtype=dtype, count=count, offset=offset)
 
 
@@ -277,12 +278,12 @@ def _dtype(code: int) -> torch.dtype:
     return _DTYPES[code]
 
 
-def _at_least(frame: bytes, size: int) -> None:
+def _at_least(frame: Buffer, size: int) -> None:
     if len(frame) < size:
         raise _bad(f"{len(frame)} bytes; its header alone has {size}")
 
 
-def _expect(frame: bytes, size: int) -> None:
+def _expect(frame: Buffer, size: int) -> None:
     if len(frame) != size:
         raise _bad(f"{len(frame)} bytes; its header announces {size}")
 

@@ -32,6 +32,7 @@ class Code(enum.IntEnum):
     UNSUPPORTED = 18
     CONTEXT_LENGTH = 19
     NOT_READY = 20
+    UNAUTHENTICATED = 21
 
 
 _STATUS = {
@@ -55,6 +56,7 @@ _STATUS = {
     Code.UNSUPPORTED: grpc.StatusCode.UNIMPLEMENTED,
     Code.CONTEXT_LENGTH: grpc.StatusCode.OUT_OF_RANGE,
     Code.NOT_READY: grpc.StatusCode.UNAVAILABLE,
+    Code.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
 }
 
 

@@ -1,19 +1,41 @@
 """The exact combine: weight times expert output, summed in the gate's rank order in fp32.
 
 Knows nothing of where the rows came from. The order of summation is fixed by the gate alone, so any number of shards,
-any arrival order and any batch give the same bits.
+any arrival order and any batch give the same bits; the compiled kernel and torch give the same ones.
 """
 
 import functools
+from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
+from ..kernels.native import Native, load
+
+Piece = tuple[npt.NDArray[np.int64], torch.Tensor]  # routes [n], each t·K + k, and their rows [n, H]
 # Products a tile: few enough to stay in cache, and with short rows enough that calls do not count.
 _TILE_VALUES = 1 << 16
 
 
+def combine_pieces(pieces: Sequence[Piece], topk_weights: torch.Tensor) -> torch.Tensor:
+    """Pieces that together have every route once, ``topk_weights`` [T, K] fp32, to [T, H] fp32."""
+    hidden, dtype = pieces[0][1].shape[1], pieces[0][1].dtype
+    native = load()
+    if isinstance(native, Native):
+        addresses = np.empty(topk_weights.shape, dtype=np.int64)
+        for routes, rows in pieces:
+            stride = rows.stride(0) * rows.itemsize
+            addresses.reshape(-1)[routes] = np.arange(len(routes)) * stride + rows.data_ptr()
+        return native.combine(torch.from_numpy(addresses), topk_weights, hidden, dtype)
+    gathered = torch.empty(topk_weights.numel(), hidden, dtype=dtype)
+    for routes, rows in pieces:
+        gathered.index_copy_(0, torch.from_numpy(routes), rows)
+    return combine(gathered.view(*topk_weights.shape, hidden), topk_weights)
+
+
 def combine(rows: torch.Tensor, topk_weights: torch.Tensor) -> torch.Tensor:
-    """``rows`` [T, K, H] in any dtype, ``topk_weights`` [T, K] fp32, to [T, H] fp32.
+    """``rows`` [T, K, H] in any dtype, ``topk_weights`` [T, K] fp32, to [T, H] fp32, by torch.
 
     Multiplication and addition are separate operations: a fused one would round differently in vector tails.
     """

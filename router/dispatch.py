@@ -17,7 +17,7 @@ import torch
 
 from ..proto.codec import Result
 from ..proto.errors import Code, FleetError
-from .combine import combine
+from .combine import Piece, combine_pieces
 from .lane import Lane
 
 Routes = npt.NDArray[np.int64]
@@ -90,7 +90,7 @@ class Dispatch:
         self._waiting: Routes = np.empty(0, dtype=np.int64)
         self._pause_s = _FIRST_PAUSE_S
         self._refusal = ""
-        self._pieces: list[tuple[Routes, torch.Tensor]] = []
+        self._pieces: list[Piece] = []
         self._num_left = len(self.experts)
         self._done = False
         self._lock = threading.Lock()
@@ -112,11 +112,7 @@ class Dispatch:
 
     def combined(self) -> torch.Tensor:
         """[T, H] fp32: the weighted sum of the answers. Raises FleetError NON_FINITE."""
-        T, H = self.x.shape
-        rows = torch.empty(T * self.top_k, H, dtype=self.x.dtype)
-        for routes, answers in self._pieces:
-            rows.index_copy_(0, torch.from_numpy(routes), answers)
-        total = combine(rows.view(T, self.top_k, H), self.topk_weights)
+        total = combine_pieces(self._pieces, self.topk_weights)
         if not np.isfinite(total.numpy()).all():
             raise FleetError(Code.NON_FINITE, f"layer {self.layer}: the combined expert output is not finite")
         return total

@@ -41,7 +41,7 @@ class Counters:
 class Router:
     """Dispatches hidden rows to the expert shards of the current epoch."""
 
-    def __init__(self, io: IoThread, hello: Hello, layer_deadline_s: float) -> None:
+    def __init__(self, io: IoThread, hello: Hello, layer_deadline_s: float, *, local_lanes: bool = True) -> None:
         self.counters = Counters()
         # One snapshot, replaced as a whole: a plan and the lane of each of its members.
         self._snapshot: tuple[Plan, tuple[Lane, ...]] = (Plan(NO_EPOCH, (), ()), ())
@@ -49,6 +49,7 @@ class Router:
         self._hello = hello
         self._fingerprint = short_fingerprint(hello.fingerprint)
         self._layer_deadline_s = layer_deadline_s
+        self._local_lanes = local_lanes
         self._epoch: Epoch | None = None
         self._lanes: dict[tuple[str, str], Lane] = {}
         self._frame_ids = itertools.count(1)
@@ -103,7 +104,7 @@ class Router:
             self._closing = {task for task in self._closing if not task.done()}
             self._closing.add(asyncio.get_running_loop().create_task(self._lanes.pop(key).close()))
         for seat, address in wanted - self._lanes.keys():
-            self._lanes[seat, address] = Lane(seat, address, self._hello, self._replan)
+            self._lanes[seat, address] = Lane(seat, address, self._hello, self._replan, local=self._local_lanes)
         logger.info("epoch %s: %d expert shards, complete: %s", epoch.id, len(epoch.experts), epoch.complete)
         self._replan()
 

@@ -13,6 +13,7 @@ from types import ModuleType
 
 import grpc
 import pytest
+import trustme
 
 from expertfleet.checkpoint.make_tiny import make_tiny
 from expertfleet.proto.generated import generate_pb2, generate_pb2_grpc
@@ -42,6 +43,27 @@ def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("checkpoints") / "small"
     make_tiny(directory, seed=int.from_bytes(os.urandom(2)))
     return directory
+
+
+@pytest.fixture
+def tls_dir(tmp_path: Path) -> Path:
+    """For ``--tls-dir``."""
+    return certify(tmp_path / "tls", trustme.CA())
+
+
+def certify(folder: Path, authority: trustme.CA, name: str = "expertfleet") -> Path:
+    folder.mkdir(exist_ok=True)
+    issued = authority.issue_cert(name)
+    authority.cert_pem.write_to_path(str(folder / "ca.crt"))
+    issued.private_key_pem.write_to_path(str(folder / "tls.key"))
+    (folder / "tls.crt").write_bytes(b"".join(pem.bytes() for pem in issued.cert_chain_pems))
+    return folder
+
+
+@pytest.fixture(name="certify")
+def give_certify() -> Callable[..., Path]:
+    """``certify(folder, authority, name)`` fills a folder for ``--tls-dir``."""
+    return certify
 
 
 class Process:

@@ -16,7 +16,7 @@ ROOMS = {
     "settings": set(),
     "checkpoint": {"proto"},
     "kernels": {"proto"},
-    "membership": {"proto"},
+    "membership": {"proto", "settings"},
     "router": {"kernels", "membership", "checkpoint", "proto"},
     "expert_workers": {"router", "kernels", "membership", "checkpoint", "proto", "settings"},
     "attention_workers": {"router", "kernels", "membership", "checkpoint", "proto", "settings"},

@@ -102,6 +102,39 @@ void fill_block(int64_t num_in, int64_t group_size, int block, uint8_t* tile) {
   }
 }
 
+// Values of a sum that stay in the first cache while the rows pass.
+constexpr int64_t kCombined = 2048;
+
+inline float widened(float value) { return value; }
+inline float widened(uint16_t value) {
+  const uint32_t bits = uint32_t(value) << 16;
+  float result;
+  std::memcpy(&result, &bits, sizeof result);
+  return result;
+}
+
+template <class T>
+inline __attribute__((always_inline)) void add_row(const T* row, float weight, int64_t count, bool first, float* sum) {
+  if (first) {
+    for (int64_t i = 0; i < count; ++i) sum[i] = widened(row[i]) * weight;
+  } else {
+    for (int64_t i = 0; i < count; ++i) sum[i] += widened(row[i]) * weight;
+  }
+}
+
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
+#define FOR_EVERY_PROCESSOR __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define FOR_EVERY_PROCESSOR
+#endif
+
+FOR_EVERY_PROCESSOR void add(const uint16_t* row, float weight, int64_t count, bool first, float* sum) {
+  add_row(row, weight, count, first, sum);
+}
+FOR_EVERY_PROCESSOR void add(const float* row, float weight, int64_t count, bool first, float* sum) {
+  add_row(row, weight, count, first, sum);
+}
+
 // Items 0 .. total - 1 for threads that take runs of them, long ones first: memory is read in long stretches, and no
 // thread waits long for another.
 class Items {
@@ -234,6 +267,30 @@ int expertfleet_score(const char* instruction_set, int threads, int float32, con
     chosen->score(x, float32 != 0, num_rows, weight, hidden, num_experts, first, last, out);
   });
   return 0;
+}
+
+// out[token] = the sum over k, in this order, of weights[token][k] times the row at rows[token * top_k + k]; rows are bf16 or
+// float32, multiplication and addition round apart.
+void expertfleet_combine(int threads, int float32, const uintptr_t* rows, const float* weights, int64_t num_tokens,
+                         int64_t top_k, int64_t hidden, float* out) {
+  Items tokens(num_tokens, threads);
+  run_on_threads(threads, [&](int) {
+    tokens.each([&](int64_t token) {
+      const uintptr_t* mine = rows + token * top_k;
+      const float* weight = weights + token * top_k;
+      float* sum = out + token * hidden;
+      for (int64_t first = 0; first < hidden; first += kCombined) {
+        const int64_t count = std::min(kCombined, hidden - first);
+        for (int64_t k = 0; k < top_k; ++k) {
+          if (float32) {
+            add(reinterpret_cast<const float*>(mine[k]) + first, weight[k], count, k == 0, sum + first);
+          } else {
+            add(reinterpret_cast<const uint16_t*>(mine[k]) + first, weight[k], count, k == 0, sum + first);
+          }
+        }
+      }
+    });
+  });
 }
 
 // From now on each thread of a call keeps to one of these processors.

@@ -17,6 +17,7 @@ from expertfleet.cluster import actors
 from expertfleet.cluster.__main__ import main
 from expertfleet.membership.epoch import ExpertSet
 from expertfleet.membership.seat import SeatKeeper
+from expertfleet.membership.wire import make_server, secure
 from expertfleet.proto.generated import generate_pb2, generate_pb2_grpc, membership_pb2
 
 TOKEN_S = 0.05
@@ -27,6 +28,7 @@ class CountingWorker(generate_pb2_grpc.AttentionWorkerServicer):
 
     def __init__(self, config: Any) -> None:
         self.config, self.tokens, self.state = config, 0, "ready"
+        secure(config.wire)
         self.held = ExpertSet.empty()
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
@@ -35,7 +37,7 @@ class CountingWorker(generate_pb2_grpc.AttentionWorkerServicer):
         asyncio.run_coroutine_threadsafe(self.serve(), self.loop).result(30)
 
     async def serve(self) -> None:
-        self.server = grpc.aio.server()
+        self.server = make_server(())
         generate_pb2_grpc.add_AttentionWorkerServicer_to_server(self, self.server)
         self.port = self.server.add_insecure_port(f"{self.config.host}:0")
         await self.server.start()

@@ -1,9 +1,12 @@
+import dataclasses
 import socket
+from pathlib import Path
 
 import pytest
 
 from expertfleet.cluster.errors import ClusterError
 from expertfleet.cluster.gateway_process import claim_port, error_message, gateway_environment, http_url
+from expertfleet.gateway.config import GatewayConfig
 
 
 def test_a_taken_port_is_named_with_its_remedy() -> None:
@@ -27,10 +30,13 @@ def test_an_address_that_is_not_ours_is_named() -> None:
         claim_port("192.0.2.77", 8000, "--port")
 
 
-def test_the_gateway_sees_neither_our_settings_nor_rays_but_its_keys() -> None:
+def test_the_gateway_sees_neither_our_settings_nor_rays_but_its_secrets(tmp_path: Path) -> None:
     environ = {"EXPERTFLEET_EXPERT_SHARDS": "3", "RAY_AUTH_TOKEN": "x", "PATH": "/bin"}
-    assert gateway_environment(environ, ()) == {"PATH": "/bin"}
-    assert gateway_environment(environ, ("k1", "k2")) == {"PATH": "/bin", "EXPERTFLEET_API_KEY": "k1,k2"}
+    bare = GatewayConfig(tmp_path, "127.0.0.1:1")
+    assert gateway_environment(environ, bare) == {"PATH": "/bin"}
+    keyed = dataclasses.replace(bare, api_key=("k1", "k2"), cluster_token="sixteen and more")
+    secrets = {"EXPERTFLEET_API_KEY": "k1,k2", "EXPERTFLEET_CLUSTER_TOKEN": "sixteen and more"}
+    assert gateway_environment(environ, keyed) == {"PATH": "/bin", **secrets}
 
 
 def test_urls_and_error_bodies_for_people() -> None:

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import openai
 import psutil
@@ -192,6 +193,22 @@ def test_mistakes_are_4xx_and_named(fleet: Serve, body: dict[str, Any], status: 
     assert words in reply.json()["error"]["message"]
 
 
+def answer_to_a_stranger(address: str) -> grpc.StatusCode:
+    """What a call gets that shows neither a token nor a certificate."""
+    options = [("grpc.enable_http_proxy", 0)]
+    with grpc.insecure_channel(address, options=options) as channel, pytest.raises(grpc.RpcError) as refusal:
+        channel.unary_unary("/expertfleet.v1.ExpertShard/Describe")(b"", timeout=5)
+    return refusal.value.code()
+
+
+def test_no_worker_and_no_controller_answers_a_stranger(fleet: Serve) -> None:
+    addresses = [worker["address"] for worker in fleet.status().values() if "gateway" not in worker["seat"]]
+    (controller,) = (line.split()[1].strip(",") for line in fleet.stderr if line.startswith("controller "))
+    assert len(addresses) == 3
+    for address in (*addresses, controller):
+        assert answer_to_a_stranger(address) is grpc.StatusCode.UNAUTHENTICATED
+
+
 def test_gcs_killed_under_streams_changes_no_token_and_no_pid(fleet: Serve) -> None:
     prompts = [[number, 77] for number in range(4)]
     calm = [complete(fleet, prompt, 80) for prompt in prompts]
@@ -221,8 +238,10 @@ def test_a_killed_shard_costs_no_request(fleet: Serve) -> None:
 
 
 @pytest.mark.slow
-def test_sigterm_during_a_stream_too_long_to_finish(small_checkpoint: Path) -> None:
-    serve = Serve(small_checkpoint, "--expert-shards=1", "--max-model-len=65536", "--drain-s=2")
+def test_sigterm_during_a_stream_too_long_to_finish(small_checkpoint: Path, tls_dir: Path) -> None:
+    """With TLS between the processes."""
+    serve = Serve(small_checkpoint, "--expert-shards=1", "--max-model-len=65536", "--drain-s=2", f"--tls-dir={tls_dir}")
+    assert answer_to_a_stranger(serve.status()["expert-0"]["address"]) is grpc.StatusCode.UNAVAILABLE
     processes = serve.below()
     model = serve.client.models.list().data[0].id
     body = {"model": model, "prompt": [1, 2], "max_tokens": 60000, "ignore_eos": True, "stream": True}

@@ -52,13 +52,14 @@ async def describe(address: str) -> Any:
 
 
 def fleet(start: Callable[..., Any], checkpoint: Path, num_shards: int) -> str:
-    """The attention worker's address; experts are dealt out to ``num_shards`` processes."""
+    """The attention worker's address; experts are dealt out to ``num_shards`` processes, whose lanes are of either kind."""
     shards = []
     for number in range(num_shards):
         held = ",".join(str(expert) for expert in range(number, 64, num_shards))
         shards.append(start("expert_workers", "--model", checkpoint, "--seat", f"expert-{number}", "--experts", held))
     addresses = [shard.address() for shard in shards]
-    attention = start("attention_workers", "--model", checkpoint, "--shards", *addresses, "--threads", 1)
+    lanes = random.choice(("--local-lanes", "--no-local-lanes")) if num_shards != 2 else "--no-local-lanes"
+    attention = start("attention_workers", "--model", checkpoint, "--shards", *addresses, "--threads", 1, lanes)
     return str(attention.ready_address())
 
 

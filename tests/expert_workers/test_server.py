@@ -1,6 +1,7 @@
 """The real shard process behind its port: what it holds it answers, everything else is refused by type."""
 
 import asyncio
+import struct
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -31,18 +32,48 @@ from expertfleet.proto.codec import (
 from expertfleet.proto.errors import Code, FleetError, from_details
 from expertfleet.proto.generated import expert_pb2, expert_pb2_grpc, membership_pb2
 from expertfleet.proto.lane import PATH, channel_options
+from expertfleet.proto.local_lane import local_path
 
 T = TypeVar("T")
 LIMIT = 1 << 20
 HELD = "0-31"
 
 
+class SocketStream:
+    """A local lane that is written and read like a gRPC stream."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._ends: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def write(self, frame: bytes) -> None:
+        if self._ends is None:
+            self._ends = await asyncio.open_unix_connection(self._path)
+        self._ends[1].write(struct.pack("<I", len(frame)) + frame)
+
+    async def read(self) -> bytes:
+        assert self._ends is not None
+        reader = self._ends[0]
+        (length,) = struct.unpack("<I", await reader.readexactly(4))
+        return await reader.readexactly(length)
+
+    def close(self) -> None:
+        if self._ends is not None:
+            self._ends[1].close()
+
+
 class Client:
     """A raw lane to one shard."""
 
-    def __init__(self, address: str, checkpoint: Checkpoint) -> None:
+    def __init__(self, address: str, checkpoint: Checkpoint, transport: str = "grpc") -> None:
         self.channel = grpc.aio.insecure_channel(address, options=channel_options(LIMIT))
-        self.stream = self.channel.stream_stream(PATH)()
+        self.stream: Any
+        if transport == "grpc":
+            self.stream = self.channel.stream_stream(PATH)()
+        else:
+            path = local_path(address)
+            assert path is not None
+            self.stream = SocketStream(path)
         self.checkpoint = checkpoint
         self.hello = Hello("test", checkpoint.fingerprint, "bfloat16", LIMIT)
 
@@ -84,6 +115,12 @@ def shard(start_once: Callable[..., Any], small_checkpoint: Path) -> str:
     return address
 
 
+@pytest.fixture(params=["grpc", "unix"])
+def transport(request: pytest.FixtureRequest) -> str:
+    """A lane's two kinds."""
+    return str(request.param)
+
+
 @pytest.fixture
 def own_shard(start: Callable[..., Any], small_checkpoint: Path) -> str:
     """A shard whose state a test changes or counts."""
@@ -94,6 +131,13 @@ def own_shard(start: Callable[..., Any], small_checkpoint: Path) -> str:
 
 async def broken(client: Client) -> FleetError:
     """Why the shard ended the lane."""
+    if isinstance(client.stream, SocketStream):
+        refusal = decode(await client.stream.read(), LIMIT)
+        assert isinstance(refusal, Error)
+        assert refusal.frame_id == 0
+        with pytest.raises((asyncio.IncompleteReadError, ConnectionResetError)):
+            await client.stream.read()
+        return FleetError(refusal.code, refusal.message)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await client.stream.read()
     return from_details(caught.value.code(), caught.value.details())
@@ -106,23 +150,31 @@ async def _wait_ready(address: str) -> None:
             await asyncio.sleep(0.05)
 
 
-def talk(shard: str, checkpoint: Checkpoint, conversation: Callable[[Client], Awaitable[T]]) -> T:
+async def close(client: Client) -> None:
+    if isinstance(client.stream, SocketStream):
+        client.stream.close()
+    await client.channel.close()
+
+
+def talk(
+    shard: str, checkpoint: Checkpoint, conversation: Callable[[Client], Awaitable[T]], transport: str = "grpc"
+) -> T:
     """Runs a conversation over a fresh, greeted lane."""
 
     async def run() -> T:
-        client = Client(shard, checkpoint)
+        client = Client(shard, checkpoint, transport)
         await client.greet()
         try:
             return await conversation(client)
         finally:
-            await client.channel.close()
+            await close(client)
 
     return asyncio.run(run())
 
 
-def test_answers_what_it_holds(shard: str, checkpoint: Checkpoint) -> None:
+def test_answers_what_it_holds(shard: str, checkpoint: Checkpoint, transport: str) -> None:
     rows = torch.randn(3, checkpoint.config.hidden_size).bfloat16()
-    answer = talk(shard, checkpoint, lambda client: client.ask(client.frame(rows=rows)))
+    answer = talk(shard, checkpoint, lambda client: client.ask(client.frame(rows=rows)), transport)
     assert isinstance(answer, Result)
     experts = {
         expert: tuple((checkpoint.read(p), checkpoint.read(s)) for p, s in checkpoint.expert_names(1, expert))
@@ -148,19 +200,19 @@ def test_answers_what_it_holds(shard: str, checkpoint: Checkpoint) -> None:
     ],
 )
 def test_what_does_not_fit_is_refused_by_type_and_the_lane_lives(
-    shard: str, checkpoint: Checkpoint, changes: dict[str, Any], code: Code
+    shard: str, checkpoint: Checkpoint, transport: str, changes: dict[str, Any], code: Code
 ) -> None:
     async def conversation(client: Client) -> tuple[Result | Error, Result | Error]:
         return await client.ask(client.frame(7, **changes)), await client.ask(client.frame(8))
 
-    refused, fine = talk(shard, checkpoint, conversation)
+    refused, fine = talk(shard, checkpoint, conversation, transport)
     assert isinstance(refused, Error)
     assert (refused.frame_id, refused.code) == (7, code)
     assert refused.message
     assert isinstance(fine, Result)
 
 
-def test_truncated_oversized_and_alien_frames_are_refused(shard: str, checkpoint: Checkpoint) -> None:
+def test_truncated_oversized_and_alien_frames_are_refused(shard: str, checkpoint: Checkpoint, transport: str) -> None:
     async def conversation(client: Client) -> list[Result | Error]:
         frame = client.frame(7)
         large = client.frame(9, rows=torch.zeros(3000, 256).bfloat16())
@@ -168,7 +220,7 @@ def test_truncated_oversized_and_alien_frames_are_refused(shard: str, checkpoint
             await client.ask(data) for data in (frame[:-1], frame + b"\0", large, b"hello", encode_hello(client.hello))
         ]
 
-    answers = talk(shard, checkpoint, conversation)
+    answers = talk(shard, checkpoint, conversation, transport)
     codes = [answer.code for answer in answers if isinstance(answer, Error)]
     assert codes == [Code.BAD_FRAME, Code.BAD_FRAME, Code.FRAME_TOO_LARGE, Code.BAD_FRAME, Code.BAD_FRAME]
 
@@ -207,20 +259,20 @@ def test_an_epoch_below_the_minimum_is_stale_and_the_minimum_never_falls(
     [({"fingerprint": "cd" * 32}, Code.FOREIGN_CHECKPOINT), ({"dtype": "float32"}, Code.WRONG_DTYPE)],
 )
 def test_strangers_are_turned_away_at_the_greeting(
-    shard: str, checkpoint: Checkpoint, change: dict[str, str], code: Code
+    shard: str, checkpoint: Checkpoint, transport: str, change: dict[str, str], code: Code
 ) -> None:
     async def run() -> FleetError:
-        client = Client(shard, checkpoint)
+        client = Client(shard, checkpoint, transport)
         hello = Hello(**{name: getattr(client.hello, name) for name in Hello.__slots__} | change)
         await client.stream.write(encode_hello(hello))
         error = await broken(client)
-        await client.channel.close()
+        await close(client)
         return error
 
     assert asyncio.run(run()).code is code
 
 
-def test_a_cancelled_frame_gets_no_answer(shard: str, checkpoint: Checkpoint) -> None:
+def test_a_cancelled_frame_gets_no_answer(shard: str, checkpoint: Checkpoint, transport: str) -> None:
     async def conversation(client: Client) -> Result | Error:
         rows = torch.randn(1500, 256).bfloat16()
         routes = np.arange(1500, dtype=np.int32)
@@ -234,7 +286,7 @@ def test_a_cancelled_frame_gets_no_answer(shard: str, checkpoint: Checkpoint) ->
             answer = decode(await client.stream.read(), LIMIT)  # type: ignore[assignment]
         return answer
 
-    assert isinstance(talk(shard, checkpoint, conversation), Result)
+    assert isinstance(talk(shard, checkpoint, conversation, transport), Result)
 
 
 def test_describe_tells_what_is_held(own_shard: str, checkpoint: Checkpoint) -> None:
@@ -273,7 +325,7 @@ def test_drain_answers_and_ends_the_process(start: Callable[..., Any], small_che
     ("flags", "message"),
     [
         (["--experts", "0-64"], "names ids outside 0 to 63"),
-        (["--experts", "x"], "neither an expert id nor a range"),
+        (["--experts", "x"], "neither a number nor a range"),
         (["--threads", "0"], "threads: 0 is not within 1 to 1024"),
         (["--backend", "magic"], "'magic' is not one of"),
         (["--port", "99999"], "port: 99999"),

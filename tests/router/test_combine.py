@@ -1,8 +1,15 @@
 """The combine is a sum in rank order whose bits do not depend on the batch."""
 
+import random
+
+import numpy as np
+import pytest
 import torch
 
-from expertfleet.router.combine import combine
+from expertfleet.kernels import native
+from expertfleet.kernels.row_rule import bits_of
+from expertfleet.router import combine as combine_module
+from expertfleet.router.combine import combine, combine_pieces
 
 
 def test_equals_the_rank_order_sum_bit_for_bit() -> None:
@@ -27,3 +34,31 @@ def test_close_to_float64() -> None:
     rows, weights = torch.randn(9, 8, 64), torch.rand(9, 8)
     expected = (rows.double() * weights.double().unsqueeze(-1)).sum(1)
     torch.testing.assert_close(combine(rows, weights).double(), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture(params=["native", "torch"])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "torch":
+        monkeypatch.setattr(combine_module, "load", lambda: "not here")
+    elif isinstance(native.load(), str):
+        pytest.skip("the native kernel was not built")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("tokens", "top_k", "hidden"), [(1, 8, 7168), (70, 8, 96), (3, 1, 5000), (300, 6, 1000)])
+def test_pieces_in_any_order_give_the_bits_of_the_whole(
+    kernel: None, dtype: torch.dtype, tokens: int, top_k: int, hidden: int
+) -> None:
+    rows, weights = torch.randn(tokens, top_k, hidden).to(dtype), torch.rand(tokens, top_k)
+    routes = torch.randperm(tokens * top_k)
+    cuts = sorted(random.sample(range(1, tokens * top_k), min(5, tokens * top_k - 1)))
+    pieces = [(part.numpy(), rows.view(-1, hidden)[part].contiguous()) for part in routes.tensor_split(cuts)]
+    found = combine_pieces(pieces, weights)
+    assert torch.equal(bits_of(found), bits_of(combine(rows, weights)))
+
+
+def test_what_is_not_finite_stays_so(kernel: None) -> None:
+    rows, weights = torch.randn(4, 8, 64), torch.rand(4, 8)
+    rows[1, 3, 5], rows[2, 0, 6] = float("nan"), float("inf")
+    found = combine_pieces([(np.arange(32), rows.view(32, 64))], weights)
+    assert (~found.isfinite()).nonzero().tolist() == [[1, 5], [2, 6]]

@@ -1,0 +1,201 @@
+"""Who may talk on the fleet's gRPC channels: TLS on both sides, a token of the cluster, both, or anybody on loopback.
+
+Knows nothing of what is said. A process belongs to one fleet, so ``secure`` is called once, before its first channel.
+With a TLS directory both ends show a certificate of the same authority; every member's certificate names ``expertfleet``
+(machines come and go, so addresses are not checked). Files are read again when they change, so that certificates can be
+renewed while serving. The token travels with every call; without TLS it is readable on the network.
+"""
+
+import hmac
+import ipaddress
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import grpc
+
+from ..proto.errors import Code, FleetError
+from ..settings.reader import option
+
+_log = logging.getLogger(__name__)
+_FILES = ("ca.crt", "tls.crt", "tls.key")
+_NAME = "expertfleet"
+_TOKEN_KEY = "expertfleet-token"
+_MIN_TOKEN = 16
+
+Options = Sequence[tuple[str, Any]]
+
+
+@dataclass(frozen=True)
+class WireSecurity:
+    """What this process shows to others and asks of them. Raises ValueError naming the setting."""
+
+    tls_dir: Path | None = None
+    token: str = ""
+
+    def __post_init__(self) -> None:
+        if self.token and (len(self.token) < _MIN_TOKEN or not self.token.isascii() or not self.token.isprintable()):
+            raise ValueError(f"cluster_token: wants at least {_MIN_TOKEN} printable ASCII characters")
+        if self.tls_dir is not None:
+            self.read()
+
+    def read(self) -> tuple[bytes, bytes, bytes]:
+        """The authority's certificate, this process's, and its key."""
+        assert self.tls_dir is not None
+        try:
+            authority, certificate, key = ((self.tls_dir / name).read_bytes() for name in _FILES)
+        except OSError as error:
+            told = f"{error.filename}: {error.strerror}"
+            raise ValueError(f"tls_dir: {told}; the directory must hold {', '.join(_FILES)}") from error
+        return authority, certificate, key
+
+    @property
+    def is_open(self) -> bool:
+        return self.tls_dir is None and not self.token
+
+
+@dataclass(frozen=True, kw_only=True)
+class WireSettings:
+    """The settings of this that every role has."""
+
+    tls_dir: Path | None = option(
+        None, "directory of ca.crt, tls.crt and tls.key: TLS on both sides of every gRPC channel"
+    )
+    cluster_token: str = option("", "secret that every gRPC call must carry", secret=True)
+
+    @property
+    def wire(self) -> WireSecurity:
+        """Raises ValueError for files that are not there and a token that is too short."""
+        return WireSecurity(self.tls_dir, self.cluster_token)
+
+    def check_wire(self) -> None:
+        """For ``__post_init__``."""
+        WireSecurity(self.tls_dir, self.cluster_token)
+
+
+_security = WireSecurity()
+
+
+def secure(security: WireSecurity) -> None:
+    """From now on for every channel and server of this process."""
+    global _security
+    _security = security
+
+
+def open_channel(address: str, options: Options) -> "grpc.aio.Channel":
+    """To be called on the event loop that will use it."""
+    if _security.tls_dir is None:
+        channel = grpc.aio.insecure_channel(address, options=options)
+    else:
+        channel = grpc.aio.secure_channel(address, _client_credentials(_security), options=_named(options))
+    return _with_token(channel)
+
+
+def open_blocking_channel(address: str, options: Options) -> grpc.Channel:
+    """The same for a thread without an event loop."""
+    if _security.tls_dir is None:
+        channel = grpc.insecure_channel(address, options=options)
+    else:
+        channel = grpc.secure_channel(address, _client_credentials(_security), options=_named(options))
+    return _with_token(channel)
+
+
+def make_server(options: Options) -> grpc.aio.Server:
+    """A server that refuses calls without the token, if there is one."""
+    guards = [_TokenGuard(_security.token)] if _security.token else []
+    return grpc.aio.server(options=options, interceptors=guards)
+
+
+def add_port(server: grpc.aio.Server, host: str, port: int) -> int:
+    """The port bound. Raises RuntimeError when it cannot be, ValueError for an address that strangers could reach."""
+    if _security.is_open and not _is_loopback(host):
+        raise ValueError(f"host: {host} can be reached by strangers; give --tls-dir or --cluster-token (or 127.0.0.1)")
+    if _security.tls_dir is None:
+        return int(server.add_insecure_port(f"{host}:{port}"))
+    return int(server.add_secure_port(f"{host}:{port}", _server_credentials(_security)))
+
+
+def _client_credentials(security: WireSecurity) -> grpc.ChannelCredentials:
+    authority, certificate, key = security.read()
+    return grpc.ssl_channel_credentials(authority, key, certificate)
+
+
+def _server_credentials(security: WireSecurity) -> grpc.ServerCredentials:
+    current = security.read()
+
+    def configuration(files: tuple[bytes, bytes, bytes]) -> grpc.ServerCertificateConfiguration:
+        authority, certificate, key = files
+        return grpc.ssl_server_certificate_configuration([(key, certificate)], authority)
+
+    def renewed() -> grpc.ServerCertificateConfiguration | None:
+        """Asked before every handshake; None: no change."""
+        nonlocal current
+        try:
+            files = security.read()
+        except ValueError as error:
+            _log.warning("the certificate stays as it was: %s", error)
+            return None
+        if files == current:
+            return None
+        current = files
+        return configuration(files)
+
+    return grpc.dynamic_ssl_server_credentials(configuration(current), renewed, require_client_authentication=True)
+
+
+def _named(options: Options) -> list[tuple[str, Any]]:
+    return [*options, ("grpc.ssl_target_name_override", _NAME)]
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _with_token(channel: Any) -> Any:
+    return _TokenChannel(channel, ((_TOKEN_KEY, _security.token),)) if _security.token else channel
+
+
+class _TokenChannel:
+    """A channel whose every call carries the token; an interceptor would cost a task for each call."""
+
+    def __init__(self, channel: Any, metadata: tuple[tuple[str, str], ...]) -> None:
+        self._channel, self._metadata = channel, metadata
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._channel, name)
+        if name not in ("unary_unary", "unary_stream", "stream_unary", "stream_stream"):
+            return found
+        return lambda *place, **named: partial(found(*place, **named), metadata=self._metadata)
+
+    async def __aenter__(self) -> Self:
+        await self._channel.__aenter__()
+        return self
+
+    async def __aexit__(self, *ending: object) -> None:
+        await self._channel.__aexit__(*ending)
+
+
+class _TokenGuard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    def __init__(self, token: str) -> None:
+        self._token = token.encode()
+        # A stream's handler refuses calls of every kind before anything of theirs is read.
+        self._refusal = grpc.stream_stream_rpc_method_handler(_refuse)
+
+    async def intercept_service(
+        self, continuation: Callable[[Any], Awaitable[Any]], details: grpc.HandlerCallDetails
+    ) -> Any:
+        shown = next((value for key, value in details.invocation_metadata if key == _TOKEN_KEY), "")
+        if hmac.compare_digest(shown.encode() if isinstance(shown, str) else shown, self._token):
+            return await continuation(details)
+        return self._refusal
+
+
+async def _refuse(requests: Any, context: grpc.aio.ServicerContext) -> None:
+    error = FleetError(Code.UNAUTHENTICATED, "the call does not carry this fleet's --cluster-token")
+    await context.abort(error.status, error.details)

@@ -1,0 +1,185 @@
+"""Members of one fleet reach each other, strangers nobody: by certificate, by token, and not at all without either."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import trustme
+
+from expertfleet.membership import wire
+from expertfleet.membership.channel import listen
+from expertfleet.membership.wire import WireSecurity, WireSettings
+from expertfleet.proto.errors import Code, from_details
+
+Certify = Callable[..., Path]
+TOKEN = "one fleet's own token"
+OPTIONS = [("grpc.enable_http_proxy", 0)]
+
+
+@pytest.fixture(autouse=True)
+def open_again() -> Iterator[None]:
+    yield
+    wire.secure(WireSecurity())
+
+
+class Echo:
+    """A server that answers unary calls and streams with what it was sent."""
+
+    async def start(self, security: WireSecurity) -> str:
+        wire.secure(security)
+        self.server = wire.make_server([("grpc.so_reuseport", 0)])
+        methods = {
+            "Unary": grpc.unary_unary_rpc_method_handler(self.unary),
+            "Count": grpc.unary_stream_rpc_method_handler(self.count),
+            "Stream": grpc.stream_stream_rpc_method_handler(self.stream),
+        }
+        self.server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("Echo", methods),))
+        return await listen(self.server, "127.0.0.1", 0)
+
+    async def unary(self, request: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        return request
+
+    async def count(self, request: bytes, context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
+        for _ in range(3):
+            yield request
+
+    async def stream(self, requests: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
+        async for request in requests:
+            yield request
+
+
+async def every_kind_of_call(address: str) -> None:
+    async with wire.open_channel(address, OPTIONS) as channel:
+        assert await channel.unary_unary("/Echo/Unary")(b"a", timeout=5) == b"a"
+        assert [one async for one in channel.unary_stream("/Echo/Count")(b"b", timeout=5)] == [b"b"] * 3
+        call = channel.stream_stream("/Echo/Stream")(timeout=5)
+        for message in (b"c", b"d"):
+            await call.write(message)
+            assert await call.read() == message
+        await call.done_writing()
+        assert await call.read() is grpc.aio.EOF
+
+    def blocking() -> bytes:
+        channel = wire.open_blocking_channel(address, OPTIONS)
+        answer: bytes = channel.unary_unary("/Echo/Unary")(b"e", timeout=5)
+        channel.close()
+        return answer
+
+    assert await asyncio.to_thread(blocking) == b"e"
+
+
+async def refused(address: str, method: str) -> grpc.aio.AioRpcError:
+    async with wire.open_channel(address, OPTIONS) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await CALLS[method](channel)
+    return caught.value
+
+
+async def unary(channel: Any) -> None:
+    await channel.unary_unary("/Echo/Unary")(b"a", timeout=5)
+
+
+async def count(channel: Any) -> None:
+    [one async for one in channel.unary_stream("/Echo/Count")(b"a", timeout=5)]
+
+
+async def stream(channel: Any) -> None:
+    """As a lane does it: what is refused reads as the end of the stream."""
+    call = channel.stream_stream("/Echo/Stream")(timeout=5)
+    await call.write(b"a")
+    assert await call.read() is grpc.aio.EOF
+    raise grpc.aio.AioRpcError(await call.code(), None, None, await call.details())
+
+
+CALLS = {"Unary": unary, "Count": count, "Stream": stream}
+
+
+@pytest.mark.parametrize("kind", ["token", "tls", "both"])
+def test_members_reach_each_other(tls_dir: Path, kind: str) -> None:
+    security = WireSecurity(tls_dir if kind != "token" else None, TOKEN if kind != "tls" else "")
+
+    async def run() -> None:
+        echo = Echo()
+        address = await echo.start(security)
+        await every_kind_of_call(address)
+        await echo.server.stop(None)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("method", ["Unary", "Count", "Stream"])
+@pytest.mark.parametrize("shown", ["", "another fleet's own token"])
+def test_a_call_without_the_token_is_refused_by_name(method: str, shown: str) -> None:
+    async def run() -> grpc.aio.AioRpcError:
+        echo = Echo()
+        address = await echo.start(WireSecurity(token=TOKEN))
+        wire.secure(WireSecurity(token=shown))
+        error = await refused(address, method)
+        await echo.server.stop(None)
+        return error
+
+    error = asyncio.run(run())
+    assert error.code() is grpc.StatusCode.UNAUTHENTICATED
+    assert from_details(error.code(), error.details()).code is Code.UNAUTHENTICATED
+
+
+@pytest.mark.parametrize("stranger", ["plain", "foreign authority", "no certificate", "another name"])
+def test_strangers_get_no_answer_from_tls(tmp_path: Path, certify: Certify, stranger: str) -> None:
+    authority = trustme.CA()
+    mine = certify(tmp_path / "mine", authority, "somebody" if stranger == "another name" else "expertfleet")
+    theirs = certify(tmp_path / "theirs", trustme.CA())
+    (theirs / "ca.crt").write_bytes((mine / "ca.crt").read_bytes())  # who trusts us, but whom we do not
+
+    async def run() -> grpc.StatusCode:
+        echo = Echo()
+        address = await echo.start(WireSecurity(mine))
+        if stranger == "no certificate":
+            trusting = grpc.ssl_channel_credentials((mine / "ca.crt").read_bytes())
+            options = [*OPTIONS, ("grpc.ssl_target_name_override", "expertfleet")]
+            async with grpc.aio.secure_channel(address, trusting, options=options) as channel:
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await channel.unary_unary("/Echo/Unary")(b"a", timeout=5)
+            code: grpc.StatusCode = caught.value.code()
+        else:
+            known = {"plain": None, "foreign authority": theirs, "another name": mine}[stranger]
+            wire.secure(WireSecurity(known))
+            code = (await refused(address, "Unary")).code()
+        await echo.server.stop(None)
+        return code
+
+    assert asyncio.run(run()) is grpc.StatusCode.UNAVAILABLE
+
+
+def test_renewed_certificates_are_taken_while_serving(tls_dir: Path, certify: Certify) -> None:
+    """The authority itself is replaced, so that the old certificate would be refused."""
+
+    async def run() -> None:
+        echo = Echo()
+        address = await echo.start(WireSecurity(tls_dir))
+        await every_kind_of_call(address)
+        certify(tls_dir, trustme.CA())
+        await every_kind_of_call(address)
+        await echo.server.stop(None)
+
+    asyncio.run(run())
+
+
+def test_an_address_open_to_strangers_wants_protection() -> None:
+    async def run(host: str) -> None:
+        await listen(wire.make_server(OPTIONS), host, 0)
+
+    for host in ("0.0.0.0", "[::]", "example.org"):
+        with pytest.raises(ValueError, match="can be reached by strangers; give --tls-dir or --cluster-token"):
+            asyncio.run(run(host))
+
+
+def test_bad_settings_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^cluster_token: wants at least 16"):
+        WireSettings(cluster_token="short").check_wire()
+    with pytest.raises(ValueError, match=r"^cluster_token: "):
+        WireSettings(cluster_token="sixteen\nand much more").check_wire()
+    with pytest.raises(ValueError, match=r"^tls_dir: .*ca\.crt: No such file or directory; the directory must hold"):
+        WireSettings(tls_dir=tmp_path).check_wire()
