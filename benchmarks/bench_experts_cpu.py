@@ -12,6 +12,7 @@ products in bf16, 3.6 × the bytes), reference. Rivals run as processes of their
 import argparse
 import json
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -102,7 +103,7 @@ def _measure(
         for name, kernel in kernels.items():
             time.sleep(_PAUSE_S)
             times[name].append(kernel.seconds(x, load))
-    own_bytes = scoreboard.bytes_of(experts[0]) * sum(hits) / len(hits)
+    own_bytes = [scoreboard.bytes_of(experts[0]) * hit for hit in hits]
     for name in kernels:
         told = scoreboard.line(
             device,
@@ -187,6 +188,10 @@ class _Rival:
     def seconds(self, x: torch.Tensor, load: Load) -> float:
         return float(self._ask(self._job(x, load))["seconds"])
 
+    def _awake(self, awake: bool) -> None:
+        """A rival's threads spin while they wait; it is stopped unless it is asked something."""
+        self._process.send_signal(signal.SIGCONT if awake else signal.SIGSTOP)
+
     def error(self, x: torch.Tensor, load: Load, experts: Sequence[Three]) -> float:
         result = self._folder / "y.pt"
         self._ask(self._job(x, load) | {"result": str(result)})
@@ -202,17 +207,20 @@ class _Rival:
 
     def end(self) -> None:
         assert self._process.stdin is not None
+        self._awake(True)
         self._process.stdin.close()
         self._process.wait(60)
 
     def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
+        self._awake(True)
         self._process.stdin.write(json.dumps(message) + "\n")
         self._process.stdin.flush()
         for line in self._process.stdout:
             if line.startswith("{"):  # libraries print as well
                 answer: dict[str, Any] = json.loads(line)
+                self._awake(False)
                 return answer
         sys.exit(f"bench_experts_cpu: {self.name} ended with status {self._process.wait()}")
 

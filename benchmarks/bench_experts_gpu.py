@@ -147,7 +147,8 @@ def _line(
     x = torch.randn(load.tokens, shape.hidden, device="cuda").bfloat16()
     times = timed(lambda: call(x, load.rows, load.experts), options.calls)
     error = scoreboard.relative_error(call(x, load.rows, load.experts), x, load, experts)
-    own_bytes, padding = scoreboard.bytes_of(experts[0]) * load.hit, _padding(name, load, len(experts))
+    own_bytes = [float(scoreboard.bytes_of(experts[0]) * load.hit)] * len(times)
+    padding = _padding(name, load, len(experts))
     device = torch.cuda.get_device_name()
     return scoreboard.line(device, name, 0, shape, len(experts), load, own_bytes, times, limit, padding, error, options)
 

@@ -110,17 +110,18 @@ def line(
     shape: ExpertShape,
     held: int,
     load: Load,
-    own_bytes: float,
+    own_bytes: Sequence[float],
     times: Sequence[float],
     limit: float,
     padding: str,
     error: float,
     options: argparse.Namespace,
 ) -> str:
-    """``times`` in seconds, ``own_bytes`` of a call, ``limit`` in GB/s."""
+    """``times`` in seconds and ``own_bytes`` of every call, ``limit`` in GB/s; GB/s are the median of the calls' own."""
     median, p90 = spread(times)
     routes = len(load.rows)
-    speed, flops = own_bytes / median / 1e9, 6 * routes * shape.hidden * shape.width / median / 1e12
+    speed = statistics.median(num / seconds for num, seconds in zip(own_bytes, times, strict=True)) / 1e9
+    flops = 6 * routes * shape.hidden * shape.width / median / 1e12
     counts = f"{held},{options.all_experts},{options.top_k},{load.tokens},{routes},{load.hit}"
     told = f"{median * 1e6:.1f},{p90 * 1e6:.1f},{speed:.1f},{limit:.1f},{100 * speed / limit:.1f},{flops:.4f}"
     return f"{device},{kernel},{threads},{shape.hidden},{shape.width},{counts},{told},{padding},{error:.2e}"
