@@ -67,8 +67,11 @@ class Shard:
         ids = experts.flatten().int().numpy()
         frame = encode_dispatch(self._frames, short, (1, 1), LAYER, 0, _DEADLINE_US, x, rows, ids)
         await self._lane.write(frame)
-        answer = decode(await self._lane.read(), _LIMIT)
-        assert isinstance(answer, Result), answer
+        left = len(ids)
+        while left:
+            answer = decode(await self._lane.read(), _LIMIT)
+            assert isinstance(answer, Result), answer
+            left -= answer.rows.shape[0]
         return time.perf_counter() - began
 
     async def end(self) -> None:
