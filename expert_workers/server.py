@@ -23,7 +23,7 @@ from ..proto.errors import FleetError
 from ..proto.generated import expert_pb2_grpc, membership_pb2
 from ..proto.io_thread import IoThread
 from ..proto.lane import server_options, stream_handler
-from ..proto.local_lane import forget_locally, listen_locally
+from ..proto.local_lane import listen_locally
 from .config import ExpertConfig, parse_experts
 from .handler import ControlService, LaneHandler
 from .holdings import Holdings
@@ -92,11 +92,6 @@ class ExpertServer:
         await self._server.stop(grace=1.0)
         if self._local is not None:
             self._local.close()
-            forget_locally(self._port)
-
-    @property
-    def _port(self) -> int:
-        return int(self.address.rpartition(":")[2])
 
     def _load(self) -> None:
         torch.set_num_threads(self.config.threads)
@@ -140,7 +135,7 @@ class ExpertServer:
         control = ControlService(self.holdings, self.tenancy.report, self._ending.asked)
         expert_pb2_grpc.add_ExpertShardServicer_to_server(control, self._server)
         self.address = await listen(self._server, config.host, config.port)
-        self._local = await listen_locally(self._port, self.lanes.connect)
+        self._local = await listen_locally(int(self.address.rpartition(":")[2]), self.lanes.connect)
 
     def _fill(self, report: membership_pb2.WorkerReport) -> None:
         counters, holdings = self.runtime.counters, self.holdings

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
-from pathlib import Path
 
 import grpc
 
@@ -18,7 +17,7 @@ from ..membership import wire
 from ..proto.codec import Buffer, Error, Hello, Result, decode, encode_cancel, encode_hello
 from ..proto.errors import Code, FleetError, from_details
 from ..proto.lane import PATH, channel_options
-from ..proto.local_lane import FrameSocket, local_path
+from ..proto.local_lane import FrameSocket, connect_locally
 
 logger = logging.getLogger(__name__)
 
@@ -79,29 +78,29 @@ class Lane:
 
     async def _connect_once(self) -> FleetError:
         """One connection, from greeting to break; the error that ended it."""
-        path = local_path(self.address) if self._local else None
         try:
             async with asyncio.timeout(_GREETING_S) as self._greeting:
-                return await (self._over_grpc() if path is None else self._over_socket(path))
+                if self._local and (error := await self._over_socket()):
+                    return error
+                return await self._over_grpc()
         except TimeoutError:
             return FleetError(Code.LANE_LOST, f"{self.seat} at {self.address} sent no greeting in {_GREETING_S} s")
         except FleetError as error:
             return error
 
-    async def _over_socket(self, path: Path) -> FleetError:
-        loop = asyncio.get_running_loop()
-        ended: asyncio.Future[FleetError] = loop.create_future()
+    async def _over_socket(self) -> FleetError | None:
+        """None if the shard has no local lane for this process."""
+        ended: asyncio.Future[FleetError] = asyncio.get_running_loop().create_future()
 
         def end(error: FleetError) -> None:
             if not ended.done():
                 ended.set_result(error)
 
-        connection = FrameSocket(self._hello.max_frame_bytes, self._receive, end)
-        try:
-            await loop.create_unix_connection(lambda: connection, str(path))
-        except OSError as error:
-            logger.warning("%s: %s; the lane to %s goes over gRPC", path, error, self.seat)
-            return await self._over_grpc()
+        connection = await connect_locally(
+            self.address, lambda: FrameSocket(self._hello.max_frame_bytes, self._receive, end)
+        )
+        if connection is None:
+            return None
         self._write = connection.send
         connection.send(encode_hello(self._hello))
         try:

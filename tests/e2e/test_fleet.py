@@ -73,6 +73,11 @@ class Serve:
         ).stdout
         return {worker["seat"]: worker for worker in json.loads(text)["workers"]}
 
+    def addresses(self) -> dict[str, str]:
+        """Where each role but the gateway takes gRPC calls."""
+        status = httpx.get(f"{self.get('/health').json()['admin']}/status", trust_env=False).json()
+        return {worker["seat"]: worker["address"] for worker in status["workers"] if worker["role"] != "gateway"}
+
     def metric(self, name: str) -> float:
         """The sum of a metric over its seats."""
         text = httpx.get(f"{self.get('/health').json()['admin']}/metrics", trust_env=False).text
@@ -202,10 +207,9 @@ def answer_to_a_stranger(address: str) -> grpc.StatusCode:
 
 
 def test_no_worker_and_no_controller_answers_a_stranger(fleet: Serve) -> None:
-    addresses = [worker["address"] for worker in fleet.status().values() if "gateway" not in worker["seat"]]
-    (controller,) = (line.split()[1].strip(",") for line in fleet.stderr if line.startswith("controller "))
-    assert len(addresses) == 3
-    for address in (*addresses, controller):
+    addresses = fleet.addresses()
+    assert addresses.keys() == {"controller", "attention-0", "expert-0", "expert-1"}
+    for address in addresses.values():
         assert answer_to_a_stranger(address) is grpc.StatusCode.UNAUTHENTICATED
 
 
@@ -241,7 +245,7 @@ def test_a_killed_shard_costs_no_request(fleet: Serve) -> None:
 def test_sigterm_during_a_stream_too_long_to_finish(small_checkpoint: Path, tls_dir: Path) -> None:
     """With TLS between the processes."""
     serve = Serve(small_checkpoint, "--expert-shards=1", "--max-model-len=65536", "--drain-s=2", f"--tls-dir={tls_dir}")
-    assert answer_to_a_stranger(serve.status()["expert-0"]["address"]) is grpc.StatusCode.UNAVAILABLE
+    assert answer_to_a_stranger(serve.addresses()["expert-0"]) is grpc.StatusCode.UNAVAILABLE
     processes = serve.below()
     model = serve.client.models.list().data[0].id
     body = {"model": model, "prompt": [1, 2], "max_tokens": 60000, "ignore_eos": True, "stream": True}

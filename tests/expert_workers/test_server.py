@@ -1,6 +1,8 @@
 """The real shard process behind its port: what it holds it answers, everything else is refused by type."""
 
 import asyncio
+import os
+import socket
 import struct
 import threading
 from collections.abc import Awaitable, Callable
@@ -32,7 +34,6 @@ from expertfleet.proto.codec import (
 from expertfleet.proto.errors import Code, FleetError, from_details
 from expertfleet.proto.generated import expert_pb2, expert_pb2_grpc, membership_pb2
 from expertfleet.proto.lane import PATH, channel_options
-from expertfleet.proto.local_lane import local_path
 
 T = TypeVar("T")
 LIMIT = 1 << 20
@@ -42,13 +43,15 @@ HELD = "0-31"
 class SocketStream:
     """A local lane that is written and read like a gRPC stream."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, address: str) -> None:
+        self._name = f"\0expertfleet-{os.getuid()}-lane-{address.rpartition(':')[2]}"
         self._ends: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def write(self, frame: bytes) -> None:
         if self._ends is None:
-            self._ends = await asyncio.open_unix_connection(self._path)
+            connected = socket.socket(socket.AF_UNIX)
+            connected.connect(self._name)
+            self._ends = await asyncio.open_unix_connection(sock=connected)
         self._ends[1].write(struct.pack("<I", len(frame)) + frame)
 
     async def read(self) -> bytes:
@@ -71,9 +74,7 @@ class Client:
         if transport == "grpc":
             self.stream = self.channel.stream_stream(PATH)()
         else:
-            path = local_path(address)
-            assert path is not None
-            self.stream = SocketStream(path)
+            self.stream = SocketStream(address)
         self.checkpoint = checkpoint
         self.hello = Hello("test", checkpoint.fingerprint, "bfloat16", LIMIT)
 

@@ -3,26 +3,19 @@ import os
 import random
 import socket
 import struct
-import tempfile
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 import pytest
 import uvloop
 
+from expertfleet.proto import local_lane
 from expertfleet.proto.codec import Error, decode
 from expertfleet.proto.errors import Code, FleetError
-from expertfleet.proto.local_lane import FrameSocket, forget_locally, listen_locally, local_path
+from expertfleet.proto.local_lane import FrameSocket, connect_locally, listen_locally
 
 LIMIT = 1 << 16
-PORT = 7
+PORT = random.randrange(1 << 20, 1 << 30)  # no port at all, so nobody has it
 ADDRESS = f"127.0.0.1:{PORT}"
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    return tmp_path / f"expertfleet-{os.getuid()}"
 
 
 class Echo:
@@ -41,22 +34,30 @@ class Echo:
         return connection
 
 
-def with_echo(conversation: Callable[[Echo, Path], Awaitable[None]]) -> None:
+def with_echo(conversation: Callable[[Echo], Awaitable[None]]) -> None:
     async def run() -> None:
         echo = Echo()
         server = await echo.start()
-        path = local_path(ADDRESS)
-        assert path is not None
         try:
-            await asyncio.wait_for(conversation(echo, path), 30)
+            await asyncio.wait_for(conversation(echo), 30)
         finally:
             server.close()
 
     uvloop.run(run())
 
 
-async def raw(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    return await asyncio.open_unix_connection(path)
+def connect() -> socket.socket:
+    stranger = socket.socket(socket.AF_UNIX)
+    try:
+        stranger.connect(f"\0expertfleet-{os.getuid()}-lane-{PORT}")
+    except OSError:
+        stranger.close()
+        raise
+    return stranger
+
+
+async def raw() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await asyncio.open_unix_connection(sock=connect())
 
 
 async def read_frame(reader: asyncio.StreamReader) -> bytes:
@@ -65,10 +66,10 @@ async def read_frame(reader: asyncio.StreamReader) -> bytes:
 
 
 def test_frames_come_back_whole_and_in_order() -> None:
-    async def conversation(echo: Echo, path: Path) -> None:
+    async def conversation(echo: Echo) -> None:
         received: asyncio.Queue[bytearray] = asyncio.Queue()
-        client = FrameSocket(LIMIT, received.put_nowait, lambda error: None)
-        await asyncio.get_running_loop().create_unix_connection(lambda: client, str(path))
+        client = await connect_locally(ADDRESS, lambda: FrameSocket(LIMIT, received.put_nowait, lambda error: None))
+        assert client is not None
         frames = [random.randbytes(random.choice((1, 100, 65536))) for _ in range(200)]
         for frame in frames:
             client.send(frame)
@@ -79,8 +80,8 @@ def test_frames_come_back_whole_and_in_order() -> None:
 
 
 def test_a_frame_may_come_byte_by_byte() -> None:
-    async def conversation(echo: Echo, path: Path) -> None:
-        reader, writer = await raw(path)
+    async def conversation(echo: Echo) -> None:
+        reader, writer = await raw()
         frame = random.randbytes(50)
         for byte in struct.pack("<I", 50) + frame:
             writer.write(bytes([byte]))
@@ -93,8 +94,8 @@ def test_a_frame_may_come_byte_by_byte() -> None:
 
 @pytest.mark.parametrize("length", [0, LIMIT + (1 << 20) + 1, 0xFFFFFFFF])
 def test_an_impossible_length_is_refused_by_type(length: int) -> None:
-    async def conversation(echo: Echo, path: Path) -> None:
-        reader, writer = await raw(path)
+    async def conversation(echo: Echo) -> None:
+        reader, writer = await raw()
         writer.write(struct.pack("<I", length) + b"more")
         refusal = decode(await read_frame(reader), LIMIT)
         assert isinstance(refusal, Error)
@@ -107,12 +108,11 @@ def test_an_impossible_length_is_refused_by_type(length: int) -> None:
 
 
 def test_noise_ends_its_own_connection_alone() -> None:
-    async def conversation(echo: Echo, path: Path) -> None:
+    async def conversation(echo: Echo) -> None:
         for _ in range(100):
-            with socket.socket(socket.AF_UNIX) as stranger:
-                stranger.connect(str(path))
+            with connect() as stranger:
                 stranger.send(random.randbytes(random.randint(0, 40)))
-        reader, writer = await raw(path)
+        reader, writer = await raw()
         writer.write(struct.pack("<I", 2) + b"ok")
         assert await read_frame(reader) == b"ok"
         writer.close()
@@ -129,7 +129,7 @@ def test_an_error_of_the_receiver_ends_the_connection_with_it() -> None:
     async def run() -> None:
         server = await listen_locally(PORT, lambda: FrameSocket(LIMIT, refuse, reasons.append))
         assert server is not None
-        reader, writer = await raw(local_path(ADDRESS) or Path())
+        reader, writer = await raw()
         writer.write(struct.pack("<I", 2) + b"no")
         assert await reader.read() == b""
         writer.close()
@@ -139,20 +139,35 @@ def test_an_error_of_the_receiver_ends_the_connection_with_it() -> None:
     assert [str(reason) for reason in reasons] == ["not this one"]
 
 
-def test_only_this_users_own_folder_is_used(folder: Path) -> None:
-    folder.mkdir(mode=0o755)
-    (folder / f"lane-{PORT}.sock").touch()
-    assert local_path(ADDRESS) is None
-    assert uvloop.run(listen_locally(PORT, Echo()._connect)) is None
+def test_another_users_process_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def conversation(echo: Echo) -> None:
+        monkeypatch.setattr(local_lane, "_peer_uid", lambda connected: os.getuid() + 1)
+        assert await connect_locally(ADDRESS, lambda: pytest.fail("connected")) is None
+        with connect() as stranger:
+            assert await asyncio.to_thread(stranger.recv, 1) == b""
+        assert [error.code for error in echo.ended][-1] is Code.UNAUTHENTICATED
+
+    with_echo(conversation)
 
 
-def test_the_socket_belongs_to_an_address_of_this_machine(folder: Path) -> None:
-    folder.mkdir(mode=0o700)
-    (folder / f"lane-{PORT}.sock").touch()
-    assert local_path(ADDRESS) is not None
-    assert local_path(f"localhost:{PORT}") is not None
-    assert local_path("127.0.0.1:8") is None
-    assert local_path(f"192.0.2.1:{PORT}") is None  # reserved for documentation, nobody's
-    assert local_path(f"some.other.host:{PORT}") is None
-    forget_locally(PORT)
-    assert local_path(ADDRESS) is None
+def test_a_name_is_taken_once_and_gone_with_its_process() -> None:
+    async def conversation(echo: Echo) -> None:
+        assert await listen_locally(PORT, echo._connect) is None
+
+    with_echo(conversation)
+    with pytest.raises(ConnectionRefusedError):
+        connect()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "192.0.2.1", "some.other.host"])
+def test_only_processes_of_this_machine_are_asked(host: str) -> None:
+    """192.0.2.1 is reserved for documentation, so it is nobody's."""
+
+    async def conversation(echo: Echo) -> None:
+        made = FrameSocket(LIMIT, lambda frame: None, lambda error: None)
+        found = await connect_locally(f"{host}:{PORT}", lambda: made)
+        assert (found is made) == (host in ("127.0.0.1", "localhost"))
+        made.end(FleetError(Code.LANE_LOST, "enough"))
+        assert await connect_locally(f"{host}:{PORT + 1}", lambda: made) is None
+
+    with_echo(conversation)
