@@ -10,6 +10,7 @@ products in bf16, 3.6 × the bytes), reference. Rivals run as processes of their
 """
 
 import argparse
+import contextlib
 import json
 import shlex
 import signal
@@ -54,14 +55,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for held, total in options.tables:
         options.all_experts = total
         experts = scoreboard.random_experts(shape, held, options.distinct)
-        with tempfile.TemporaryDirectory(prefix="bench") as folder:
-            rivals = [_Rival(each, shape, experts, options, Path(folder)) for each in options.rival if held == total]
-            kernels: dict[str, Kernel] = {name: _Here(_call(name, shape, experts)) for name in options.kernels}
-            kernels |= {rival.name: rival for rival in rivals}
+        kernels: dict[str, Kernel] = {}
+        with tempfile.TemporaryDirectory(prefix="bench") as folder, contextlib.ExitStack() as ending:
+            kernels |= {name: _Here(_call(name, shape, experts)) for name in options.kernels}
+            for each in options.rival if held == total else ():
+                rival = _Rival(each, shape, experts, options, Path(folder))
+                ending.callback(rival.end)  # also after an error: a stopped process would stay for ever
+                kernels[rival.name] = rival
             for tokens in options.tokens:
                 _measure(table, device, kernels, shape, experts, tokens, options)
-            for rival in rivals:
-                rival.end()
     table.save()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..attention_workers.config import AttentionConfig
-from ..expert_workers.config import ExpertConfig
+from ..expert_workers.config import BackendSetting, ExpertConfig
 from ..gateway.config import GatewayConfig
 from ..membership.wire import WireSettings
 from ..settings.reader import option, within
@@ -30,9 +30,7 @@ class FleetConfig(WireSettings):
     expert_shards: int = option(2, "number of expert shards")
     replicas: int = option(1, "copies of each expert, every one on another shard")
     device: Literal["auto", "cpu", "cuda"] = option("auto", "where the workers compute: auto or cpu")
-    backend: Literal["auto", "cpu-native", "cpu-int4pack", "dequantized", "reference"] = option(
-        "auto", "expert GEMM: auto, cpu-native, cpu-int4pack or reference"
-    )
+    backend: BackendSetting = option("auto", "how experts are computed")
     dtype: Literal["bfloat16", "float32"] = option("bfloat16", "dtype of activations, cache and frames")
     threads: int | None = option(None, "threads of each worker; if not given the cores are shared out")
     pin: bool | None = option(

@@ -8,6 +8,8 @@ from ..membership.wire import WireSettings
 from ..settings.ranges import parse_ranges
 from ..settings.reader import option, within
 
+BackendSetting = Literal["auto", "cpu-native", "cpu-int4pack", "dequantized", "reference"]
+
 
 @dataclass(frozen=True)
 class ExpertConfig(WireSettings):
@@ -21,9 +23,7 @@ class ExpertConfig(WireSettings):
     port: int = option(0, "port to listen on; 0 takes any free one")
     node: str = option("", "name of the machine in status; the host name if empty")
     dtype: Literal["bfloat16", "float32"] = option("bfloat16", "dtype of hidden rows")
-    backend: Literal["auto", "cpu-native", "cpu-int4pack", "dequantized", "reference"] = option(
-        "auto", "how experts are computed"
-    )
+    backend: BackendSetting = option("auto", "how experts are computed")
     threads: int = option(1, "threads of the expert GEMM")
     cpus: str = option(
         "", "processors to keep to, one for each thread, such as 0-15; memory comes from their NUMA node"

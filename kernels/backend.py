@@ -41,13 +41,9 @@ class Int4Rules:
 
 
 @dataclass(frozen=True)
-class DequantizedRules:
-    gate_up: LinearRule
-    down: LinearRule
+class LinearRules:
+    """Of the backends that multiply dequantised weights."""
 
-
-@dataclass(frozen=True)
-class ReferenceRules:
     gate_up: LinearRule
     down: LinearRule
 
@@ -69,7 +65,7 @@ class Backend:
     name: BackendName
     shape: ExpertShape
     dtype: torch.dtype
-    rules: NativeRules | Int4Rules | DequantizedRules | ReferenceRules | TritonRules
+    rules: NativeRules | Int4Rules | LinearRules | TritonRules
     remark: str = ""
 
     @property
@@ -94,7 +90,7 @@ class Backend:
             return Int4PackLayer(self.shape, self.dtype, self.rules.packer, self.rules.gate_up, self.rules.down)
         if isinstance(self.rules, TritonRules):
             return TritonLayer(self.shape, self.rules.device)
-        kind = DequantizedLayer if isinstance(self.rules, DequantizedRules) else ReferenceLayer
+        kind = DequantizedLayer if self.name == "dequantized" else ReferenceLayer
         return kind(self.shape, self.dtype, self.rules.gate_up, self.rules.down)
 
     @staticmethod
@@ -136,11 +132,11 @@ def make_backend(
         return Backend(chosen, shape, dtype, _int4_rules(book, shape, dtype), remark)
     if chosen == "dequantized":
         both = linear_rule(book, 2 * width, hidden, dtype)
-        return Backend(chosen, shape, dtype, DequantizedRules(both, linear_rule(book, hidden, width, dtype)))
+        return Backend(chosen, shape, dtype, LinearRules(both, linear_rule(book, hidden, width, dtype)))
     if chosen == "reference":
         gate_up = linear_rule(book, width, hidden, torch.float32, passing=True)
         down = linear_rule(book, hidden, width, torch.float32, passing=True)
-        return Backend(chosen, shape, dtype, ReferenceRules(gate_up, down), remark)
+        return Backend(chosen, shape, dtype, LinearRules(gate_up, down), remark)
     assert_never(chosen)
 
 

@@ -121,10 +121,6 @@ class Pool {
   int left_ = 0;
 };
 
-}  // namespace
-
-namespace {
-
 // Never destroyed: its threads end with the process.
 Pool& the_pool() {
   static Pool* pool = new Pool;
