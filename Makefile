@@ -25,7 +25,7 @@ ifeq ($(CUDA)$(filter-out Linux,$(shell uname -s)),)
 	@$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev]'
 else
 	@$(PIP) install -c constraints.txt setuptools
-	@$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev,gpu]'
+	@$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev]'
 endif
 	@mkdir -p .link && ln -sfn .. .link/expertfleet
 	@touch $@

@@ -4,8 +4,8 @@ The limit is the best of three readers with the same threads, taken before every
 take turns, call by call, and every call draws other routes, so that weights come from memory and disturbances hit all.
 What the columns mean: scoreboard.py. By default two tables: all of 32 experts of one K2 layer, and a shard's 24 of 384.
 
-Ours: cpu-native (or cpu-native:avx2 and so on for one instruction set), cpu-int4pack (torch's operator), dequantized (torch's
-products in bf16, 3.6 × the bytes), reference. Rivals run as processes of their own and live outside this repository:
+Ours: cpu-native (or cpu-native:avx2 and so on for one instruction set), cpu-int4pack (torch's operator), reference; bf16 is
+torch's products with weights rounded to bf16 (3.6 × the bytes). Rivals run as processes of their own and live outside this repository:
 --rival NAME=COMMAND starts a command that speaks the lines of _Rival below; adapters/ has them for kt-kernel and llama.cpp.
 """
 
@@ -26,9 +26,10 @@ import scoreboard
 import torch
 from safetensors.torch import save_file
 from scoreboard import Load, Three
+from shard_process import Bf16Layer
 
 from expertfleet.kernels import native
-from expertfleet.kernels.expert_layer import ExpertShape
+from expertfleet.kernels.expert_layer import ExpertLayer, ExpertShape
 from expertfleet.kernels.grouped_gemm import grouped_gemm, make_backend
 
 _READ_BYTES = 1 << 30
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = scoreboard.parser(__doc__)
     parser.set_defaults(tables=[(32, 32), (24, 384)])
-    parser.add_argument("--kernels", nargs="+", default=["cpu-native", "cpu-int4pack", "dequantized"])
+    parser.add_argument("--kernels", nargs="+", default=["cpu-native", "cpu-int4pack", "bf16"])
     parser.add_argument("--rival", action="append", default=[], metavar="NAME=COMMAND")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--seconds", type=float, default=3.0, help="for each kernel and number of tokens")
@@ -140,12 +141,7 @@ class _Here:
 
 
 def _call(name: str, shape: ExpertShape, experts: Sequence[Three]) -> Call:
-    backend_name, _, instruction_set = name.partition(":")
-    backend = make_backend(
-        backend_name, "cpu", torch.bfloat16, shape.hidden, shape.width, 32, instruction_set=instruction_set or None
-    )
-    print(f"# {backend.description}", file=sys.stderr)
-    layer = backend.new_layer()
+    layer = Bf16Layer(shape) if name == "bf16" else _new_layer(name, shape)
     began = time.perf_counter()
     for expert_id, three in enumerate(experts):
         layer.add(expert_id, *three)
@@ -154,6 +150,15 @@ def _call(name: str, shape: ExpertShape, experts: Sequence[Three]) -> Call:
     print(f"# {name}: packed at {rate:.2f} GB/s, holds {layer.bytes_held / own:.3f} of the bytes", file=sys.stderr)
 
     return lambda x, load: grouped_gemm(x, load.rows, load.experts, layer)
+
+
+def _new_layer(name: str, shape: ExpertShape) -> ExpertLayer:
+    backend_name, _, instruction_set = name.partition(":")
+    backend = make_backend(
+        backend_name, "cpu", torch.bfloat16, shape.hidden, shape.width, 32, instruction_set=instruction_set or None
+    )
+    print(f"# {backend.description}", file=sys.stderr)
+    return backend.new_layer()
 
 
 class _Rival:

@@ -7,26 +7,20 @@ Prints a CSV line per kind, number of tokens and of shards.
 """
 
 import argparse
-import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import grpc
 import torch
+from shard_process import ShardProcess, cpu_seconds
 
 from expertfleet.checkpoint.make_tiny import make_tiny
 from expertfleet.checkpoint.tensors import Checkpoint
-from expertfleet.expert_workers.config import ExpertConfig
-from expertfleet.expert_workers.server import ExpertServer
-from expertfleet.kernels.expert_layer import ExpertLayer, ExpertShape, Projection
 from expertfleet.membership.epoch import Epoch, EpochId, ExpertSet, Member
 from expertfleet.proto.codec import Hello
 from expertfleet.proto.io_thread import IoThread
@@ -37,76 +31,10 @@ _LIMIT = 64 << 20
 _COLUMNS = "kind,tokens,shards,layers,median_us,p99_us,router_cpu_us,shard_cpu_us,bytes_out,bytes_in"
 
 
-class EchoLayer(ExpertLayer):
-    """An expert's result is its row."""
-
-    def __init__(self, shape: ExpertShape, dtype: torch.dtype) -> None:
-        super().__init__(shape, dtype)
-        self._held: set[int] = set()
-
-    def _keep(self, expert_id: int, gate: Projection, up: Projection, down: Projection) -> None:
-        self._held.add(expert_id)
-
-    def holds(self, expert_id: int) -> bool:
-        return expert_id in self._held
-
-    @property
-    def bytes_held(self) -> int:
-        return 0
-
-    def apply(self, x: torch.Tensor, route_rows: torch.Tensor, route_experts: torch.Tensor) -> torch.Tensor:
-        return x[route_rows]
-
-
-def run_shard(model: Path, seat: str) -> None:
-    """A shard process: prints its address, then its CPU seconds for every line of input."""
-    server = ExpertServer(ExpertConfig(model, seat=seat))
-    real = server._test_backend
-
-    def echo() -> Any:
-        backend = real()
-        return type("Echo", (), {"new_layer": lambda self: EchoLayer(backend.shape, backend.dtype)})()
-
-    server._test_backend = echo  # type: ignore[method-assign]
-    server.start()
-    while server.tenancy.state != "ready":
-        time.sleep(0.05)
-    print(server.address, flush=True)
-    for _ in sys.stdin:
-        print(cpu_seconds(), flush=True)
-    server.stop(0)
-
-
-def cpu_seconds() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
-
-
-class Shard:
-    def __init__(self, model: Path, number: int) -> None:
-        self.seat = f"expert-{number}"
-        command = [sys.executable, __file__, "--shard", self.seat, "--model", str(model)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert self._process.stdout is not None
-        self.address = self._process.stdout.readline().strip()
-
-    def cpu_seconds(self) -> float:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write("cpu\n")
-        self._process.stdin.flush()
-        return float(self._process.stdout.readline())
-
-    def end(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(30)
-
-
 class Lanes:
     """The router's end, with lanes of one kind."""
 
-    def __init__(self, kind: str, checkpoint: Checkpoint, shards: list[Shard], io: IoThread) -> None:
+    def __init__(self, kind: str, checkpoint: Checkpoint, shards: list[ShardProcess], io: IoThread) -> None:
         self.kind = kind
         config = checkpoint.config
         self._io = io
@@ -181,7 +109,7 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     print(_COLUMNS)
     io = IoThread("io")  # gRPC's poller serves all of a process's loops, so there is one
     for count in options.shards:
-        shards = [Shard(model, number) for number in range(count)]
+        shards = [ShardProcess(model, f"expert-{number}", "echo") for number in range(count)]
         paths = [Lanes(kind, checkpoint, shards, io) for kind in ("unix", "grpc")]
         bare = Bare(io)
         for tokens in options.tokens:
@@ -194,7 +122,7 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
 def _compare(
     paths: list[Lanes],
     bare: Bare,
-    shards: list[Shard],
+    shards: list[ShardProcess],
     tokens: int,
     checkpoint: Checkpoint,
     options: argparse.Namespace,
@@ -240,13 +168,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--hidden", type=int, default=7168)
     parser.add_argument("--experts", type=int, default=48)
-    parser.add_argument("--shard", metavar="SEAT", help=argparse.SUPPRESS)
-    parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    if options.shard:
-        run_shard(options.model, options.shard)
-        return
     with tempfile.TemporaryDirectory(prefix="bench") as folder:
         measure(options, Path(folder))
 

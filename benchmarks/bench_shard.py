@@ -1,6 +1,6 @@
 """INT4 experts against the same weights in bfloat16, decoding through live shards over their lanes.
 
-One layer of Kimi-K2-Thinking's dimensions is written to a temporary folder, and one shard process per backend loads it.
+One layer of Kimi-K2-Thinking's dimensions is written to a temporary folder, and one shard process for each of the two loads it.
 A call sends one frame of --tokens tokens, each with its top-8 of the experts held, and waits for the results; the shards
 take turns, call by call. Prints a CSV line per number of tokens: medians, p90 and the ratio of the medians.
 """
@@ -8,10 +8,7 @@ take turns, call by call. Prints a CSV line per number of tokens: medians, p90 a
 import argparse
 import asyncio
 import os
-import signal
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -20,11 +17,11 @@ from typing import Any
 import grpc
 import numpy as np
 import torch
+from shard_process import ShardProcess
 
 from expertfleet.checkpoint.make_tiny import make_tiny
 from expertfleet.checkpoint.tensors import Checkpoint
 from expertfleet.proto.codec import Hello, Result, decode, encode_dispatch, encode_hello, short_fingerprint
-from expertfleet.proto.generated import expert_pb2, expert_pb2_grpc
 from expertfleet.proto.lane import PATH, channel_options
 
 _LIMIT = 1 << 27
@@ -33,28 +30,16 @@ _PAUSE_S = 0.02  # torch's threads spin for a while after a call and would take 
 LAYER = 1
 
 
-class Shard:
+class Lane:
     """A shard process and the lane to it."""
 
-    def __init__(self, backend: str, model: Path, threads: int, folder: Path) -> None:
-        self.backend, self._log = backend, folder / f"{backend}.log"
-        flags = ["--model", model, "--backend", backend, "--threads", threads, "--seat", backend]
-        with self._log.open("wb") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "expertfleet.expert_workers", *map(str, flags)],
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+    def __init__(self, shard: ShardProcess, checkpoint: Checkpoint) -> None:
+        self._shard, self._fingerprint = shard, checkpoint.fingerprint
         self._frames = 0
 
-    async def connect(self, checkpoint: Checkpoint) -> None:
-        self._fingerprint = checkpoint.fingerprint
-        channel = grpc.aio.insecure_channel(await self._address(), options=channel_options(_LIMIT))
-        stub = expert_pb2_grpc.ExpertShardStub(channel)
-        while (await stub.Describe(expert_pb2.DescribeRequest(), wait_for_ready=True)).state != "ready":
-            await asyncio.sleep(0.2)
-        self._channel, self._lane = channel, channel.stream_stream(PATH)()
+    async def connect(self) -> None:
+        self._channel = grpc.aio.insecure_channel(self._shard.address, options=channel_options(_LIMIT))
+        self._lane = self._channel.stream_stream(PATH)()
         await self._lane.write(encode_hello(Hello("bench", self._fingerprint, "bfloat16", _LIMIT)))
         await self._lane.read()
 
@@ -76,41 +61,31 @@ class Shard:
 
     async def end(self) -> None:
         await self._channel.close()
-        self._process.send_signal(signal.SIGTERM)
-        self._process.wait(60)
-
-    async def _address(self) -> str:
-        while True:
-            told = self._log.read_text(errors="replace")
-            for line in told.splitlines():
-                if line.startswith("listening "):
-                    return line.removeprefix("listening ")
-            if self._process.poll() is not None:
-                sys.exit(f"bench_shard: {self.backend} ended with status {self._process.returncode}\n{told}")
-            await asyncio.sleep(0.1)
+        self._shard.end()
 
 
 async def measure(options: argparse.Namespace, folder: Path) -> None:
     model = folder / "k2"
     make_tiny(model, like="kimi-k2-thinking", layers=2, experts=options.experts, dense_width=512, vocab=512)
     checkpoint = Checkpoint.open(model)
-    shards = [Shard(backend, model, options.threads, folder) for backend in options.backends]
-    for shard in shards:
-        await shard.connect(checkpoint)
-    print("tokens,calls," + ",".join(f"{name}_ms,{name}_p90_ms" for name in options.backends) + ",ratio")
+    shards = [ShardProcess(model, name, name, options.threads) for name in options.compared]
+    lanes = [Lane(shard, checkpoint) for shard in shards]
+    for lane in lanes:
+        await lane.connect()
+    print("tokens,calls," + ",".join(f"{name}_ms,{name}_p90_ms" for name in options.compared) + ",ratio")
     for tokens in options.tokens:
-        times: list[list[float]] = [[] for _ in shards]
+        times: list[list[float]] = [[] for _ in lanes]
         for call in range(options.calls + 1):
             x = torch.randn(tokens, checkpoint.config.hidden_size).bfloat16()
             experts = torch.stack([torch.randperm(options.experts)[: checkpoint.config.top_k] for _ in range(tokens)])
-            for shard, seconds in zip(shards, times, strict=True):
+            for lane, seconds in zip(lanes, times, strict=True):
                 await asyncio.sleep(_PAUSE_S)
-                took = await shard.seconds(x, experts)
+                took = await lane.seconds(x, experts)
                 if call:  # the first is not counted
                     seconds.append(took)
         print(_line(tokens, times), flush=True)
-    for shard in shards:
-        await shard.end()
+    for lane in lanes:
+        await lane.end()
 
 
 def _line(tokens: int, times: list[list[float]]) -> str:
@@ -125,7 +100,10 @@ def _line(tokens: int, times: list[list[float]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--backends", nargs=2, default=["cpu-native", "dequantized"], help="the ratio is second ÷ first"
+        "--compared",
+        nargs=2,
+        default=["cpu-native", "bf16"],
+        help="two of shard_process.py; the ratio is second ÷ first",
     )
     parser.add_argument("--experts", type=int, default=32)
     parser.add_argument("--tokens", type=int, nargs="+", default=[1, 4, 16])

@@ -61,7 +61,9 @@ class FleetConfig(WireSettings):
         if self.port and self.port == self.admin_port:
             raise ValueError(f"admin_port: {self.admin_port} is the API's port as well; choose another")
         if self.device == "cuda":
-            raise ValueError("device: cuda has no backend yet; choose auto or cpu")
+            raise ValueError(
+                "device: cuda is not there for a whole fleet, attention workers compute on the CPU; choose auto or cpu"
+            )
         if any("," in key for key in self.api_key):
             raise ValueError("api_key: a key must not contain a comma")
         if self.pin and not self.is_local:

@@ -1,5 +1,6 @@
 """What one expert shard is told at start; knows nothing of the fleet's other members."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -8,7 +9,7 @@ from ..membership.wire import WireSettings
 from ..settings.ranges import parse_ranges
 from ..settings.reader import option, within
 
-BackendSetting = Literal["auto", "cpu-native", "cpu-int4pack", "dequantized", "reference"]
+BackendSetting = Literal["auto", "cpu-native", "cpu-int4pack", "reference", "triton"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class ExpertConfig(WireSettings):
     port: int = option(0, "port to listen on; 0 takes any free one")
     node: str = option("", "name of the machine in status; the host name if empty")
     dtype: Literal["bfloat16", "float32"] = option("bfloat16", "dtype of hidden rows")
-    backend: BackendSetting = option("auto", "how experts are computed")
+    device: str = option("cpu", "where experts are computed: cpu, cuda or cuda:INDEX")
+    backend: BackendSetting = option("auto", "how experts are computed; on cuda by triton alone")
     threads: int = option(1, "threads of the expert GEMM")
     cpus: str = option(
         "", "processors to keep to, one for each thread, such as 0-15; memory comes from their NUMA node"
@@ -35,6 +37,12 @@ class ExpertConfig(WireSettings):
 
     def __post_init__(self) -> None:
         self.check_wire()
+        if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", self.device):
+            raise ValueError(f"device: {self.device!r} is neither cpu nor cuda nor cuda:INDEX")
+        if self.backend == "triton" and self.device == "cpu":
+            raise ValueError("backend: triton computes on a GPU; give --device cuda as well")
+        if self.device != "cpu" and self.backend not in ("auto", "triton"):
+            raise ValueError(f"backend: {self.backend} computes on the CPU, not on device {self.device!r}")
         within("threads", self.threads, 1, 1024)
         if self.cpus and len(self.processors) < self.threads:
             raise ValueError(f"cpus: {self.cpus!r} are fewer than the {self.threads} threads")

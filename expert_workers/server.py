@@ -113,7 +113,7 @@ class ExpertServer:
         config, model = self.config, self.checkpoint.config
         backend, report = expert_self_test(
             config.backend,
-            "cpu",
+            config.device,
             DTYPE_NAMES[config.dtype],
             model.hidden_size,
             model.moe_intermediate_size,

@@ -2,9 +2,8 @@
 
 Knows nothing of experts' numbers or of workers. ``auto`` takes cpu-native where the package was built with a C++ compiler
 and the processor and the group size fit, and says so where not: then it takes cpu-int4pack for bfloat16 and reference for
-float32, where torch's int4 operator is scalar code (1 GFLOP/s a core, against 100 for a dequantised product). ``dequantized`` is
-there to compare INT4 with the same weights in the served dtype. ``triton`` is the only one for device cuda and is never
-chosen by itself: its bits have been proved in Triton's interpreter alone.
+float32, where torch's int4 operator is scalar code (1 GFLOP/s a core, against 100 for a dequantised product). On device cuda
+there is only ``triton``.
 """
 
 from dataclasses import dataclass
@@ -15,13 +14,13 @@ import torch
 from . import native
 from .errors import KernelError
 from .exact_linear import LinearRule, linear_rule
-from .expert_layer import DequantizedLayer, ExpertLayer, ExpertShape, Int4PackLayer, NativeLayer, ReferenceLayer
+from .expert_layer import ExpertLayer, ExpertShape, Int4PackLayer, NativeLayer, ReferenceLayer
 from .int4pack import Int4Packer, check_shape, int4_rule
 from .row_rule import RowRule, RuleBook
 from .triton_layer import TritonLayer, check_triton
 
-BackendName = Literal["cpu-native", "cpu-int4pack", "dequantized", "reference", "triton"]
-NAMES: tuple[BackendName, ...] = ("cpu-native", "cpu-int4pack", "dequantized", "reference", "triton")
+BackendName = Literal["cpu-native", "cpu-int4pack", "reference", "triton"]
+NAMES: tuple[BackendName, ...] = ("cpu-native", "cpu-int4pack", "reference", "triton")
 _DTYPES = (torch.bfloat16, torch.float32)
 
 
@@ -42,8 +41,6 @@ class Int4Rules:
 
 @dataclass(frozen=True)
 class LinearRules:
-    """Of the backends that multiply dequantised weights."""
-
     gate_up: LinearRule
     down: LinearRule
 
@@ -90,8 +87,7 @@ class Backend:
             return Int4PackLayer(self.shape, self.dtype, self.rules.packer, self.rules.gate_up, self.rules.down)
         if isinstance(self.rules, TritonRules):
             return TritonLayer(self.shape, self.rules.device)
-        kind = DequantizedLayer if self.name == "dequantized" else ReferenceLayer
-        return kind(self.shape, self.dtype, self.rules.gate_up, self.rules.down)
+        return ReferenceLayer(self.shape, self.dtype, self.rules.gate_up, self.rules.down)
 
     @staticmethod
     def _shown(rule: RowRule | LinearRule) -> str:
@@ -113,7 +109,7 @@ def make_backend(
 
     ``instruction_set`` is for cpu-native; it takes the best that the processor has if none is given.
     """
-    if device != "cpu" and name != "triton":
+    if device != "cpu" and name not in ("auto", "triton"):
         raise KernelError(f"device: {device!r} has no backend {name!r}, only triton (and it only 'cuda')")
     if dtype not in _DTYPES:
         raise KernelError(f"dtype: {dtype} is not served, only bfloat16 and float32")
@@ -121,7 +117,7 @@ def make_backend(
     _check_multiples(shape)
     book = RuleBook() if rules is None else rules
     found = _find_native(shape)
-    chosen = _resolve(name, dtype, isinstance(found, native.Native))
+    chosen = _resolve(name, device, dtype, isinstance(found, native.Native))
     remark = f"cpu-native is not used: {found}" if isinstance(found, str) and name == "auto" else ""
     if chosen == "cpu-native":
         return Backend(chosen, shape, dtype, _native_rules(found, instruction_set))
@@ -130,9 +126,6 @@ def make_backend(
         return Backend(chosen, shape, dtype, TritonRules(device))
     if chosen == "cpu-int4pack":
         return Backend(chosen, shape, dtype, _int4_rules(book, shape, dtype), remark)
-    if chosen == "dequantized":
-        both = linear_rule(book, 2 * width, hidden, dtype)
-        return Backend(chosen, shape, dtype, LinearRules(both, linear_rule(book, hidden, width, dtype)))
     if chosen == "reference":
         gate_up = linear_rule(book, width, hidden, torch.float32, passing=True)
         down = linear_rule(book, hidden, width, torch.float32, passing=True)
@@ -140,8 +133,10 @@ def make_backend(
     assert_never(chosen)
 
 
-def _resolve(name: str, dtype: torch.dtype, has_native: bool) -> BackendName:
+def _resolve(name: str, device: str, dtype: torch.dtype, has_native: bool) -> BackendName:
     if name == "auto":
+        if device != "cpu":
+            return "triton"
         if has_native:
             return "cpu-native"
         return "cpu-int4pack" if dtype is torch.bfloat16 else "reference"

@@ -1,14 +1,13 @@
 """The experts of one layer that a shard holds, ready for one way of computing them.
 
 Knows nothing of frames or files: it takes the checkpoint's tensors of one expert after another and applies experts to
-routes. ``NativeLayer`` keeps them as the compiled kernel wants them, ``Int4PackLayer`` as torch's CPU operator does;
-``DequantizedLayer`` multiplies out codes and scales once, ``ReferenceLayer`` in every call.
+routes. ``NativeLayer`` keeps them as the compiled kernel wants them, ``Int4PackLayer`` as torch's CPU operator does,
+``ReferenceLayer`` as they come.
 """
 
 from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import dataclass
-from typing import Generic, TypeVar
 
 import torch
 
@@ -22,7 +21,6 @@ from .row_rule import RowCall, RowRule
 
 Projection = tuple[torch.Tensor, torch.Tensor]  # words int32 [out, in / 8], scales bf16 [out, in / group]
 Three = tuple[Projection, Projection, Projection]  # gate, up, down
-E = TypeVar("E")
 
 
 @dataclass(frozen=True)
@@ -159,56 +157,31 @@ class Int4PackLayer(ByExpertLayer):
         return torch.cat([self._down_rule.run(call, x) for (_, call), x in zip(calls, inner, strict=True)])
 
 
-class LinearLayer(ByExpertLayer, Generic[E]):
-    """An expert after the other, by products of dequantised weights; ``E`` is what is kept of one."""
+class ReferenceLayer(ByExpertLayer):
+    """Exact weights, all arithmetic in float32, one rounding at the end; a call costs a whole dequantisation."""
 
     def __init__(self, shape: ExpertShape, dtype: torch.dtype, gate_up_rule: LinearRule, down_rule: LinearRule) -> None:
         super().__init__(shape, dtype)
         self._gate_up_rule = gate_up_rule
         self._down_rule = down_rule
-        self._experts: dict[int, E] = {}
-
-    def holds(self, expert_id: int) -> bool:
-        return expert_id in self._experts
-
-    def _apply_each(self, expert_ids: list[int], rows: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        pairs = zip(expert_ids, rows, strict=True)
-        return torch.cat([self._apply_one(self._experts[expert_id], x) for expert_id, x in pairs])
-
-    @abstractmethod
-    def _apply_one(self, expert: E, x: torch.Tensor) -> torch.Tensor:
-        """[R, H] → [R, H]."""
-
-
-class DequantizedLayer(LinearLayer[tuple[ExactLinear, ExactLinear]]):
-    """Weights rounded to the served dtype while loading: 3.6 × the checkpoint's bytes in bfloat16, 7.1 × in float32."""
-
-    def _keep(self, expert_id: int, gate: Projection, up: Projection, down: Projection) -> None:
-        both = torch.cat([int4.dequantize(*projection, self.dtype) for projection in (gate, up)])
-        last = ExactLinear(int4.dequantize(*down, self.dtype), self._down_rule)
-        self._experts[expert_id] = ExactLinear(both, self._gate_up_rule), last
-
-    @property
-    def bytes_held(self) -> int:
-        return sum(linear.bytes_held for pair in self._experts.values() for linear in pair)
-
-    def _apply_one(self, expert: tuple[ExactLinear, ExactLinear], x: torch.Tensor) -> torch.Tensor:
-        first, last = expert
-        both, width = first(x), self.shape.width
-        return last(silu_mul(both[:, :width], both[:, width:]))
-
-
-class ReferenceLayer(LinearLayer[Three]):
-    """Exact weights, all arithmetic in float32, one rounding at the end; a call costs a whole dequantisation."""
+        self._experts: dict[int, Three] = {}
 
     def _keep(self, expert_id: int, gate: Projection, up: Projection, down: Projection) -> None:
         self._experts[expert_id] = (gate, up, down)
+
+    def holds(self, expert_id: int) -> bool:
+        return expert_id in self._experts
 
     @property
     def bytes_held(self) -> int:
         return sum(part.nbytes for three in self._experts.values() for projection in three for part in projection)
 
+    def _apply_each(self, expert_ids: list[int], rows: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        pairs = zip(expert_ids, rows, strict=True)
+        return torch.cat([self._apply_one(self._experts[expert_id], x) for expert_id, x in pairs])
+
     def _apply_one(self, expert: Three, x: torch.Tensor) -> torch.Tensor:
+        """[R, H] → [R, H]."""
         gate, up, down = expert
         x32 = x.float()
         first = ExactLinear(int4.dequantize(*gate), self._gate_up_rule)(x32)

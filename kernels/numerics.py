@@ -8,7 +8,9 @@ Two processes with one class name compute the same bits; thread counts do not en
 """
 
 import hashlib
+import importlib.metadata
 import itertools
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +19,7 @@ import torch
 
 from . import int4
 from .activation import sigmoid, silu_mul
-from .backend import Backend, make_backend
+from .backend import Backend, TritonRules, make_backend
 from .canned import cancelling, cancelling_row, canned, scattered_pairs
 from .errors import KernelError
 from .exact_linear import ExactHeads, ExactLinear, ExactScores, heads_rule, linear_rule
@@ -69,8 +71,7 @@ def expert_self_test(
     _require_exact("grouped_gemm", lambda rows: _one_expert(rows, layer), x, counts)
     digest = hashlib.sha256(_noise_through(layer).numpy().tobytes())
     digest.update(bits_of(_one_expert(x[:4], layer)).numpy().tobytes())
-    # The native kernel's bits are the same on every instruction set; the digest proves it where a class is shared.
-    name = _class_name(made.name, dtype, digest.hexdigest(), everywhere=made.name == "cpu-native")
+    name = _class_name(made.name, _machine(made), dtype, digest.hexdigest())
     return made, NumericsReport(name, rules, rules.described() | {"backend": made.description})
 
 
@@ -89,7 +90,9 @@ def attention_self_test(shapes: AttentionShapes, dtype: torch.dtype) -> Numerics
         digest.update(bits_of(result).numpy().tobytes())
     for result in _elementwise_results(shapes, dtype):
         digest.update(bits_of(result).numpy().tobytes())
-    return NumericsReport(_class_name("cpu-attention", dtype, digest.hexdigest()), rules, rules.described())
+    return NumericsReport(
+        _class_name("cpu-attention", _instruction_set(), dtype, digest.hexdigest()), rules, rules.described()
+    )
 
 
 def _gates_results(shapes: AttentionShapes, dtype: torch.dtype, rules: RuleBook) -> list[torch.Tensor]:
@@ -217,10 +220,19 @@ def _canned_projection(num_out: int, num_in: int, group_size: int, salt: int, *,
     return int4.pack(codes), scales.expand(num_out, num_in // group_size).contiguous()
 
 
-def _class_name(kind: str, dtype: torch.dtype, digest: str, *, everywhere: bool = False) -> str:
-    short = str(dtype).removeprefix("torch.")
-    machine = "" if everywhere else f"{_instruction_set()}-"
-    return f"{kind}-v{KERNEL_VERSION}-{machine}{short}-{digest[:8]}"
+def _class_name(kind: str, machine: str, dtype: torch.dtype, digest: str) -> str:
+    parts = (kind, f"v{KERNEL_VERSION}", machine, str(dtype).removeprefix("torch."), digest[:8])
+    return "-".join(part for part in parts if part)
+
+
+def _machine(backend: Backend) -> str:
+    """What beside the kernel's version decides its bits: nothing for the native one, as its digest proves anywhere."""
+    if backend.name == "cpu-native":
+        return ""
+    if isinstance(backend.rules, TritonRules):
+        gpu = re.sub(r"[^a-z0-9]+", "_", torch.cuda.get_device_name(backend.rules.device).lower())
+        return f"{gpu}-triton{importlib.metadata.version('triton')}"
+    return _instruction_set()
 
 
 def _instruction_set() -> str:

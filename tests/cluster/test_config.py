@@ -21,7 +21,7 @@ def config(tmp_path: Path, **changes: Any) -> FleetConfig:
         ({"port": 9000, "admin_port": 9000}, "admin_port: 9000 is the API's port as well"),
         ({"threads": 0}, "threads: 0 is not within 1 to 1024"),
         ({"drain_s": -1}, "drain_s: -1 is not within 0 to 86400"),
-        ({"device": "cuda"}, "device: cuda has no backend yet"),
+        ({"device": "cuda"}, "device: cuda is not there for a whole fleet"),
         ({"ray_address": "somewhere"}, "ray_address: 'somewhere' is neither local nor HOST:PORT"),
         ({"api_key": ("a,b",)}, "api_key: a key must not contain a comma"),
     ],

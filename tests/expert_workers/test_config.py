@@ -1,8 +1,10 @@
-"""Experts are named as ids and ranges; what is neither is refused."""
+"""Experts are named as ids and ranges, devices by torch's names; what is neither is refused."""
+
+from pathlib import Path
 
 import pytest
 
-from expertfleet.expert_workers.config import parse_experts
+from expertfleet.expert_workers.config import ExpertConfig, parse_experts
 
 
 def test_ids_and_ranges_are_one_sorted_set() -> None:
@@ -14,3 +16,26 @@ def test_ids_and_ranges_are_one_sorted_set() -> None:
 def test_what_names_no_expert_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="experts: "):
         parse_experts(text, 8)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"device": "gpu"}, "device: 'gpu' is neither cpu nor cuda nor cuda:INDEX"),
+        ({"device": "cuda:x"}, "device: 'cuda:x' is neither"),
+        ({"backend": "triton"}, "backend: triton computes on a GPU; give --device cuda"),
+        (
+            {"device": "cuda:1", "backend": "reference"},
+            "backend: reference computes on the CPU, not on device 'cuda:1'",
+        ),
+    ],
+)
+def test_a_backend_computes_on_its_own_device(given: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ExpertConfig(Path("model"), **given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:3"])
+@pytest.mark.parametrize("backend", ["auto", "triton"])
+def test_a_gpu_is_named_as_torch_names_it(device: str, backend: str) -> None:
+    assert ExpertConfig(Path("model"), device=device, backend=backend).device == device  # type: ignore[arg-type]

@@ -36,10 +36,9 @@ def test_auto_says_why_it_did_not_take_the_native_kernel(
     [
         (
             {"name": "marlin"},
-            "backend: 'marlin' is unknown, one of auto, cpu-native, cpu-int4pack, dequantized, reference, triton",
+            "backend: 'marlin' is unknown, one of auto, cpu-native, cpu-int4pack, reference, triton",
         ),
         ({"device": "cuda"}, "device: 'cuda' has no backend 'cpu-int4pack', only triton"),
-        ({"device": "cuda", "name": "auto"}, "device: 'cuda' has no backend 'auto', only triton"),
         ({"name": "triton"}, "device: backend triton runs on 'cuda', not on 'cpu'"),
         ({"name": "triton", "device": "cuda", "dtype": torch.float32}, "dtype: backend triton takes bfloat16"),
         ({"name": "triton", "device": "cuda", "group_size": 16}, "group_size: triton cannot take 16, only 32"),

@@ -18,9 +18,7 @@ def _projections() -> dict[str, Projection]:
     }
 
 
-@pytest.mark.parametrize(
-    ("name", "most"), [("cpu-native", 1.0), ("cpu-int4pack", 1.12), ("dequantized", 3.56), ("reference", 1.0)]
-)
+@pytest.mark.parametrize(("name", "most"), [("cpu-native", 1.0), ("cpu-int4pack", 1.12), ("reference", 1.0)])
 def test_held_experts_and_their_bytes(name: str, most: float) -> None:
     layer = make_backend(name, "cpu", torch.bfloat16, HIDDEN, WIDTH, GROUP).new_layer()
     assert layer.bytes_held == 0
@@ -31,7 +29,7 @@ def test_held_experts_and_their_bytes(name: str, most: float) -> None:
     assert own <= layer.bytes_held <= most * own
 
 
-@pytest.mark.parametrize("name", ["cpu-native", "cpu-int4pack", "dequantized"])
+@pytest.mark.parametrize("name", ["cpu-native", "cpu-int4pack"])
 def test_the_checkpoint_s_tensors_may_be_freed_or_overwritten(name: str) -> None:
     layer = make_backend(name, "cpu", torch.bfloat16, HIDDEN, WIDTH, GROUP).new_layer()
     given = _projections()

@@ -8,7 +8,7 @@ from expertfleet.kernels.grouped_gemm import Backend, grouped_gemm, grouped_gemm
 from expertfleet.kernels.row_rule import bits_of
 
 Experts = dict[int, tuple[Projection, Projection, Projection]]
-NAMES = ("cpu-native", "cpu-int4pack", "dequantized", "reference")
+NAMES = ("cpu-native", "cpu-int4pack", "reference")
 BACKENDS = [(name, dtype) for name in NAMES for dtype in (torch.bfloat16, torch.float32)]
 ERROR = {torch.bfloat16: 8e-3, torch.float32: 2e-6}  # short sums scatter; K2's dimensions have a test of their own
 

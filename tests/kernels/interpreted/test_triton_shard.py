@@ -1,0 +1,70 @@
+"""A whole shard with the Triton backend: settings, self-test, loading, frames; the interpreter stands in for the device."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from expertfleet.checkpoint.make_tiny import make_tiny
+from expertfleet.checkpoint.tensors import Checkpoint
+from expertfleet.expert_workers.config import ExpertConfig
+from expertfleet.expert_workers.server import ExpertServer
+from expertfleet.kernels import backend, numerics
+from expertfleet.kernels.grouped_gemm import grouped_gemm_reference
+from expertfleet.kernels.triton_layer import TritonLayer
+from expertfleet.membership.epoch import Epoch, EpochId, Member
+from expertfleet.proto.codec import Hello
+from expertfleet.proto.io_thread import IoThread
+from expertfleet.router.router import Router
+
+LAYER = 1
+
+
+@pytest.fixture
+def _interpreted_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a shard asks of a GPU is answered, and its tensors stay on the CPU."""
+    monkeypatch.setattr(backend, "check_triton", lambda *arguments: None)
+    monkeypatch.setattr(backend, "TritonLayer", lambda shape, device: TritonLayer(shape, {"cuda:0": "cpu"}[device]))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: {"cuda:0": "NVIDIA H100 80GB HBM3"}[device])
+    monkeypatch.setattr(numerics, "_COUNTS", (2, 9, 20))
+
+
+@pytest.mark.usefixtures("_interpreted_device")
+def test_a_shard_on_a_gpu_answers_as_float64_does_and_names_its_class(tmp_path: Path) -> None:
+    make_tiny(tmp_path / "model", hidden=64, layers=2, experts=8, expert_width=32, dense_width=32, vocab=512)
+    checkpoint = Checkpoint.open(tmp_path / "model")
+    server = ExpertServer(ExpertConfig(tmp_path / "model", device="cuda:0"))
+    server.start()
+    while server.tenancy.state not in ("ready", "failed"):
+        time.sleep(0.05)
+    assert server.tenancy.state == "ready"
+    assert server.numerics.startswith("triton-v1-nvidia_h100_80gb_hbm3-triton3.")
+    assert server.backend is not None
+    assert "triton bfloat16, 64→32→64 group 32; any number of rows on NVIDIA H100" in server.backend.description
+
+    io = IoThread("test-io")
+    router = Router(io, Hello("attention-0", checkpoint.fingerprint, "bfloat16", 1 << 20), 60.0)
+    member = Member("expert-0", server.address, server.numerics, server.holdings.held)
+    io.post(router.set_epoch, Epoch(EpochId(1, 1), checkpoint.fingerprint, "bfloat16", (member,), (), True))
+    assert router.wait_usable(60)
+    x = torch.randn(3, 64).bfloat16()
+    weights, ids = torch.rand(3, 8).topk(2)
+    dispatch, done = router.dispatch(LAYER, x, ids, weights), threading.Event()
+    dispatch.when_done(done.set)
+    assert done.wait(60)
+    assert dispatch.error is None
+    found = dispatch.combined()
+    io.submit(router.close())
+    io.stop()
+    assert server.stop()
+
+    rows, routed = torch.arange(3).repeat_interleave(2), ids.flatten()
+    experts = {
+        expert: tuple((checkpoint.read(p), checkpoint.read(s)) for p, s in checkpoint.expert_names(LAYER, expert))
+        for expert in routed.tolist()
+    }
+    each = grouped_gemm_reference(x, rows, routed, experts)  # type: ignore[arg-type]
+    wanted = (each.view(3, 2, 64) * weights[..., None]).sum(1)
+    assert float((found.double() - wanted).norm() / wanted.norm()) <= 1e-2  # short sums scatter
