@@ -27,7 +27,7 @@ class AttentionConfig(WireSettings):
     max_micro_batches: int = option(1, "forward steps under way at once; 2 hides a remote shard's latency")
     cache_gib: float | None = option(None, "latent cache, GiB; if not given 1 or one full-length sequence, if larger")
     layer_deadline_s: float = option(10.0, "seconds that one layer's experts may take, retries and all")
-    local_lanes: bool = option(True, "reach expert shards of this machine through Unix sockets instead of gRPC")
+    local_lanes: bool = option(True, "reach expert shards of this machine through shared memory instead of gRPC")
     max_frame_mib: int = option(64, "largest frame accepted, MiB")
     drain_s: float = option(30.0, "seconds that running sequences may take after SIGTERM")
 

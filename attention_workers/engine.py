@@ -1,12 +1,12 @@
 """The engine: the one thread that owns torch and steps every forward pass.
 
 Knows nothing of the wire and of who computes experts. A forward pass is a coroutine that stops at each layer's experts;
-the engine resumes it when they have answered, and steps another meanwhile. 1. take messages; 2. start a micro-batch
-while there is room and work; 3. resume what is ready; 4. sample, publish, repeat.
+the engine resumes it when they have answered, and steps another meanwhile. The thread waits in its reactor, which also reads
+the lanes. 1. take messages; 2. start a micro-batch while there is room and work; 3. resume what is ready; 4. sample,
+publish, repeat.
 """
 
 import logging
-import queue
 import threading
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ..proto.errors import Code, FleetError
+from ..proto.reactor import Reactor
 from ..router.dispatch import Dispatch
 from .sampler import sample
 from .scheduler import Chunk, Scheduler
@@ -54,7 +55,7 @@ class Engine:
         self._forward = forward
         self._max_micro_batches = max_micro_batches
         self._threads = threads
-        self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self.reactor = Reactor()
         self._flights: set[Flight] = set()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -64,15 +65,15 @@ class Engine:
 
     def add(self, sequence: Sequence) -> None:
         """From any thread; the sequence's ``publish`` gets its tokens, or one error."""
-        self._inbox.put(lambda: self._add(sequence))
+        self.reactor.post(self._add, sequence)
 
     def cancel(self, sequence: Sequence) -> None:
         """From any thread: frees the sequence now, or when the step it is part of comes back."""
-        self._inbox.put(lambda: self._cancel(sequence))
+        self.reactor.post(self._cancel, sequence)
 
     def stop(self) -> None:
         """Ends the thread once every running forward pass has come back; sequences left get DRAINING."""
-        self._inbox.put(None)
+        self.reactor.post(self._stop)
         self._thread.join()
 
     @property
@@ -83,22 +84,13 @@ class Engine:
         torch.set_num_threads(self._threads)
         with torch.inference_mode():
             while not self._stopping or self._flights:
-                message = self._inbox.get()
-                while True:
-                    self._handle(message)
-                    try:
-                        message = self._inbox.get_nowait()
-                    except queue.Empty:
-                        break
+                self.reactor.step()
                 self._launch()
         for sequence in list(self._scheduler.sequences()):
             sequence.publish(FleetError(Code.DRAINING, "the worker was stopped"))
 
-    def _handle(self, message: Callable[[], None] | None) -> None:
-        if message is None:
-            self._stopping = True
-        else:
-            message()
+    def _stop(self) -> None:
+        self._stopping = True
 
     def _launch(self) -> None:
         while not self._stopping and len(self._flights) < self._max_micro_batches:
@@ -123,7 +115,7 @@ class Engine:
             logger.exception("a forward step of %d sequences failed", len(flight.chunks))
             self._crash(flight, FleetError(Code.INTERNAL, "a forward step failed; see the worker's log"))
         else:
-            dispatch.when_done(lambda: self._inbox.put(lambda: self._step(flight)))
+            dispatch.when_done(lambda: self.reactor.post(self._step, flight))
 
     def _land(self, flight: Flight, logits: torch.Tensor) -> None:
         self._flights.discard(flight)
@@ -169,7 +161,7 @@ class Engine:
 
     def _keep_going(self) -> None:
         """The next turn of the loop must come even when nobody sends a message."""
-        self._inbox.put(_nothing)
+        self.reactor.post(_nothing)
 
     def _add(self, sequence: Sequence) -> None:
         if self._stopping:

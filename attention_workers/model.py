@@ -6,6 +6,7 @@ attention in its absorbed form. Every operation is row-exact: a row's bits do no
 """
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
@@ -219,7 +220,7 @@ class Model:
 async def mixture(index: int, layer: Layer, gate: Gate, x: torch.Tensor, router: Router, priority: int) -> torch.Tensor:
     """Routed experts plus shared expert [T, H]; the shared one is computed while the routed rows travel."""
     topk_ids, topk_weights = gate(x)
-    dispatch = router.dispatch(index, x, topk_ids, topk_weights, priority)
-    shared = layer.mlp(x)
-    await dispatch
-    return (dispatch.combined() + shared.float()).to(x.dtype)
+    with closing(router.dispatch(index, x, topk_ids, topk_weights, priority)) as dispatch:
+        shared = layer.mlp(x)
+        await dispatch
+        return (dispatch.combined() + shared.float()).to(x.dtype)

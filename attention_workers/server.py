@@ -64,7 +64,9 @@ class AttentionServer:
         self._io = IoThread("attention-io")
         self.tenancy = Tenancy(self._io, config.seat, config.controller, self._fill, config.node)
         hello = Hello(config.seat, self.checkpoint.fingerprint, config.dtype, config.max_frame_bytes)
-        self.router = Router(self._io, hello, config.layer_deadline_s, local_lanes=config.local_lanes)
+        self.router = Router(
+            self._io, self.engine.reactor, hello, config.layer_deadline_s, local_lanes=config.local_lanes
+        )
         self._io.submit(self._bind())
         self._loading = threading.Thread(target=self._load, name="attention-loader", daemon=True)
         self._loading.start()
@@ -91,7 +93,7 @@ class AttentionServer:
         if self._model is not None:
             self.engine.stop()
         self._io.submit(self._server.stop(grace=1.0))
-        self._io.submit(self.router.close())
+        self.router.close()
         self.tenancy.close()
         self._io.stop()
 

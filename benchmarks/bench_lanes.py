@@ -1,7 +1,7 @@
 """What a lane costs: one layer's dispatch and combine to shards that compute nothing, at the router and at the shards.
 
 Everything is as in serving (routing to parts, frames, the shards' handler, pool and runtime, answers, the exact combine) but
-the experts, which return their rows. Kinds of lanes take turns, round by round: ``unix`` (local sockets) and ``grpc``; so does
+the experts, which return their rows. Kinds of lanes take turns, round by round: ``local`` (sockets and shared memory) and ``grpc``; so does
 ``bare``, a gRPC stream of one frame's size with nothing around it. CPU is what the process burnt per layer, all threads.
 Prints a CSV line per kind, number of tokens and of shards.
 """
@@ -9,10 +9,10 @@ Prints a CSV line per kind, number of tokens and of shards.
 import argparse
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import grpc
@@ -24,6 +24,7 @@ from expertfleet.checkpoint.tensors import Checkpoint
 from expertfleet.membership.epoch import Epoch, EpochId, ExpertSet, Member
 from expertfleet.proto.codec import Hello
 from expertfleet.proto.io_thread import IoThread
+from expertfleet.proto.reactor import Reactor
 from expertfleet.router.router import Router
 
 LAYER = 1
@@ -37,28 +38,26 @@ class Lanes:
     def __init__(self, kind: str, checkpoint: Checkpoint, shards: list[ShardProcess], io: IoThread) -> None:
         self.kind = kind
         config = checkpoint.config
-        self._io = io
+        self._reactor = Reactor()
         hello = Hello("attention-0", checkpoint.fingerprint, "bfloat16", _LIMIT)
-        self.router = Router(self._io, hello, 60.0, local_lanes=kind == "unix")
+        self.router = Router(io, self._reactor, hello, 60.0, local_lanes=kind == "local")
         members = []
         for number, shard in enumerate(shards):
             pairs = [(LAYER, expert) for expert in range(number, config.num_experts, len(shards))]
             held = ExpertSet.from_pairs(pairs, config.num_layers, config.num_experts)
             members.append(Member(shard.seat, shard.address, "echo", held))
         epoch = Epoch(EpochId(1, 1), checkpoint.fingerprint, "bfloat16", tuple(members), (), True)
-        self._io.post(self.router.set_epoch, epoch)
-        assert self.router.wait_usable(60)
+        self.router.set_epoch(epoch)
+        assert self._reactor.run(lambda: self.router.usable, 60)
 
     def layer(self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> None:
-        done = threading.Event()
-        dispatch = self.router.dispatch(LAYER, x, ids, weights)
-        dispatch.when_done(done.set)
-        done.wait()
-        assert dispatch.error is None, dispatch.error
-        dispatch.combined()
+        with closing(self.router.dispatch(LAYER, x, ids, weights)) as dispatch:
+            assert self._reactor.run(lambda: dispatch.done, 60)
+            assert dispatch.error is None, dispatch.error
+            dispatch.combined()
 
     def end(self) -> None:
-        self._io.submit(self.router.close())
+        self.router.close()
 
 
 class Bare:
@@ -110,7 +109,7 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     io = IoThread("io")  # gRPC's poller serves all of a process's loops, so there is one
     for count in options.shards:
         shards = [ShardProcess(model, f"expert-{number}", "echo") for number in range(count)]
-        paths = [Lanes(kind, checkpoint, shards, io) for kind in ("unix", "grpc")]
+        paths = [Lanes(kind, checkpoint, shards, io) for kind in ("local", "grpc")]
         bare = Bare(io)
         for tokens in options.tokens:
             _compare(paths, bare, shards, tokens, checkpoint, options)

@@ -21,7 +21,7 @@ from shard_process import ShardProcess
 
 from expertfleet.checkpoint.make_tiny import make_tiny
 from expertfleet.checkpoint.tensors import Checkpoint
-from expertfleet.proto.codec import Hello, Result, decode, encode_dispatch, encode_hello, short_fingerprint
+from expertfleet.proto.codec import Dispatch, Hello, Result, decode, encode_dispatch, encode_hello, short_fingerprint
 from expertfleet.proto.lane import PATH, channel_options
 
 _LIMIT = 1 << 27
@@ -50,7 +50,7 @@ class Lane:
         rows = np.repeat(np.arange(len(x), dtype=np.int32), experts.shape[1])
         short = short_fingerprint(self._fingerprint)
         ids = experts.flatten().int().numpy()
-        frame = encode_dispatch(self._frames, short, (1, 1), LAYER, 0, _DEADLINE_US, x, rows, ids)
+        frame = encode_dispatch(Dispatch(self._frames, short, (1, 1), LAYER, 0, _DEADLINE_US, x, rows, ids))
         await self._lane.write(frame)
         left = len(ids)
         while left:

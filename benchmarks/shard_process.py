@@ -43,8 +43,8 @@ class EchoLayer(ExpertLayer):
     def bytes_held(self) -> int:
         return 0
 
-    def apply(self, x: torch.Tensor, route_rows: torch.Tensor, route_experts: torch.Tensor) -> torch.Tensor:
-        return x[route_rows]
+    def apply(self, x: torch.Tensor, route_rows: torch.Tensor, route_experts: torch.Tensor, out: torch.Tensor) -> None:
+        torch.index_select(x, 0, route_rows, out=out)
 
 
 class Bf16Layer(ByExpertLayer):

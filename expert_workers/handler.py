@@ -1,55 +1,133 @@
 """The wire side of a shard: lanes in, answers out, and the control calls.
 
-Knows nothing of kernels. A lane is one bidirectional stream: HELLO both ways, then DISPATCH and CANCEL in, RESULT and
-ERROR out, with one writer task a lane (two concurrent writes would end the stream).
+Knows nothing of kernels. A lane over gRPC is one bidirectional stream on the IO loop: HELLO both ways, then DISPATCH and CANCEL
+in, RESULT and ERROR out, with one writer task a lane (two concurrent writes would end the stream). A lane over a local
+socket is the runtime's thread's: PLACED and CANCEL in, FILLED and ERROR out.
 """
 
 import asyncio
 import logging
+import socket
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import grpc
+import torch
 
 from ..membership.epoch import EpochId
-from ..proto.codec import Buffer, Cancel, Dispatch, Hello, decode, encode_error, encode_hello, frame_id_of
+from ..proto.codec import (
+    Buffer,
+    Cancel,
+    Dispatch,
+    Filled,
+    Frame,
+    Hello,
+    Placed,
+    decode,
+    encode_error,
+    encode_filled,
+    encode_hello,
+    encode_result,
+    frame_id_of,
+    result_rows,
+)
 from ..proto.errors import Code, FleetError
 from ..proto.generated import expert_pb2, expert_pb2_grpc, membership_pb2
 from ..proto.local_lane import FrameSocket
+from ..proto.reactor import Reactor
+from ..proto.shared_memory import SharedMemory
 from .holdings import Holdings
-from .pool import Job, Pool
+from .pool import Job, Lane, Pool
 
 logger = logging.getLogger(__name__)
 
 
-class LaneEnd:
-    """The shard's end of one lane. ``send`` takes frames from any thread; ``receive`` belongs to the IO loop."""
+class GrpcLane:
+    """The shard's end of a lane over gRPC; ``receive`` belongs to the IO loop."""
 
     def __init__(self, handler: "LaneHandler", send: Callable[[bytes], None]) -> None:
-        self.send = send
+        self.send = send  # from any thread
         self._handler = handler
         self._greeted = False
 
-    def receive(self, frame: Buffer) -> FleetError | None:
+    def receive(self, data: Buffer) -> FleetError | None:
         """The refusal after which the lane must end, if there is one."""
         try:
-            if self._greeted:
-                self._handler.admit(self, frame)
-            else:
+            frame = self._handler.decode(data)
+            if not self._greeted:
                 self._handler.greet(frame)
                 self._greeted = True
                 self.send(encode_hello(self._handler.hello))
+            elif isinstance(frame, Cancel):
+                self._handler.pool.cancel(self, frame.frame_id)
+            elif isinstance(frame, Dispatch):
+                self._handler.admit(self, frame)
+            else:
+                raise _unwanted(frame)
         except FleetError as error:
             self._handler.num_refused += 1
             if not self._greeted:
                 return error
-            self.send(encode_error(frame_id_of(frame), error))
+            self.send(encode_error(frame_id_of(data), error))
         return None
 
-    def end(self) -> None:
-        """Nobody waits for its answers any more."""
+    def deliver(self, job: Job, first_route: int, rows: torch.Tensor) -> None:
+        """In pieces that fit any frame limit."""
+        step = result_rows(rows.shape[1], rows.element_size())
+        for start in range(0, len(rows), step):
+            piece = rows[start : start + step]
+            self.send(encode_result(job.frame.frame_id, first_route + start, job.num_routes, piece))
+
+
+class LocalLane:
+    """The shard's end of a lane over a local socket, on the runtime's thread; it ends every frame in so many words."""
+
+    def __init__(self, handler: "LaneHandler", reactor: Reactor, connected: socket.socket) -> None:
+        self._handler = handler
+        self._memory: SharedMemory | None = None
+        self._socket = FrameSocket(reactor, connected, self._receive, self._end)
+        self.send = self._socket.send
+
+    def deliver(self, job: Job, first_route: int, rows: torch.Tensor) -> None:
+        assert job.results is not None
+        place = job.results[first_route : first_route + len(rows)]
+        if place.data_ptr() != rows.data_ptr():
+            place.copy_(rows)
+        self.send(encode_filled(Filled(job.frame.frame_id, first_route, len(rows), job.num_routes)))
+
+    def close(self) -> None:
+        self._socket.end(FleetError(Code.DRAINING, "the shard ends"))
+
+    def _receive(self, data: bytes) -> None:
+        try:
+            frame = self._handler.decode(data)
+            if self._memory is None:
+                self._handler.greet(frame)
+                self._memory = SharedMemory.received(self._socket.received_file)
+                self.send(encode_hello(self._handler.hello))
+            elif isinstance(frame, Placed):
+                self._admit(frame, self._memory)
+            elif isinstance(frame, Cancel):
+                if self._handler.pool.cancel(self, frame.frame_id):
+                    self.send(encode_error(frame.frame_id, FleetError(Code.CANCELLED, "cancelled")))
+            else:
+                raise _unwanted(frame)
+        except FleetError as error:
+            self._handler.num_refused += 1
+            if self._memory is None:
+                self._socket.refuse(error)
+            else:
+                self.send(encode_error(frame_id_of(data), error))
+
+    def _admit(self, frame: Placed, memory: SharedMemory) -> None:
+        rows = memory.tensor(frame.rows_at, frame.dtype, frame.num_rows, frame.hidden)
+        results = memory.tensor(frame.results_at, frame.dtype, len(frame.route_rows), frame.hidden)
+        self._handler.admit(self, frame.with_rows(rows), results)
+
+    def _end(self, error: FleetError) -> None:
         self._handler.pool.cancel(self)
+        self._handler.local_lanes.discard(self)
 
 
 class LaneHandler:
@@ -59,12 +137,13 @@ class LaneHandler:
         self.pool = pool
         self.hello = hello
         self.num_refused = 0
+        self.local_lanes: set[LocalLane] = set()
         self._holdings = holdings
 
     async def stream(self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> None:
         """A lane over gRPC, from greeting to end."""
         outgoing = Outgoing(asyncio.get_running_loop())
-        lane = LaneEnd(self, outgoing.put)
+        lane = GrpcLane(self, outgoing.put)
         writer = asyncio.create_task(outgoing.write_all(context))
         try:
             async for frame in requests:
@@ -72,28 +151,14 @@ class LaneHandler:
                     await context.abort(refusal.status, refusal.details)
         finally:
             outgoing.closed = True
-            lane.end()
+            self.pool.cancel(lane)
             writer.cancel()
 
-    def connect(self) -> FrameSocket:
-        """A lane over a local socket, for a connection that comes in."""
-        loop = asyncio.get_running_loop()
-        connection = FrameSocket(self.hello.max_frame_bytes, lambda frame: receive(frame), lambda error: lane.end())
+    def decode(self, data: Buffer) -> Frame:
+        return decode(data, self.hello.max_frame_bytes)
 
-        def send(frame: bytes) -> None:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(connection.send, frame)
-
-        def receive(frame: bytearray) -> None:
-            if refusal := lane.receive(frame):
-                connection.refuse(refusal)
-
-        lane = LaneEnd(self, send)
-        return connection
-
-    def greet(self, frame: Buffer) -> None:
+    def greet(self, hello: Frame) -> None:
         """Raises FleetError for somebody this shard cannot serve."""
-        hello = decode(frame, self.hello.max_frame_bytes)
         if not isinstance(hello, Hello):
             raise FleetError(Code.BAD_FRAME, f"the first frame is a {type(hello).__name__}, not a Hello")
         if hello.fingerprint != self.hello.fingerprint:
@@ -106,16 +171,10 @@ class LaneHandler:
                 Code.WRONG_DTYPE, f"{hello.seat} sends {hello.dtype}, this shard computes {self.hello.dtype}"
             )
 
-    def admit(self, lane: LaneEnd, data: Buffer) -> None:
+    def admit(self, lane: Lane, frame: Dispatch, results: torch.Tensor | None = None) -> None:
         """Queues what was asked. Raises FleetError."""
-        frame = decode(data, self.hello.max_frame_bytes)
-        if isinstance(frame, Cancel):
-            self.pool.cancel(lane, frame.frame_id)
-        elif isinstance(frame, Dispatch):
-            self._holdings.admit(frame)
-            self.pool.put(Job(frame, lane.send, lane, time.monotonic() + frame.deadline_us / 1e6))
-        else:
-            raise FleetError(Code.BAD_FRAME, f"a shard takes no {type(frame).__name__} frame here")
+        self._holdings.admit(frame)
+        self.pool.put(Job(frame, lane, time.monotonic() + frame.deadline_us / 1e6, results))
 
 
 class Outgoing:
@@ -169,3 +228,7 @@ class ControlService(expert_pb2_grpc.ExpertShardServicer):
         self, request: membership_pb2.DrainRequest, context: grpc.aio.ServicerContext
     ) -> membership_pb2.DrainReply:
         return membership_pb2.DrainReply(finished=await self._drain(request.timeout_s))
+
+
+def _unwanted(frame: Frame) -> FleetError:
+    return FleetError(Code.BAD_FRAME, f"a shard takes no {type(frame).__name__} frame here")

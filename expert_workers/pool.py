@@ -1,7 +1,7 @@
 """Batches: what is queued for one layer becomes one GEMM, urgent work before bulk.
 
-Knows nothing of the wire and of kernels: a job is a DISPATCH frame and somewhere to answer.
-1. the handler ``put``s jobs; 2. the runtime ``take``s a batch: slices of the most urgent job and of every other job of
+Knows nothing of the wire and of kernels: a job is a DISPATCH frame and the lane to answer on.
+1. the handlers ``put`` jobs; 2. the runtime ``take``s a batch: slices of the most urgent job and of every other job of
 the same layer, up to a number of routes; 3. what is left of a job stays queued behind more urgent ones, of which none
 may pass it for longer than its patience.
 """
@@ -10,6 +10,9 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
 
 from ..proto.codec import Dispatch
 from ..proto.errors import Code, FleetError
@@ -18,14 +21,23 @@ from ..proto.errors import Code, FleetError
 _PATIENCE_S = 0.1
 
 
+class Lane(Protocol):
+    """Where a job came from; both are called on the runtime's thread."""
+
+    def send(self, frame: bytes) -> None: ...
+
+    def deliver(self, job: "Job", first_route: int, rows: torch.Tensor) -> None:
+        """Results [n, H] of the routes from ``first_route`` on."""
+
+
 @dataclass(slots=True, eq=False)
 class Job:
-    """One DISPATCH frame under way; ``answer`` takes encoded frames and may be called from any thread."""
+    """One DISPATCH frame under way; ``results`` [N, H] is where they belong if there is such a place."""
 
     frame: Dispatch
-    answer: Callable[[bytes], None]
-    lane: object
+    lane: Lane
     expires_at: float
+    results: torch.Tensor | None = None
     arrived_at: float = field(default_factory=time.monotonic)
     served_at: float = field(default_factory=time.monotonic)
     num_done: int = 0
@@ -48,53 +60,56 @@ class Slice:
     first: int
     count: int
 
+    @property
+    def place(self) -> torch.Tensor | None:
+        """Where its results belong, if the job has such a place."""
+        results = self.job.results
+        return None if results is None else results[self.first : self.first + self.count]
+
 
 class Pool:
-    """A thread-safe queue of jobs that hands out batches of one layer."""
+    """A thread-safe queue of jobs that hands out batches of one layer; ``wake`` is called when there is something to do."""
 
-    def __init__(self, max_queued_per_lane: int) -> None:
+    def __init__(self, max_queued_per_lane: int, wake: Callable[[], None]) -> None:
+        self.closed = False
         self._max_queued_per_lane = max_queued_per_lane
+        self._wake = wake
         self._jobs: list[Job] = []
-        self._changed = threading.Condition()
-        self._closed = False
+        self._lock = threading.Lock()
 
     def put(self, job: Job) -> None:
         """Raises FleetError: OVERLOADED when the job's lane has too many frames queued, DRAINING after ``close``."""
-        with self._changed:
-            if self._closed:
+        with self._lock:
+            if self.closed:
                 raise FleetError(Code.DRAINING, "the shard is draining")
             if sum(queued.lane is job.lane for queued in self._jobs) >= self._max_queued_per_lane:
                 raise FleetError(Code.OVERLOADED, f"{self._max_queued_per_lane} frames of this lane are queued")
             self._jobs.append(job)
-            self._changed.notify_all()
+        self._wake()
 
     def take(self, max_routes: int) -> list[Slice]:
-        """Blocks for work; an empty list means closed and drained. Slices of one layer, at most ``max_routes`` routes."""
-        with self._changed:
-            while True:
-                self._jobs = [job for job in self._jobs if not job.cancelled]
-                if self._jobs:
-                    return self._cut(max_routes)
-                if self._closed:
-                    return []
-                self._changed.wait()
-
-    def cancel(self, lane: object, frame_id: int | None = None) -> None:
-        """Forgets what a lane no longer wants: one frame, or all of them."""
-        with self._changed:
-            for job in self._jobs:
-                if job.lane is lane and frame_id in (None, job.frame.frame_id):
-                    job.cancelled = True
+        """Slices of one layer, at most ``max_routes`` routes; none if there is no work."""
+        with self._lock:
             self._jobs = [job for job in self._jobs if not job.cancelled]
+            return self._cut(max_routes) if self._jobs else []
+
+    def cancel(self, lane: Lane, frame_id: int | None = None) -> bool:
+        """Forgets what a lane no longer wants: one frame, or all of them; whether there was any."""
+        with self._lock:
+            unwanted = [job for job in self._jobs if job.lane is lane and frame_id in (None, job.frame.frame_id)]
+            for job in unwanted:
+                job.cancelled = True
+            self._jobs = [job for job in self._jobs if not job.cancelled]
+            return bool(unwanted)
 
     def close(self) -> None:
-        """Refuses new jobs; ``take`` hands out what is queued and then nothing."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
+        """Refuses new jobs; ``take`` still hands out what is queued."""
+        with self._lock:
+            self.closed = True
+        self._wake()
 
     def num_queued(self) -> int:
-        with self._changed:
+        with self._lock:
             return len(self._jobs)
 
     def _cut(self, max_routes: int) -> list[Slice]:

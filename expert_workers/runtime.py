@@ -1,6 +1,7 @@
 """The thread that owns the device: takes batches from the pool, runs the grouped GEMM, answers every job.
 
-Knows nothing of lanes beyond "answer with this frame". A batch that fails answers its own jobs and the loop lives.
+Knows nothing of lanes beyond "deliver these rows". Between batches it steps its reactor, which reads the local lanes. A batch that
+fails answers its own jobs and the loop lives.
 """
 
 import logging
@@ -12,8 +13,10 @@ import numpy as np
 import torch
 
 from ..kernels.grouped_gemm import ExpertLayer, grouped_gemm
-from ..proto.codec import encode_error, encode_result, result_rows
+from ..kernels.native import all_finite
+from ..proto.codec import encode_error
 from ..proto.errors import Code, FleetError
+from ..proto.reactor import Reactor
 from .pool import Pool, Slice
 
 logger = logging.getLogger(__name__)
@@ -34,10 +37,13 @@ class Counters:
 
 
 class Runtime:
-    """Owns torch on one thread; ``layers`` maps a layer index to the experts held of it."""
+    """Owns torch on one thread; ``layers`` maps a layer index to the experts held of it. ``pool`` wakes ``reactor``."""
 
-    def __init__(self, pool: Pool, layers: dict[int, ExpertLayer], threads: int, slice_ms: float) -> None:
+    def __init__(
+        self, reactor: Reactor, pool: Pool, layers: dict[int, ExpertLayer], threads: int, slice_ms: float
+    ) -> None:
         self.counters = Counters()
+        self._reactor = reactor
         self._pool = pool
         self._layers = layers
         self._threads = threads
@@ -56,8 +62,12 @@ class Runtime:
     def _run(self) -> None:
         torch.set_num_threads(self._threads)
         with torch.inference_mode():
-            while batch := self._pool.take(self._max_routes()):
-                self._answer(batch)
+            while True:
+                self._reactor.step(0 if self._pool.closed or self._pool.num_queued() else None)
+                if batch := self._pool.take(self._max_routes()):
+                    self._answer(batch)
+                elif self._pool.closed:
+                    return
 
     def _max_routes(self) -> int:
         """As many routes as fit the slice time, by the mean time per route of large batches so far."""
@@ -82,7 +92,8 @@ class Runtime:
         started = time.perf_counter()
         frame = batch[0].job.frame
         x, route_rows, route_experts = _merge(batch)
-        rows = grouped_gemm(x, route_rows, route_experts, self._layers[frame.layer])
+        place = batch[0].place if len(batch) == 1 else None
+        rows = grouped_gemm(x, route_rows, route_experts, self._layers[frame.layer], place)
         self._account(rows.shape[0], len(batch), time.perf_counter() - started)
         return rows
 
@@ -98,17 +109,14 @@ class Runtime:
 
     def _deliver(self, batch: list[Slice], rows: torch.Tensor) -> None:
         """Every slice gets its rows; one whose own rows are not finite is refused, its neighbours are not."""
-        piece_routes = result_rows(rows.shape[1], rows.element_size())
-        finite = bool(torch.isfinite(rows).all())
+        finite = all_finite(rows)
         for piece, own in zip(batch, rows.split_with_sizes([piece.count for piece in batch]), strict=True):
             job = piece.job
-            if not finite and not torch.isfinite(own).all():
+            if finite or all_finite(own):
+                job.lane.deliver(job, piece.first, own)
+            else:
                 what = f"layer {job.frame.layer}: an expert's output is not finite"
                 self._refuse([piece], FleetError(Code.NON_FINITE, what))
-                continue
-            for start in range(0, piece.count, piece_routes):
-                part = own[start : start + piece_routes]
-                job.answer(encode_result(job.frame.frame_id, piece.first + start, job.num_routes, part))
 
     def _expired(self, piece: Slice) -> bool:
         job = piece.job
@@ -124,7 +132,7 @@ class Runtime:
         for job in {id(piece.job): piece.job for piece in batch}.values():
             job.cancelled = True
             self.counters.failed_routes += job.num_routes
-            job.answer(encode_error(job.frame.frame_id, error))
+            job.lane.send(encode_error(job.frame.frame_id, error))
 
 
 def _merge(batch: list[Slice]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

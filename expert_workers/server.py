@@ -5,6 +5,7 @@ self-test, loads what it is assigned, and reports ready.
 """
 
 import logging
+import socket
 import threading
 
 import torch
@@ -23,9 +24,10 @@ from ..proto.errors import FleetError
 from ..proto.generated import expert_pb2_grpc, membership_pb2
 from ..proto.io_thread import IoThread
 from ..proto.lane import server_options, stream_handler
-from ..proto.local_lane import listen_locally
+from ..proto.local_lane import LocalServer
+from ..proto.reactor import Reactor
 from .config import ExpertConfig, parse_experts
-from .handler import ControlService, LaneHandler
+from .handler import ControlService, LaneHandler, LocalLane
 from .holdings import Holdings
 from .numa import keep_to
 from .pool import Pool
@@ -42,8 +44,9 @@ class ExpertServer:
         self.checkpoint = Checkpoint.open(config.model)
         model = self.checkpoint.config
         self.holdings = Holdings(self.checkpoint, config.dtype)
-        self.pool = Pool(config.max_queued_frames)
-        self.runtime = Runtime(self.pool, self.holdings.layers, config.threads, config.slice_ms)
+        self.reactor = Reactor()
+        self.pool = Pool(config.max_queued_frames, self.reactor.wake)
+        self.runtime = Runtime(self.reactor, self.pool, self.holdings.layers, config.threads, config.slice_ms)
         self.address = ""
         self.numerics = ""
         self.backend: Backend | None = None
@@ -64,6 +67,7 @@ class ExpertServer:
         self._io = IoThread("expert-io")
         self.tenancy = Tenancy(self._io, self.config.seat, self.config.controller, self._fill, self.config.node)
         self._io.submit(self._bind())
+        self._local = self._listen_locally()
         self.runtime.start()
         self._loader = threading.Thread(target=self._load, name="expert-loader", daemon=True)
         self._loader.start()
@@ -84,14 +88,26 @@ class ExpertServer:
 
     def _shut_down(self) -> None:
         self._loader.join()
+        if self._local is not None:
+            self._local.close()
+        for lane in list(self.lanes.local_lanes):
+            lane.close()
         self._io.submit(self._close())
         self.tenancy.close()
         self._io.stop()
 
     async def _close(self) -> None:
         await self._server.stop(grace=1.0)
-        if self._local is not None:
-            self._local.close()
+
+    def _listen_locally(self) -> LocalServer | None:
+        def connect(connected: socket.socket) -> None:
+            self.lanes.local_lanes.add(LocalLane(self.lanes, self.reactor, connected))
+
+        try:
+            return LocalServer(self.reactor, int(self.address.rpartition(":")[2]), connect)
+        except OSError as error:
+            logger.warning("%s has no local lanes: %s", self.config.seat, error)
+            return None
 
     def _load(self) -> None:
         torch.set_num_threads(self.config.threads)
@@ -135,7 +151,6 @@ class ExpertServer:
         control = ControlService(self.holdings, self.tenancy.report, self._ending.asked)
         expert_pb2_grpc.add_ExpertShardServicer_to_server(control, self._server)
         self.address = await listen(self._server, config.host, config.port)
-        self._local = await listen_locally(int(self.address.rpartition(":")[2]), self.lanes.connect)
 
     def _fill(self, report: membership_pb2.WorkerReport) -> None:
         counters, holdings = self.runtime.counters, self.holdings

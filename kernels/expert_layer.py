@@ -72,8 +72,8 @@ class ExpertLayer(ABC):
     def bytes_held(self) -> int: ...
 
     @abstractmethod
-    def apply(self, x: torch.Tensor, route_rows: torch.Tensor, route_experts: torch.Tensor) -> torch.Tensor:
-        """x [R, H], at least one route of rows and held experts, both int64 [N] → [N, H] in the routes' order."""
+    def apply(self, x: torch.Tensor, route_rows: torch.Tensor, route_experts: torch.Tensor, out: torch.Tensor) -> None:
+        """x [R, H], at least one route of rows and held experts, both int64 [N] → out [N, H] in the routes' order."""
 
 
 class NativeLayer(ExpertLayer):
@@ -100,11 +100,11 @@ class NativeLayer(ExpertLayer):
     def bytes_held(self) -> int:
         return sum(block.nbytes for blocks in self._blocks for block in blocks)
 
-    def apply(self, x: torch.Tensor, route_rows: torch.Tensor, route_experts: torch.Tensor) -> torch.Tensor:
+    def apply(self, x: torch.Tensor, route_rows: torch.Tensor, route_experts: torch.Tensor, out: torch.Tensor) -> None:
         gate_up, down = self._places
         slots = torch.tensor([self._slots[expert_id] for expert_id in route_experts.tolist()])
-        return self._native.apply(
-            x, route_rows, slots, gate_up, down, self.shape.width, self.shape.group_size, self._instruction_set
+        self._native.apply(
+            x, route_rows, slots, gate_up, down, self.shape.width, self.shape.group_size, self._instruction_set, out
         )
 
 
@@ -112,12 +112,11 @@ class ByExpertLayer(ExpertLayer):
     """1. The routes are sorted by expert and their rows gathered; 2. each expert runs once over its stretch; 3. the
     results go to their routes' places."""
 
-    def apply(self, x: torch.Tensor, route_rows: torch.Tensor, route_experts: torch.Tensor) -> torch.Tensor:
+    def apply(self, x: torch.Tensor, route_rows: torch.Tensor, route_experts: torch.Tensor, out: torch.Tensor) -> None:
         counts = sorted(Counter(route_experts.tolist()).items())
         order = torch.argsort(route_experts, stable=True)
         rows = x[route_rows[order]].split_with_sizes([count for _, count in counts])  # [N, H] by expert
-        results = self._apply_each([expert_id for expert_id, _ in counts], rows)
-        return torch.empty_like(results).index_copy_(0, order, results)
+        out.index_copy_(0, order, self._apply_each([expert_id for expert_id, _ in counts], rows))
 
     @abstractmethod
     def _apply_each(self, expert_ids: list[int], rows: tuple[torch.Tensor, ...]) -> torch.Tensor:

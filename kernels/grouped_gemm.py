@@ -24,19 +24,22 @@ def grouped_gemm(
     route_rows: torch.Tensor,  # [N] int64
     route_experts: torch.Tensor,  # [N] int64
     layer: ExpertLayer,
+    out: torch.Tensor | None = None,  # [N, H], where the result belongs if it has a place already
 ) -> torch.Tensor:  # [N, H]
     num_rows, hidden = x.shape
     num_routes = route_rows.shape[0]
     assert hidden == layer.shape.hidden, f"rows have {hidden} values, the layer {layer.shape.hidden}"
     assert x.dtype is layer.dtype, f"x is {x.dtype}, the layer {layer.dtype}"
     assert route_experts.shape == (num_routes,), f"{num_routes} rows, {tuple(route_experts.shape)} experts"
+    out = x.new_empty((num_routes, hidden)) if out is None else out
     if num_routes == 0:
-        return x.new_empty((0, hidden))
+        return out
     _check_rows(route_rows, num_rows)
     for expert_id in set(route_experts.tolist()):
         if not layer.holds(expert_id):
             raise KernelError(f"expert {expert_id} is not held")
-    return layer.apply(x, route_rows, route_experts)
+    layer.apply(x, route_rows, route_experts, out)
+    return out
 
 
 def _check_rows(route_rows: torch.Tensor, num_rows: int) -> None:

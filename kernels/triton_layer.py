@@ -50,12 +50,12 @@ class TritonLayer(ExpertLayer):
             self._table = ExpertTable(self._layout, addresses.to(self._device))
         return self._table
 
-    def apply(self, x: torch.Tensor, route_rows: torch.Tensor, route_experts: torch.Tensor) -> torch.Tensor:
+    def apply(self, x: torch.Tensor, route_rows: torch.Tensor, route_experts: torch.Tensor, out: torch.Tensor) -> None:
         from .triton_experts import grouped_experts
 
         slots = torch.tensor([self._slots[expert_id] for expert_id in route_experts.tolist()], dtype=torch.int32)
         rows, slots = (each.to(self._device, torch.int32) for each in (route_rows, slots))
-        return grouped_experts(x.to(self._device), rows, slots, self.table).to(x.device)
+        out.copy_(grouped_experts(x.to(self._device), rows, slots, self.table))
 
 
 def check_triton(device: str, dtype: torch.dtype, shape: ExpertShape) -> None:

@@ -2,7 +2,7 @@
 
 The only place where a tensor becomes bytes. Knows nothing of gRPC, of placement or of who computes.
 1. Both sides send HELLO; 2. the worker sends DISPATCH (and CANCEL), 3. the shard answers each DISPATCH with RESULT
-pieces that together cover its routes, or with one ERROR.
+pieces that cover its routes in their order, or with one ERROR.
 
 Layout, little endian. Every frame starts with a 16-byte prefix: magic ``XFLT``, wire version u8, kind u8, two zero
 bytes, frame id u64. Then, by kind:
@@ -12,8 +12,11 @@ bytes, frame id u64. Then, by kind:
 * RESULT    24-byte header, rows [n, H] for the routes first_route .. first_route + n - 1
 * ERROR     code u16, 6 zero bytes, UTF-8 message of at most 1,024 bytes
 * CANCEL    nothing
+* PLACED    as DISPATCH, but instead of the rows where they lie in shared memory and where the results belong, u64 each
+* FILLED    first_route u32, count u32, num_routes u32, 4 zero bytes: these results lie in shared memory
 """
 
+import dataclasses
 import enum
 import struct
 import warnings
@@ -38,6 +41,8 @@ _PREFIX = struct.Struct("<4sBBHQ")
 _DISPATCH = struct.Struct("<8sQQHBBIIII4x")
 _RESULT = struct.Struct("<IIIIB7x")
 _ERROR = struct.Struct("<H6x")
+_PLACES = struct.Struct("<QQ")
+_FILLED = struct.Struct("<III4x")
 _DTYPES = {1: torch.bfloat16, 2: torch.float32}
 _DTYPE_CODES = {dtype: code for code, dtype in _DTYPES.items()}
 DTYPE_NAMES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -52,6 +57,8 @@ class Kind(enum.IntEnum):
     RESULT = 3
     ERROR = 4
     CANCEL = 5
+    PLACED = 6
+    FILLED = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +85,9 @@ class Dispatch:
     route_rows: Indices  # [N]
     route_experts: Indices  # [N]
 
+    def with_rows(self, rows: torch.Tensor) -> "Dispatch":
+        return dataclasses.replace(self, rows=rows)
+
 
 @dataclass(frozen=True, slots=True)
 class Result:
@@ -101,7 +111,42 @@ class Cancel:
     frame_id: int
 
 
-Frame = Hello | Dispatch | Result | Error | Cancel
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A DISPATCH whose rows [num_rows, hidden] lie in shared memory; results [N, hidden] belong there as well."""
+
+    frame_id: int
+    fingerprint: bytes
+    epoch: tuple[int, int]
+    layer: int
+    priority: int
+    deadline_us: int
+    dtype: torch.dtype
+    num_rows: int
+    hidden: int
+    rows_at: int
+    results_at: int
+    route_rows: Indices  # [N]
+    route_experts: Indices  # [N]
+
+    def with_rows(self, rows: torch.Tensor) -> Dispatch:
+        return Dispatch(
+            self.frame_id, self.fingerprint, self.epoch, self.layer, self.priority, self.deadline_us,
+            rows, self.route_rows, self.route_experts,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """Results that the shard has written to shared memory."""
+
+    frame_id: int
+    first_route: int
+    count: int
+    num_routes: int
+
+
+Frame = Hello | Dispatch | Result | Error | Cancel | Placed | Filled
 
 
 def short_fingerprint(fingerprint: str) -> bytes:
@@ -113,36 +158,28 @@ def encode_hello(hello: Hello) -> bytes:
     return _prefix(Kind.HELLO, 0) + bytes(msgpack.packb(asdict(hello)))
 
 
-def encode_dispatch(
-    frame_id: int,
-    fingerprint: bytes,
-    epoch: tuple[int, int],
-    layer: int,
-    priority: int,
-    deadline_us: int,
-    rows: torch.Tensor,  # [R, H]
-    route_rows: Indices,  # [N]
-    route_experts: Indices,  # [N]
-) -> bytes:
-    num_rows, hidden = rows.shape
-    header = _DISPATCH.pack(
-        fingerprint,
-        *epoch,
-        layer,
-        _DTYPE_CODES[rows.dtype],
-        priority,
-        min(max(deadline_us, 0), 0xFFFFFFFF),
-        num_rows,
-        len(route_rows),
-        hidden,
-    )
-    return b"".join((_prefix(Kind.DISPATCH, frame_id), header, tensor_bytes(rows), route_rows.data, route_experts.data))
+def encode_dispatch(frame: Dispatch) -> bytes:
+    num_rows, hidden = frame.rows.shape
+    header = _dispatch_header(frame, num_rows, hidden, frame.rows.dtype)
+    prefix = _prefix(Kind.DISPATCH, frame.frame_id)
+    return b"".join((prefix, header, tensor_bytes(frame.rows), frame.route_rows.data, frame.route_experts.data))
 
 
-def dispatch_rows(max_frame_bytes: int, hidden: int, itemsize: int, top_k: int) -> int:
-    """Rows that fit a DISPATCH frame with ``top_k`` routes each; at least 1."""
-    room = max_frame_bytes - _PREFIX.size - _DISPATCH.size
-    return max(1, room // (hidden * itemsize + 8 * top_k))
+def encode_placed(frame: Placed) -> bytes:
+    header = _dispatch_header(frame, frame.num_rows, frame.hidden, frame.dtype)
+    places = _PLACES.pack(frame.rows_at, frame.results_at)
+    prefix = _prefix(Kind.PLACED, frame.frame_id)
+    return b"".join((prefix, header, places, frame.route_rows.data, frame.route_experts.data))
+
+
+def placed_rows(max_bytes: int, top_k: int) -> int:
+    """Rows whose ``top_k`` routes each fit a PLACED frame."""
+    return (max_bytes - _PREFIX.size - _DISPATCH.size - _PLACES.size) // (8 * top_k)
+
+
+def dispatch_rows(max_frame_bytes: int, row_bytes: int, top_k: int) -> int:
+    """Rows that fit a DISPATCH frame with ``top_k`` routes each."""
+    return (max_frame_bytes - _PREFIX.size - _DISPATCH.size) // (row_bytes + 8 * top_k)
 
 
 def result_rows(hidden: int, itemsize: int) -> int:
@@ -164,6 +201,10 @@ def encode_error(frame_id: int, error: FleetError) -> bytes:
 
 def encode_cancel(frame_id: int) -> bytes:
     return _prefix(Kind.CANCEL, frame_id)
+
+
+def encode_filled(filled: Filled) -> bytes:
+    return _prefix(Kind.FILLED, filled.frame_id) + _FILLED.pack(filled.first_route, filled.count, filled.num_routes)
 
 
 def frame_id_of(frame: Buffer) -> int:
@@ -199,6 +240,10 @@ def decode(frame: Buffer, max_frame_bytes: int) -> Frame:
             return Cancel(frame_id)
         case Kind.HELLO:
             return _decode_hello(frame)
+        case Kind.PLACED:
+            return _decode_placed(frame, frame_id)
+        case Kind.FILLED:
+            return _decode_filled(frame, frame_id)
         case _:
             raise _bad(f"unknown kind {kind}")
 
@@ -209,24 +254,66 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     return tensor.view(torch.uint8).numpy().data
 
 
+def _dispatch_header(frame: Dispatch | Placed, num_rows: int, hidden: int, dtype: torch.dtype) -> bytes:
+    deadline_us = min(max(frame.deadline_us, 0), 0xFFFFFFFF)
+    return _DISPATCH.pack(
+        frame.fingerprint, *frame.epoch, frame.layer, _DTYPE_CODES[dtype], frame.priority, deadline_us,
+        num_rows, len(frame.route_rows), hidden,
+    )  # fmt: skip
+
+
 def _decode_dispatch(frame: Buffer, frame_id: int) -> Dispatch:
-    _at_least(frame, _PREFIX.size + _DISPATCH.size)
-    fields = _DISPATCH.unpack_from(frame, _PREFIX.size)
-    fingerprint, incarnation, counter, layer, dtype_code, priority, deadline_us, num_rows, num_routes, hidden = fields
-    dtype = _dtype(dtype_code)
-    if not num_rows or not num_routes or not hidden:
-        raise _bad(f"{num_rows} rows of {hidden} with {num_routes} routes; each must be at least 1")
+    fingerprint, incarnation, counter, layer, dtype, priority, deadline_us, num_rows, num_routes, hidden = _header(
+        frame
+    )
     start = _PREFIX.size + _DISPATCH.size
     after_rows = start + num_rows * hidden * dtype.itemsize
-    _expect(frame, after_rows + 8 * num_routes)
+    routes = _routes(frame, after_rows, num_routes, num_rows)
     rows = _view(frame, dtype, num_rows * hidden, start).view(num_rows, hidden)
-    route_rows = np.frombuffer(frame, np.int32, num_routes, after_rows)
-    route_experts = np.frombuffer(frame, np.int32, num_routes, after_rows + 4 * num_routes)
+    return Dispatch(frame_id, fingerprint, (incarnation, counter), layer, priority, deadline_us, rows, *routes)
+
+
+def _decode_placed(frame: Buffer, frame_id: int) -> Placed:
+    fingerprint, incarnation, counter, layer, dtype, priority, deadline_us, num_rows, num_routes, hidden = _header(
+        frame
+    )
+    start = _PREFIX.size + _DISPATCH.size
+    _at_least(frame, start + _PLACES.size)
+    rows_at, results_at = _PLACES.unpack_from(frame, start)
+    routes = _routes(frame, start + _PLACES.size, num_routes, num_rows)
+    epoch = (incarnation, counter)
+    return Placed(
+        frame_id, fingerprint, epoch, layer, priority, deadline_us,
+        dtype, num_rows, hidden, rows_at, results_at, *routes,
+    )  # fmt: skip
+
+
+def _header(frame: Buffer) -> tuple[bytes, int, int, int, torch.dtype, int, int, int, int, int]:
+    """The fields of a dispatch, placed or not."""
+    _at_least(frame, _PREFIX.size + _DISPATCH.size)
+    fields = _DISPATCH.unpack_from(frame, _PREFIX.size)
+    num_rows, num_routes, hidden = fields[-3:]
+    if not num_rows or not num_routes or not hidden:
+        raise _bad(f"{num_rows} rows of {hidden} with {num_routes} routes; each must be at least 1")
+    return (*fields[:4], _dtype(fields[4]), *fields[5:])
+
+
+def _routes(frame: Buffer, start: int, num_routes: int, num_rows: int) -> tuple[Indices, Indices]:
+    """Rows and experts of the routes, which end the frame."""
+    _expect(frame, start + 8 * num_routes)
+    route_rows = np.frombuffer(frame, np.int32, num_routes, start)
     if route_rows.view(np.uint32).max() >= num_rows:  # as unsigned, what is negative is large
         wrong = route_rows[(route_rows < 0) | (route_rows >= num_rows)][0]
         raise _bad(f"a route names row {wrong} of {num_rows}")
-    epoch = (incarnation, counter)
-    return Dispatch(frame_id, fingerprint, epoch, layer, priority, deadline_us, rows, route_rows, route_experts)
+    return route_rows, np.frombuffer(frame, np.int32, num_routes, start + 4 * num_routes)
+
+
+def _decode_filled(frame: Buffer, frame_id: int) -> Filled:
+    _expect(frame, _PREFIX.size + _FILLED.size)
+    first, count, num_routes = _FILLED.unpack_from(frame, _PREFIX.size)
+    if not count or first + count > num_routes:
+        raise _bad(f"routes {first} to {first + count} of {num_routes}")
+    return Filled(frame_id, first, count, num_routes)
 
 
 def _decode_result(frame: Buffer, frame_id: int) -> Result:

@@ -33,6 +33,7 @@ class Code(enum.IntEnum):
     CONTEXT_LENGTH = 19
     NOT_READY = 20
     UNAUTHENTICATED = 21
+    CANCELLED = 22
 
 
 _STATUS = {
@@ -57,6 +58,7 @@ _STATUS = {
     Code.CONTEXT_LENGTH: grpc.StatusCode.OUT_OF_RANGE,
     Code.NOT_READY: grpc.StatusCode.UNAVAILABLE,
     Code.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
+    Code.CANCELLED: grpc.StatusCode.CANCELLED,
 }
 
 

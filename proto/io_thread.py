@@ -1,10 +1,11 @@
 """The one asyncio loop of a worker process, on a thread of its own.
 
 Knows nothing of what runs on it. All gRPC objects of a process live on this loop; other threads reach it through
-``submit`` (a coroutine, waited for) and ``post`` (a plain call, not waited for).
+``submit`` (a coroutine, waited for), ``spawn`` (one that is not) and ``post`` (a plain call, not waited for).
 """
 
 import asyncio
+import concurrent.futures
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
@@ -25,6 +26,10 @@ class IoThread:
     def submit(self, work: Coroutine[Any, Any, T], timeout_s: float | None = None) -> T:
         """Runs ``work`` on the loop and waits for its result."""
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(timeout_s)
+
+    def spawn(self, work: Coroutine[Any, Any, T]) -> "concurrent.futures.Future[T]":
+        """Starts ``work`` on the loop; whoever needs its end keeps the future."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop)
 
     def post(self, call: Callable[..., object], *args: object) -> None:
         """Calls ``call(*args)`` on the loop soon; nothing happens once the loop is closed."""

@@ -1,130 +1,183 @@
-"""Lanes between processes of one machine: frames over a Unix socket, 13 µs there and back where gRPC takes 240.
+"""Lanes between processes of one machine: frames over a Unix socket, rows and results in shared memory.
 
 Knows nothing of what frames say, but for the ERROR that ends a connection. A shard that listens on port P also listens on
-an abstract Unix socket named after P; both ends ask the kernel whether the other one is the same user. On the socket a
-frame is its length (u32, little endian) and its bytes. Everything here runs on the IO loop.
+an abstract Unix socket named after P; both ends ask the kernel whether the other one is the same user. A message of the socket is
+a frame; the worker's first one, its HELLO, carries the file of the shared memory. Everything here belongs to a reactor's
+thread, but for ``connect_locally``.
 """
 
-import asyncio
 import ipaddress
 import logging
 import os
 import socket
 import struct
 import sys
+from collections import deque
 from collections.abc import Callable
-from typing import cast
 
 from .codec import encode_error
 from .errors import Code, FleetError
+from .reactor import Reactor
 
 _log = logging.getLogger(__name__)
-_LENGTH = struct.Struct("<I")
+MAX_MESSAGE_BYTES = 128 << 10
 _CREDENTIALS = struct.Struct("<iII")  # pid, uid, gid: struct ucred
-# A frame a little larger than the limit still gets the codec's typed answer.
-_SLACK_BYTES = 1 << 20
+_MAX_WAITING = 4096
 _LAST_WORDS_S = 0.5
 _CONNECT_S = 1.0
 
 
-class FrameSocket(asyncio.BufferedProtocol):
+class FrameSocket:
     """One end of a connection. ``on_frame`` gets every frame, ``on_end`` is called once with why it ended."""
 
     def __init__(
-        self, max_frame_bytes: int, on_frame: Callable[[bytearray], object], on_end: Callable[[FleetError], object]
+        self,
+        reactor: Reactor,
+        connected: socket.socket,
+        on_frame: Callable[[bytes], object],
+        on_end: Callable[[FleetError], object],
     ) -> None:
-        self._limit = max_frame_bytes + _SLACK_BYTES
+        self.received_file = -1  # what came with the first message, this object's to close
+        self._reactor, self._socket = reactor, connected
         self._on_frame, self._on_end = on_frame, on_end
-        self._error: FleetError | None = None
-        self._transport: asyncio.Transport | None = None
-        self._header = bytearray(_LENGTH.size)
-        self._frame: bytearray | None = None  # the frame under way, if its length is known
-        self._filled = 0
+        self._waiting: deque[bytes] = deque()
+        self._buffer = bytearray(MAX_MESSAGE_BYTES + 1)
+        self._first = True
+        self._ended = False
+        self._refused = False
+        connected.setblocking(False)
+        reactor.watch(connected, self._read)
 
-    def send(self, frame: bytes) -> None:
-        """Frames for an end that is gone are dropped."""
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.writelines((_LENGTH.pack(len(frame)), frame))
+    def send(self, frame: bytes, file: int | None = None) -> None:
+        """Frames for an end that is gone are dropped; ``file`` may travel with the first one."""
+        if self._ended:
+            return
+        if self._waiting:
+            self._wait_with(frame)
+            return
+        try:
+            if file is None:
+                self._socket.send(frame)
+            else:
+                socket.send_fds(self._socket, [frame], [file])
+        except BlockingIOError:
+            self._wait_with(frame)
+        except OSError as error:
+            self.end(FleetError(Code.LANE_LOST, f"the local lane broke: {error}"))
 
     def end(self, error: FleetError) -> None:
         """Closes the connection at once; ``error`` is what ``on_end`` hears."""
-        self._error = self._error or error
-        if self._transport is not None:
-            self._transport.abort()
+        if self._ended:
+            return
+        self._ended = True
+        self._reactor.unwatch(self._socket)
+        self._socket.close()
+        if self.received_file >= 0:
+            os.close(self.received_file)
+        self._on_end(error)
 
     def refuse(self, error: FleetError) -> None:
         """The same, after the other end was told why in an ERROR frame of no dispatch, and had time to read it."""
-        if self._error is None:
-            self._error = error
+        if not self._refused:
+            self._refused = True
             self.send(encode_error(0, error))
-            asyncio.get_running_loop().call_later(_LAST_WORDS_S, self.end, error)
+            self._reactor.call_later(_LAST_WORDS_S, lambda: self.end(error))
 
-    # What the loop calls.
+    def _read(self) -> None:
+        """All that has come, so that what belongs together is computed together."""
+        while not self._ended:
+            try:
+                size = self._receive()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self.end(FleetError(Code.LANE_LOST, f"the local lane broke: {error}"))
+                return
+            if not size:
+                self.end(FleetError(Code.LANE_LOST, "the local lane broke: closed by the peer"))
+            elif self._refused:
+                continue  # what comes after a refusal is not looked at
+            elif size > MAX_MESSAGE_BYTES:
+                self.refuse(FleetError(Code.FRAME_TOO_LARGE, f"a frame larger than {MAX_MESSAGE_BYTES} bytes"))
+            else:
+                self._deliver(bytes(memoryview(self._buffer)[:size]))
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's own class is not derived from it
-        if _peer_uid(transport.get_extra_info("socket")) != os.getuid():
-            self.end(FleetError(Code.UNAUTHENTICATED, "the other end of the local lane belongs to another user"))
+    def _receive(self) -> int:
+        if not self._first:
+            return self._socket.recv_into(self._buffer)
+        message, files, _, _ = socket.recv_fds(self._socket, len(self._buffer), 1)
+        self._first = False
+        self._buffer[: len(message)] = message
+        self.received_file = files[0] if files else -1
+        return len(message)
 
-    def get_buffer(self, sizehint: int) -> memoryview:
-        if self._error is not None:
-            return memoryview(bytearray(1 << 16))  # what comes after a refusal is not looked at
-        into = self._header if self._frame is None else self._frame
-        return memoryview(into)[self._filled :]
-
-    def buffer_updated(self, nbytes: int) -> None:
-        if self._error is not None:
-            return
-        self._filled += nbytes
-        if self._frame is None:
-            if self._filled == _LENGTH.size:
-                self._begin_frame()
-        elif self._filled == len(self._frame):
-            frame, self._frame, self._filled = self._frame, None, 0
-            self._deliver(frame)
-
-    def eof_received(self) -> None:
-        return None
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._transport = None
-        self._on_end(self._error or FleetError(Code.LANE_LOST, f"the local lane broke: {exc or 'closed by the peer'}"))
-
-    def _begin_frame(self) -> None:
-        (length,) = _LENGTH.unpack(self._header)
-        self._filled = 0
-        if not 0 < length <= self._limit:
-            self.refuse(FleetError(Code.FRAME_TOO_LARGE, f"a frame of {length} bytes, the limit is {self._limit}"))
-            return
-        self._frame = bytearray(length)
-
-    def _deliver(self, frame: bytearray) -> None:
+    def _deliver(self, frame: bytes) -> None:
         try:
             self._on_frame(frame)
         except FleetError as error:
             self.end(error)
 
+    def _wait_with(self, frame: bytes) -> None:
+        self._waiting.append(frame)
+        if len(self._waiting) > _MAX_WAITING:
+            self.end(FleetError(Code.LANE_LOST, f"the other end left {_MAX_WAITING} frames unread"))
+        else:
+            self._reactor.watch(self._socket, self._read, self._flush)
 
-async def listen_locally(port: int, make: Callable[[], FrameSocket]) -> asyncio.AbstractServer | None:
-    """Serves the local name of a process that listens on ``port``; None where there can be no such name."""
-    if sys.platform != "linux":
-        return None
-    listening = socket.socket(socket.AF_UNIX)
-    try:
-        listening.bind(_name(port))
-    except OSError as error:
-        listening.close()
-        _log.warning("no local lanes: %s", error)
-        return None
-    return await asyncio.get_running_loop().create_unix_server(make, sock=listening)
+    def _flush(self) -> None:
+        while self._waiting and not self._ended:
+            try:
+                self._socket.send(self._waiting[0])
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self.end(FleetError(Code.LANE_LOST, f"the local lane broke: {error}"))
+                return
+            self._waiting.popleft()
+        if not self._ended:
+            self._reactor.watch(self._socket, self._read)
 
 
-async def connect_locally(address: str, make: Callable[[], FrameSocket]) -> FrameSocket | None:
+class LocalServer:
+    """The local name of a process that listens on ``port``; ``on_connection`` gets a socket of a process of this user."""
+
+    def __init__(self, reactor: Reactor, port: int, on_connection: Callable[[socket.socket], object]) -> None:
+        """Raises OSError where there can be no such name."""
+        if sys.platform != "linux":
+            raise OSError("abstract Unix sockets are Linux's own")
+        self._reactor, self._on_connection = reactor, on_connection
+        self._listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            self._listening.bind(_name(port))
+            self._listening.listen(128)
+        except OSError:
+            self._listening.close()
+            raise
+        self._listening.setblocking(False)
+        reactor.watch(self._listening, self._accept)
+
+    def close(self) -> None:
+        self._reactor.unwatch(self._listening)
+        self._listening.close()
+
+    def _accept(self) -> None:
+        try:
+            connected, _ = self._listening.accept()
+        except OSError:
+            return
+        if _peer_uid(connected) == os.getuid():
+            self._on_connection(connected)
+        else:
+            _log.warning("a process of another user was turned away from the local lane")
+            connected.close()
+
+
+def connect_locally(address: str) -> socket.socket | None:
     """A connection to the process at ``host:port``, if it is on this machine, of this user, and offers one."""
     host, _, port = address.rpartition(":")
     if sys.platform != "linux" or not _is_this_machine(host.strip("[]")):
         return None
-    connected = socket.socket(socket.AF_UNIX)
+    connected = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     connected.settimeout(_CONNECT_S)
     try:
         connected.connect(_name(int(port)))
@@ -134,9 +187,7 @@ async def connect_locally(address: str, make: Callable[[], FrameSocket]) -> Fram
         connected.close()
         _log.info("%s has no local lane: %s", address, error)
         return None
-    connected.setblocking(False)
-    _, connection = await asyncio.get_running_loop().create_unix_connection(make, sock=connected)
-    return connection
+    return connected
 
 
 def _name(port: int) -> str:

@@ -1,13 +1,12 @@
 """One layer's dispatch under way: parts sent to shards, answers gathered, retries, and the deadline.
 
-Knows nothing of lanes' insides and of attention. A dispatch ends in exactly one of two ways: every route answered, or
-one FleetError; never with a row missing. 1. the engine thread builds parts and posts ``start``; 2. on the IO loop
-answers and failures arrive; a failed part's unanswered routes go to another replica, or are asked again and again until
-the deadline; 3. the engine awaits the dispatch and calls ``combined``.
+Knows nothing of lanes' insides and of attention, and belongs to one thread, the engine's. A dispatch ends in exactly one of two
+ways: every route answered, or one FleetError; never with a row missing. 1. parts are sent; 2. answers and failures
+arrive; a failed part's unanswered routes go to another replica, or are asked again and again until the deadline; 3. the
+engine awaits the dispatch, calls ``combined``, and closes it, as the answers lie in memory that is used again.
 """
 
 import functools
-import threading
 from collections.abc import Callable, Generator
 from typing import Protocol
 
@@ -15,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ..kernels.native import all_finite
+from ..proto.codec import Dispatch as Frame
 from ..proto.codec import Result
 from ..proto.errors import Code, FleetError
 from .combine import Piece, combine_pieces
@@ -39,14 +40,13 @@ _MAX_PAUSE_S = 0.5
 class Part:
     """The routes of one frame to one shard, in the frame's order (sorted by expert)."""
 
-    __slots__ = ("answered", "frame", "frame_id", "lane", "num_answered", "routes")
+    __slots__ = ("frame", "lane", "num_answered", "routes", "row_ids")
 
-    def __init__(self, lane: Lane, frame_id: int, frame: bytes, routes: Routes) -> None:
+    def __init__(self, lane: Lane, frame: Frame, row_ids: torch.Tensor | None, routes: Routes) -> None:
         self.lane = lane
-        self.frame_id = frame_id
         self.frame = frame
+        self.row_ids = row_ids
         self.routes = routes
-        self.answered = np.zeros(len(routes), dtype=bool)
         self.num_answered = 0
 
 
@@ -85,39 +85,43 @@ class Dispatch:
         self.failed_seats: set[str] = set()
         self.error: FleetError | None = None
         self.deadline = 0.0
+        self.done = False
         self._router = router
-        self._parts: dict[int, Part] = {}
+        self._parts: dict[int, Part] = {}  # without an end
+        self._answered: list[Part] = []  # whose answers are still needed
         self._waiting: Routes = np.empty(0, dtype=np.int64)
         self._pause_s = _FIRST_PAUSE_S
         self._refusal = ""
         self._pieces: list[Piece] = []
         self._num_left = len(self.experts)
-        self._done = False
-        self._lock = threading.Lock()
         self._when_done: Callable[[], None] | None = None
 
     def __await__(self) -> Generator["Dispatch", None, None]:
-        if not self._done:
+        if not self.done:
             yield self
         if self.error is not None:
             raise self.error
 
     def when_done(self, call: Callable[[], None]) -> None:
-        """``call`` runs once, on this thread if the dispatch is done already, else on the IO thread."""
-        with self._lock:
-            if not self._done:
-                self._when_done = call
-                return
-        call()
+        """``call`` runs once, now if the dispatch is done already."""
+        if self.done:
+            call()
+        else:
+            self._when_done = call
 
     def combined(self) -> torch.Tensor:
         """[T, H] fp32: the weighted sum of the answers. Raises FleetError NON_FINITE."""
         total = combine_pieces(self._pieces, self.topk_weights)
-        if not np.isfinite(total.numpy()).all():
+        if not all_finite(total):
             raise FleetError(Code.NON_FINITE, f"layer {self.layer}: the combined expert output is not finite")
         return total
 
-    # From here on everything runs on the IO loop.
+    def close(self) -> None:
+        """Gives back the memory of the answers; a dispatch under way ends with CANCELLED."""
+        if not self.done:
+            self._finish(FleetError(Code.CANCELLED, f"layer {self.layer}: nobody waits for it any more"))
+        self._pieces.clear()
+        _drop(self._answered)
 
     def start(self, parts: list[Part], orphans: Routes) -> None:
         self._send(parts)
@@ -128,11 +132,11 @@ class Dispatch:
         """Somebody may be usable by now: whoever failed before is asked again, too."""
         waiting, self._waiting = self._waiting, np.empty(0, dtype=np.int64)
         self.failed_seats.clear()
-        if len(waiting) and not self._done:
+        if len(waiting) and not self.done:
             self._reassign(waiting)
 
     def expire(self) -> None:
-        if self._done:
+        if self.done:
             return
         seats = sorted({part.lane.seat for part in self._parts.values()})
         if len(self._waiting):
@@ -145,51 +149,48 @@ class Dispatch:
 
     def _send(self, parts: list[Part]) -> None:
         for part in parts:
-            self._parts[part.frame_id] = part
+            self._parts[part.frame.frame_id] = part
         for part in parts:
-            part.lane.post(part.frame_id, part.frame, functools.partial(self._on_answer, part))
+            part.lane.post(part.frame, part.row_ids, functools.partial(self._on_answer, part))
 
     def _on_answer(self, part: Part, answer: Result | FleetError) -> None:
-        if self._done or part.frame_id not in self._parts:
+        if self.done or part.frame.frame_id not in self._parts:
             return
         if isinstance(answer, FleetError):
             self._on_failure(part, answer)
             return
-        last = answer.first_route + answer.rows.shape[0]
         if not self._fits(part, answer):
             self._finish(
                 FleetError(Code.BAD_FRAME, f"{part.lane.seat} answered layer {self.layer} with a misfit piece")
             )
             return
-        piece = slice(answer.first_route, last)
-        part.answered[piece] = True
-        part.num_answered += answer.rows.shape[0]
-        self._pieces.append((part.routes[piece], answer.rows))
-        self._num_left -= answer.rows.shape[0]
+        begin, count = part.num_answered, answer.rows.shape[0]
+        self._pieces.append((part.routes[begin : begin + count], answer.rows))
+        part.num_answered += count
+        self._num_left -= count
         if part.num_answered == len(part.routes):
-            part.lane.forget(part.frame_id)
-            del self._parts[part.frame_id]
+            self._answered.append(self._parts.pop(part.frame.frame_id))
         if not self._num_left:
             self._finish(None)
 
     def _fits(self, part: Part, answer: Result) -> bool:
-        last = answer.first_route + answer.rows.shape[0]
+        """A shard answers a frame's routes in their order."""
         return (
             answer.num_routes == len(part.routes)
+            and answer.first_route == part.num_answered
             and answer.rows.shape[1] == self.x.shape[1]
             and answer.rows.dtype == self.x.dtype
-            and not part.answered[answer.first_route : last].any()
         )
 
     def _on_failure(self, part: Part, error: FleetError) -> None:
-        del self._parts[part.frame_id]
+        self._answered.append(self._parts.pop(part.frame.frame_id))  # its first pieces may have come
         if error.code not in _RETRYABLE:
             self._finish(error)
             return
         self.failed_seats.add(part.lane.seat)
         self._refusal = f"{error.code.name} {error}"
         self._router.on_failed_part(self, part.lane.seat, error)
-        unanswered = part.routes[~part.answered]
+        unanswered = part.routes[part.num_answered :]
         if error.code is Code.NON_FINITE and not self._router.has_other(self, unanswered):
             self._finish(error)
             return
@@ -206,12 +207,16 @@ class Dispatch:
 
     def _finish(self, error: FleetError | None) -> None:
         self.error = error
-        for part in self._parts.values():
-            part.lane.cancel(part.frame_id)
+        self.done = True
+        unanswered = list(self._parts.values())
         self._parts.clear()
+        _drop(unanswered)
         self._router.forget(self)
-        with self._lock:
-            self._done = True
-            call = self._when_done
-        if call is not None:
-            call()
+        if self._when_done is not None:
+            self._when_done()
+
+
+def _drop(parts: list[Part]) -> None:
+    while parts:
+        part = parts.pop()
+        part.lane.drop(part.frame.frame_id)

@@ -1,23 +1,46 @@
 """The worker's end of one lane: a long-lived connection to one expert shard, opened again whenever it breaks.
 
-Knows nothing of routes: it carries frames and hands answers to whoever posted. Everything here runs on the IO loop.
+Knows nothing of what routes mean: it carries frames and hands answers to whoever posted. Everything here belongs to the
+reactor's thread, but for the connecting, which is a task on the IO loop.
 1. A local socket where the shard is on this machine and offers one, else a gRPC stream; 2. HELLO both ways; 3. ``post``
-frames, each with a sink for its answers; 4. when the connection breaks, every waiting sink gets LANE_LOST and the lane is
-down until the next HELLO.
+frames, each with a sink for its answers, and ``drop`` each when its answers are no longer needed; 4. when the connection
+breaks, every waiting sink gets LANE_LOST and the lane is down until the next HELLO.
 """
 
 import asyncio
 import contextlib
 import logging
+import socket
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
 
 import grpc
+import torch
 
 from ..membership import wire
-from ..proto.codec import Buffer, Error, Hello, Result, decode, encode_cancel, encode_hello
+from ..proto.codec import (
+    Buffer,
+    Dispatch,
+    Error,
+    Filled,
+    Hello,
+    Placed,
+    Result,
+    decode,
+    dispatch_rows,
+    encode_cancel,
+    encode_dispatch,
+    encode_hello,
+    encode_placed,
+    placed_rows,
+)
 from ..proto.errors import Code, FleetError, from_details
+from ..proto.io_thread import IoThread
 from ..proto.lane import PATH, channel_options
-from ..proto.local_lane import FrameSocket, connect_locally
+from ..proto.local_lane import MAX_MESSAGE_BYTES, FrameSocket, connect_locally
+from ..proto.reactor import Reactor, Timer
+from ..proto.shared_memory import ALIGNMENT, Arena
 
 logger = logging.getLogger(__name__)
 
@@ -26,124 +49,181 @@ _MAX_BACKOFF_S = 1.0
 _GREETING_S = 5.0
 
 
+@dataclass(slots=True)
+class _Sent:
+    """A frame that was posted. Its memory is free when the shard has ended it and nobody needs its answers."""
+
+    sink: Sink | None
+    num_left: int  # routes without an answer; 0 also after an error
+
+
+class Connection(Protocol):
+    """What differs between the kinds of lanes; ``ended`` is the IO loop's."""
+
+    ended: "asyncio.Future[FleetError]"
+
+    def open(self, hello: bytes) -> None: ...
+
+    def max_rows(self, hello: Hello, row_bytes: int, top_k: int) -> int: ...
+
+    def post(self, frame: Dispatch, row_ids: torch.Tensor | None) -> None: ...
+
+    def answer(self, frame: object) -> Result | None: ...
+
+    def cancel(self, frame_id: int) -> bool:
+        """Whether the shard still has to say that it has ended the frame."""
+        ...
+
+    def free(self, frame_id: int) -> None: ...
+
+    def end(self, error: FleetError) -> None: ...
+
+
 class Lane:
     """``on_change`` is called whenever the lane goes up or down; ``local`` forbids or allows local sockets."""
 
     def __init__(
-        self, seat: str, address: str, hello: Hello, on_change: Callable[[], None], *, local: bool = True
+        self,
+        seat: str,
+        address: str,
+        hello: Hello,
+        io: IoThread,
+        reactor: Reactor,
+        on_change: Callable[[], None],
+        *,
+        local: bool = True,
     ) -> None:
         self.seat = seat
         self.address = address
         self.up = False
         self.last_error: FleetError | None = None
-        self.max_frame_bytes = hello.max_frame_bytes
+        self.limits = hello  # the shard's, once it has greeted
         self._hello = hello
+        self._reactor = reactor
         self._on_change = on_change
         self._local = local
-        self._sinks: dict[int, Sink] = {}
-        self._write: Callable[[bytes], None] = _nowhere
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        self._sent: dict[int, _Sent] = {}
+        self._connection: Connection | None = None
+        self._greeting: Timer | None = None
+        self._closed = False
+        self._connecting = io.spawn(self._keep_connected())
 
-    def post(self, frame_id: int, frame: bytes, sink: Sink) -> None:
-        """Sends a DISPATCH frame; ``sink`` gets its RESULT pieces, or one FleetError and nothing after it."""
-        if not self.up:
+    def max_rows(self, row_bytes: int, top_k: int) -> int:
+        """How many rows with ``top_k`` routes each a frame may have; at least 1."""
+        if self._connection is None:
+            return 1
+        return max(1, self._connection.max_rows(self.limits, row_bytes, top_k))
+
+    def post(self, frame: Dispatch, row_ids: torch.Tensor | None, sink: Sink) -> None:
+        """Sends ``frame`` with the rows ``row_ids`` of its own (or all): ``sink`` gets RESULT pieces, or one FleetError."""
+        if not self.up or self._connection is None:
             sink(FleetError(Code.LANE_LOST, f"the lane to {self.seat} is down"))
             return
-        self._sinks[frame_id] = sink
-        self._write(frame)
-
-    def cancel(self, frame_id: int) -> None:
-        """The answers to a frame are no longer wanted."""
-        if self._sinks.pop(frame_id, None) is not None:
-            self._write(encode_cancel(frame_id))
-
-    def forget(self, frame_id: int) -> None:
-        """The last answer to a frame came."""
-        self._sinks.pop(frame_id, None)
-
-    async def close(self) -> None:
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
-
-    async def _run(self) -> None:
-        backoff_s = 0.05
+        self._sent[frame.frame_id] = _Sent(sink, len(frame.route_rows))
         try:
-            while True:
-                error = await self._connect_once()
-                backoff_s = 0.05 if self.up else min(_MAX_BACKOFF_S, backoff_s * 2)
-                self._break(error)
-                await asyncio.sleep(backoff_s)
-        finally:
-            self._break(FleetError(Code.LANE_LOST, f"the lane to {self.seat} was closed"))
-
-    async def _connect_once(self) -> FleetError:
-        """One connection, from greeting to break; the error that ended it."""
-        try:
-            async with asyncio.timeout(_GREETING_S) as self._greeting:
-                if self._local and (error := await self._over_socket()):
-                    return error
-                return await self._over_grpc()
-        except TimeoutError:
-            return FleetError(Code.LANE_LOST, f"{self.seat} at {self.address} sent no greeting in {_GREETING_S} s")
+            self._connection.post(frame, row_ids)
         except FleetError as error:
-            return error
+            del self._sent[frame.frame_id]
+            sink(error)
 
-    async def _over_socket(self) -> FleetError | None:
-        """None if the shard has no local lane for this process."""
-        ended: asyncio.Future[FleetError] = asyncio.get_running_loop().create_future()
+    def drop(self, frame_id: int) -> None:
+        """The answers to a frame are no longer needed, neither those that came nor those to come."""
+        sent = self._sent.get(frame_id)
+        if sent is None or self._connection is None:
+            return
+        sent.sink = None
+        if not (sent.num_left and self._connection.cancel(frame_id)):
+            self._forget(frame_id)
 
-        def end(error: FleetError) -> None:
-            if not ended.done():
-                ended.set_result(error)
+    def close(self) -> None:
+        """From the reactor's thread, or when it has ended."""
+        self._closed = True
+        self._connecting.cancel()
+        error = FleetError(Code.LANE_LOST, f"the lane to {self.seat} was closed")
+        if self._connection is not None:
+            self._connection.end(error)
+        self._break(self._connection, error)
 
-        connection = await connect_locally(
-            self.address, lambda: FrameSocket(self._hello.max_frame_bytes, self._receive, end)
-        )
-        if connection is None:
-            return None
-        self._write = connection.send
-        connection.send(encode_hello(self._hello))
+    def received(self, connection: Connection, data: Buffer) -> None:
+        """A frame of the shard."""
+        if connection is not self._connection:
+            return
         try:
-            return await ended
-        finally:
+            self._take(connection, decode(data, self._hello.max_frame_bytes))
+        except FleetError as error:
+            connection.end(error)
+
+    def begin(self, connection: Connection) -> None:
+        """Greets over a new connection."""
+        if self._closed:
             connection.end(FleetError(Code.LANE_LOST, f"the lane to {self.seat} was closed"))
+            return
+        self._connection = connection
+        what = f"{self.seat} at {self.address} sent no greeting in {_GREETING_S} s"
+        self._greeting = self._reactor.call_later(_GREETING_S, lambda: connection.end(FleetError(Code.LANE_LOST, what)))
+        connection.open(encode_hello(self._hello))
 
-    async def _over_grpc(self) -> FleetError:
-        options = channel_options(self._hello.max_frame_bytes)
-        outgoing: asyncio.Queue[bytes] = asyncio.Queue()
-        async with wire.open_channel(self.address, options) as channel:
-            stream = channel.stream_stream(PATH)()
-            self._write = outgoing.put_nowait
-            outgoing.put_nowait(encode_hello(self._hello))
-            writer = asyncio.get_running_loop().create_task(_write_all(stream, outgoing))
-            try:
-                while (data := await stream.read()) is not grpc.aio.EOF:
-                    self._receive(data)
-                if not self.up:
-                    return from_details(await stream.code(), await stream.details())
-                return FleetError(Code.LANE_LOST, f"{self.seat} ended the lane")
-            except grpc.aio.AioRpcError as error:
-                return from_details(error.code(), error.details())
-            finally:
-                writer.cancel()
-                stream.cancel()
+    async def _keep_connected(self) -> None:
+        """On the IO loop."""
+        backoff_s = 0.05
+        while True:
+            connection = self._connect()
+            error = await connection.ended
+            was_up = self.up and self._connection is connection
+            self._reactor.post(self._break, connection, error)
+            backoff_s = 0.05 if was_up else min(_MAX_BACKOFF_S, backoff_s * 2)
+            await asyncio.sleep(backoff_s)
 
-    def _receive(self, data: Buffer) -> None:
-        answer = decode(data, self._hello.max_frame_bytes)
-        if not self.up:
-            self._greet(answer)
-        elif isinstance(answer, Result):
-            sink = self._sinks.get(answer.frame_id)
-            if sink is not None:
-                sink(answer)
-        elif isinstance(answer, Error) and not answer.frame_id:
-            raise FleetError(answer.code, f"{self.seat}: {answer.message}")
-        elif isinstance(answer, Error):
-            sink = self._sinks.pop(answer.frame_id, None)
-            if sink is not None:
-                sink(FleetError(answer.code, f"{self.seat}: {answer.message}"))
+    def _connect(self) -> Connection:
+        """On the IO loop; the reactor's thread greets."""
+        connected = connect_locally(self.address) if self._local else None
+        connection: Connection
+        if connected is None:
+            connection = GrpcConnection(self, self._reactor, self._hello.max_frame_bytes)
         else:
-            raise FleetError(Code.BAD_FRAME, f"{self.seat} sent a {type(answer).__name__} frame")
+            connection = LocalConnection(self, self._reactor, connected)
+        self._reactor.post(self.begin, connection)
+        return connection
+
+    def _take(self, connection: Connection, frame: object) -> None:
+        if not self.up:
+            self._greet(frame)
+        elif isinstance(frame, Error) and not frame.frame_id:
+            raise FleetError(frame.code, f"{self.seat}: {frame.message}")
+        elif isinstance(frame, Error):
+            self._fail(frame)
+        elif isinstance(frame, Result | Filled):
+            self._answer(connection, frame)
+        else:
+            raise FleetError(Code.BAD_FRAME, f"{self.seat} sent a {type(frame).__name__} frame")
+
+    def _answer(self, connection: Connection, frame: Result | Filled) -> None:
+        sent = self._sent.get(frame.frame_id)
+        if sent is None:
+            return
+        result = connection.answer(frame)
+        if result is None or len(result.rows) > sent.num_left:
+            raise FleetError(Code.BAD_FRAME, f"{self.seat} answered with a misfit {type(frame).__name__} frame")
+        sent.num_left -= len(result.rows)
+        if sent.sink is not None:
+            sent.sink(result)
+        elif not sent.num_left:
+            self._forget(frame.frame_id)
+
+    def _fail(self, error: Error) -> None:
+        sent = self._sent.get(error.frame_id)
+        if sent is None:
+            return
+        sent.num_left = 0
+        if sent.sink is None:
+            self._forget(error.frame_id)
+        else:
+            sent.sink(FleetError(error.code, f"{self.seat}: {error.message}"))
+
+    def _forget(self, frame_id: int) -> None:
+        del self._sent[frame_id]
+        if self._connection is not None:
+            self._connection.free(frame_id)
 
     def _greet(self, hello: object) -> None:
         """The first frame of a connection; the lane is up after it."""
@@ -153,29 +233,173 @@ class Lane:
             raise FleetError(Code.BAD_FRAME, f"{self.seat} greeted with a {type(hello).__name__}")
         if hello.seat != self.seat:
             raise FleetError(Code.LANE_LOST, f"{self.address} is {hello.seat}, not {self.seat}")
-        self._greeting.reschedule(None)
-        self.max_frame_bytes = hello.max_frame_bytes
+        if self._greeting is not None:
+            self._greeting.cancel()
+        self.limits = hello
         self.up = True
         self.last_error = None
         logger.info("lane to %s at %s is up", self.seat, self.address)
         self._on_change()
 
-    def _break(self, error: FleetError) -> None:
-        was_up, self.up = self.up, False
-        self._write = _nowhere
+    def _break(self, connection: Connection | None, error: FleetError) -> None:
+        if connection is not self._connection:
+            return
+        was_up, self.up, self._connection = self.up, False, None
+        if self._greeting is not None:
+            self._greeting.cancel()
         if str(error) != str(self.last_error):
             logger.warning("lane to %s at %s is down: %s", self.seat, self.address, error)
         self.last_error = error
-        sinks, self._sinks = self._sinks, {}
+        sent, self._sent = self._sent, {}
         if was_up:
             self._on_change()
         lost = FleetError(Code.LANE_LOST, f"the lane to {self.seat} broke: {error}")
-        for sink in sinks.values():
-            sink(lost)
+        for each in sent.values():
+            if each.sink is not None and each.num_left:
+                each.sink(lost)
 
 
-def _nowhere(frame: bytes) -> None:
-    """For frames of a lane that is down."""
+class LocalConnection:
+    """Rows and results lie in memory that this end made; the socket carries where."""
+
+    def __init__(self, lane: Lane, reactor: Reactor, connected: socket.socket) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[FleetError] = self._loop.create_future()
+        self._lane, self._reactor, self._connected = lane, reactor, connected
+        self._areas: dict[int, tuple[int, torch.Tensor]] = {}  # frame id → where its area begins, its results
+
+    def open(self, hello: bytes) -> None:
+        self._arena = Arena()
+        self._socket = FrameSocket(
+            self._reactor, self._connected, lambda frame: self._lane.received(self, frame), self._on_end
+        )
+        self._socket.send(hello, self._arena.file)
+
+    def max_rows(self, hello: Hello, row_bytes: int, top_k: int) -> int:
+        return placed_rows(MAX_MESSAGE_BYTES, top_k)
+
+    def post(self, frame: Dispatch, row_ids: torch.Tensor | None) -> None:
+        rows, num_routes = frame.rows, len(frame.route_rows)
+        hidden = rows.shape[1]
+        num_rows = len(rows) if row_ids is None else len(row_ids)
+        rows_bytes = -(-num_rows * hidden * rows.itemsize // ALIGNMENT) * ALIGNMENT
+        begin = self._arena.allocate(rows_bytes + num_routes * hidden * rows.itemsize)
+        placed = self._arena.tensor(begin, rows.dtype, num_rows, hidden)
+        if row_ids is None:
+            placed.copy_(rows)
+        else:
+            torch.index_select(rows, 0, row_ids, out=placed)
+        results_at = begin + rows_bytes
+        self._areas[frame.frame_id] = begin, self._arena.tensor(results_at, rows.dtype, num_routes, hidden)
+        self._socket.send(
+            encode_placed(
+                Placed(
+                    frame.frame_id, frame.fingerprint, frame.epoch, frame.layer, frame.priority, frame.deadline_us,
+                    rows.dtype, num_rows, hidden, begin, results_at, frame.route_rows, frame.route_experts,
+                )
+            )
+        )  # fmt: skip
+
+    def answer(self, frame: object) -> Result | None:
+        if not isinstance(frame, Filled) or frame.frame_id not in self._areas:
+            return None
+        _, results = self._areas[frame.frame_id]
+        if frame.num_routes != len(results):
+            return None
+        rows = results[frame.first_route : frame.first_route + frame.count]
+        return Result(frame.frame_id, frame.first_route, frame.num_routes, rows)
+
+    def cancel(self, frame_id: int) -> bool:
+        self._socket.send(encode_cancel(frame_id))
+        return True
+
+    def free(self, frame_id: int) -> None:
+        begin, _ = self._areas.pop(frame_id)
+        self._arena.free(begin)
+
+    def end(self, error: FleetError) -> None:
+        self._socket.end(error)
+
+    def _on_end(self, error: FleetError) -> None:
+        self._arena.close()
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(_settle, self.ended, error)
+
+
+class GrpcConnection:
+    """A stream on the IO loop; frames go and come through it as they are."""
+
+    def __init__(self, lane: Lane, reactor: Reactor, max_frame_bytes: int) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[FleetError] = self._loop.create_future()
+        self._lane, self._reactor, self._max_frame_bytes = lane, reactor, max_frame_bytes
+        self._outgoing: asyncio.Queue[bytes] = asyncio.Queue()
+        self._task: asyncio.Task[None] | None = None
+
+    def open(self, hello: bytes) -> None:
+        self._send(hello)
+        self._post(self._begin)
+
+    def max_rows(self, hello: Hello, row_bytes: int, top_k: int) -> int:
+        return dispatch_rows(hello.max_frame_bytes, row_bytes, top_k)
+
+    def post(self, frame: Dispatch, row_ids: torch.Tensor | None) -> None:
+        if row_ids is not None:
+            frame = frame.with_rows(frame.rows[row_ids])
+        self._send(encode_dispatch(frame))
+
+    def answer(self, frame: object) -> Result | None:
+        return frame if isinstance(frame, Result) else None
+
+    def cancel(self, frame_id: int) -> bool:
+        self._send(encode_cancel(frame_id))
+        return False
+
+    def free(self, frame_id: int) -> None:
+        """There is nothing to free."""
+
+    def end(self, error: FleetError) -> None:
+        self._post(self._end, error)
+
+    def _send(self, frame: bytes) -> None:
+        self._post(self._outgoing.put_nowait, frame)
+
+    def _post(self, call: Callable[..., object], *args: object) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(call, *args)
+
+    # From here on everything runs on the IO loop.
+
+    def _begin(self) -> None:
+        self._task = self._loop.create_task(self._run())
+
+    def _end(self, error: FleetError) -> None:
+        _settle(self.ended, error)
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _run(self) -> None:
+        options = channel_options(self._max_frame_bytes)
+        async with wire.open_channel(self._lane.address, options) as channel:
+            stream = channel.stream_stream(PATH)()
+            writer = self._loop.create_task(_write_all(stream, self._outgoing))
+            try:
+                while (data := await stream.read()) is not grpc.aio.EOF:
+                    self._reactor.post(self._lane.received, self, data)
+                error = from_details(await stream.code(), await stream.details())
+                if await stream.code() is grpc.StatusCode.OK:
+                    error = FleetError(Code.LANE_LOST, f"{self._lane.seat} ended the lane")
+                _settle(self.ended, error)
+            except grpc.aio.AioRpcError as error:
+                _settle(self.ended, from_details(error.code(), error.details()))
+            finally:
+                writer.cancel()
+                stream.cancel()
+
+
+def _settle(future: "asyncio.Future[FleetError]", error: FleetError) -> None:
+    if not future.done():
+        future.set_result(error)
 
 
 async def _write_all(stream: grpc.aio.StreamStreamCall, outgoing: "asyncio.Queue[bytes]") -> None:

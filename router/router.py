@@ -1,11 +1,10 @@
 """The router of one attention worker: epochs and lanes in, dispatches out.
 
-Knows nothing of attention and HTTP. The engine thread calls ``dispatch``; everything else runs on the IO loop. The plan
-is replaced as a whole whenever an epoch comes or a lane goes up or down; a lane that is down is a local, passing
-suspicion and changes nobody's membership.
+Knows nothing of attention and HTTP. Everything belongs to the reactor's thread, the engine's; what other threads may call says
+so. The plan is replaced as a whole whenever an epoch comes or a lane goes up or down; a lane that is down is a local,
+passing suspicion and changes nobody's membership.
 """
 
-import asyncio
 import itertools
 import logging
 import threading
@@ -16,9 +15,11 @@ import numpy as np
 import torch
 
 from ..membership.epoch import NO_EPOCH, Epoch, EpochId
-from ..proto.codec import Hello, dispatch_rows, encode_dispatch, short_fingerprint
+from ..proto.codec import Dispatch as Frame
+from ..proto.codec import Hello, short_fingerprint
 from ..proto.errors import FleetError
 from ..proto.io_thread import IoThread
+from ..proto.reactor import Reactor, Timer
 from .dispatch import Dispatch, Part, Routes
 from .lane import Lane
 from .plan import NOBODY, Plan
@@ -41,11 +42,13 @@ class Counters:
 class Router:
     """Dispatches hidden rows to the expert shards of the current epoch."""
 
-    def __init__(self, io: IoThread, hello: Hello, layer_deadline_s: float, *, local_lanes: bool = True) -> None:
+    def __init__(
+        self, io: IoThread, reactor: Reactor, hello: Hello, layer_deadline_s: float, *, local_lanes: bool = True
+    ) -> None:
         self.counters = Counters()
         # One snapshot, replaced as a whole: a plan and the lane of each of its members.
         self._snapshot: tuple[Plan, tuple[Lane, ...]] = (Plan(NO_EPOCH, (), ()), ())
-        self._io = io
+        self._io, self._reactor = io, reactor
         self._hello = hello
         self._fingerprint = short_fingerprint(hello.fingerprint)
         self._layer_deadline_s = layer_deadline_s
@@ -53,33 +56,34 @@ class Router:
         self._epoch: Epoch | None = None
         self._lanes: dict[tuple[str, str], Lane] = {}
         self._frame_ids = itertools.count(1)
-        self._closing: set[asyncio.Task[None]] = set()
         self._parked: set[Dispatch] = set()
-        self._timers: dict[Dispatch, asyncio.TimerHandle] = {}
+        self._timers: dict[Dispatch, Timer] = {}
         self._ready = threading.Event()
 
     def dispatch(
         self, layer: int, x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor, priority: int = 0
     ) -> Dispatch:
-        """Sends rows ``x`` [T, H] to the experts ``topk_ids`` [T, K]; the result is awaited, then ``combined``."""
+        """Sends rows ``x`` [T, H] to the experts ``topk_ids`` [T, K]; the result is awaited, ``combined``, then closed."""
         dispatch = Dispatch(self, layer, x, topk_ids, topk_weights, priority)
         dispatch.deadline = time.monotonic() + self._layer_deadline_s
-        parts, orphans = self.build_parts(dispatch, np.arange(len(dispatch.experts)))
         self.counters.dispatches += 1
         self.counters.routes += len(dispatch.experts)
-        self._io.post(self._start, dispatch, parts, orphans)
+        self._timers[dispatch] = self._reactor.call_later(self._layer_deadline_s, dispatch.expire)
+        dispatch.start(*self.build_parts(dispatch, np.arange(len(dispatch.experts))))
         return dispatch
 
     def wait_usable(self, timeout_s: float) -> bool:
-        """Whether, within ``timeout_s``, every expert of a complete epoch can be reached over a lane."""
+        """Whether, within ``timeout_s``, every expert of a complete epoch can be reached over a lane; not for the owner."""
         return self._ready.wait(timeout_s)
 
     @property
     def usable(self) -> bool:
+        """For any thread."""
         return self._ready.is_set()
 
     @property
     def plan(self) -> Plan:
+        """For any thread."""
         return self._snapshot[0]
 
     def build_parts(self, dispatch: Dispatch, routes: Routes) -> tuple[list[Part], Routes]:
@@ -87,31 +91,40 @@ class Router:
         plan, lanes = self._snapshot
         experts = dispatch.experts[routes]
         owners = plan.assign(dispatch.layer, experts, dispatch.failed_seats)
-        parts = []
-        for number in sorted(set(owners.tolist()) - {NOBODY}):
-            for mine in _split(routes[owners == number], dispatch, lanes[number].max_frame_bytes):
-                by_expert = mine[np.argsort(dispatch.experts[mine], kind="stable")]
-                parts.append(self._part(dispatch, plan.epoch, lanes[number], by_expert))
-        return parts, routes[owners == NOBODY]
-
-    # From here on everything runs on the IO loop.
+        order = np.lexsort((experts, owners))
+        routes, owners = routes[order], owners[order]
+        parts, orphans = [], routes[:0]
+        for begin, end in itertools.pairwise((0, *(np.flatnonzero(np.diff(owners)) + 1).tolist(), len(owners))):
+            number, stretch = int(owners[begin]), routes[begin:end]
+            if number == NOBODY:
+                orphans = stretch
+            else:
+                pieces = _split(stretch, dispatch, lanes[number])
+                parts += [self._part(dispatch, plan.epoch, lanes[number], mine) for mine in pieces]
+        return parts, orphans
 
     def set_epoch(self, epoch: Epoch) -> None:
-        """Lanes to members that stay are kept; those to members that left are closed."""
+        """From any thread: lanes to members that stay are kept; those to members that left are closed."""
+        self._reactor.post(self._set_epoch, epoch)
+
+    def _set_epoch(self, epoch: Epoch) -> None:
         self._epoch = epoch
         wanted = {(member.seat, member.address) for member in epoch.experts}
         for key in [key for key in self._lanes if key not in wanted]:
-            self._closing = {task for task in self._closing if not task.done()}
-            self._closing.add(asyncio.get_running_loop().create_task(self._lanes.pop(key).close()))
+            self._lanes.pop(key).close()
         for seat, address in wanted - self._lanes.keys():
-            self._lanes[seat, address] = Lane(seat, address, self._hello, self._replan, local=self._local_lanes)
+            self._lanes[seat, address] = Lane(
+                seat, address, self._hello, self._io, self._reactor, self._replan, local=self._local_lanes
+            )
         logger.info("epoch %s: %d expert shards, complete: %s", epoch.id, len(epoch.experts), epoch.complete)
         self._replan()
 
-    async def close(self) -> None:
+    def close(self) -> None:
+        """Also from another thread, when the owner has ended."""
         self._epoch = None
         lanes, self._lanes = list(self._lanes.values()), {}
-        await asyncio.gather(*(lane.close() for lane in lanes))
+        for lane in lanes:
+            lane.close()
 
     def on_failed_part(self, dispatch: Dispatch, seat: str, error: FleetError) -> None:
         self.counters.retried_parts += 1
@@ -126,7 +139,7 @@ class Router:
         """Whoever waits is asked again when the plan changes, and after ``pause_s``: a refusal may have passed."""
         if dispatch not in self._parked:
             self._parked.add(dispatch)
-            asyncio.get_running_loop().call_later(pause_s, self._unpark, dispatch)
+            self._reactor.call_later(pause_s, lambda: self._unpark(dispatch))
 
     def forget(self, dispatch: Dispatch) -> None:
         self._parked.discard(dispatch)
@@ -136,33 +149,28 @@ class Router:
         if dispatch.error is not None:
             self.counters.failed_dispatches += 1
 
-    def _start(self, dispatch: Dispatch, parts: list[Part], orphans: Routes) -> None:
-        left_s = dispatch.deadline - time.monotonic()
-        self._timers[dispatch] = asyncio.get_running_loop().call_later(left_s, dispatch.expire)
-        dispatch.start(parts, orphans)
-
     def _part(self, dispatch: Dispatch, epoch: EpochId, lane: Lane, routes: Routes) -> Part:
-        x = dispatch.x
-        route_rows = routes // dispatch.top_k
-        used = np.zeros(x.shape[0], dtype=bool)
-        used[route_rows] = True
-        if not used.all():
-            x = x[torch.from_numpy(used)]
-            route_rows = (used.cumsum() - 1)[route_rows]
-        frame_id = next(self._frame_ids)
-        frame = encode_dispatch(
-            frame_id,
+        num_rows = dispatch.x.shape[0]
+        route_rows, row_ids = routes // dispatch.top_k, None
+        if num_rows > 1:
+            used = np.zeros(num_rows, dtype=bool)
+            used[route_rows] = True
+            if not used.all():
+                row_ids = torch.from_numpy(np.flatnonzero(used))
+                route_rows = (used.cumsum() - 1)[route_rows]
+        frame = Frame(
+            next(self._frame_ids),
             self._fingerprint,
             (epoch.incarnation, epoch.counter),
             dispatch.layer,
             dispatch.priority,
             int((dispatch.deadline - time.monotonic()) * 1e6),
-            x,
+            dispatch.x,
             route_rows.astype(np.int32),
             dispatch.experts[routes].astype(np.int32),
         )
         self.counters.frames += 1
-        return Part(lane, frame_id, frame, routes)
+        return Part(lane, frame, row_ids, routes)
 
     def _replan(self) -> None:
         epoch = self._epoch
@@ -184,10 +192,10 @@ class Router:
             dispatch.retry_waiting()
 
 
-def _split(routes: Routes, dispatch: Dispatch, max_frame_bytes: int) -> list[Routes]:
+def _split(routes: Routes, dispatch: Dispatch, lane: Lane) -> list[Routes]:
     """``routes`` to one shard, cut so that the rows of each piece fit a frame."""
     T, H = dispatch.x.shape
-    limit = dispatch_rows(max_frame_bytes, H, dispatch.x.itemsize, dispatch.top_k)
+    limit = lane.max_rows(H * dispatch.x.itemsize, dispatch.top_k)
     if limit >= T:
         return [routes]
     distinct, place = np.unique(routes // dispatch.top_k, return_inverse=True)

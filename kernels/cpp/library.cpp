@@ -293,6 +293,21 @@ void expertfleet_combine(int threads, int float32, const uintptr_t* rows, const 
   });
 }
 
+// Whether all values, float32 or bf16, are finite: none has an exponent of ones alone.
+int expertfleet_finite(int float32, const void* values, int64_t count) {
+  uint32_t wrong = 0;
+  if (float32) {
+    const uint32_t* bits = static_cast<const uint32_t*>(values);
+    for (int64_t i = 0; i < count; ++i) wrong |= uint32_t((bits[i] & 0x7f800000u) == 0x7f800000u);
+  } else {
+    const uint16_t* bits = static_cast<const uint16_t*>(values);
+    uint16_t any = 0;
+    for (int64_t i = 0; i < count; ++i) any |= uint16_t(uint16_t(bits[i] & 0x7f80u) == 0x7f80u);
+    wrong = any;
+  }
+  return !wrong;
+}
+
 // From now on each thread of a call keeps to one of these processors.
 void expertfleet_pin(const int* cpus, int count) { pin_threads(cpus, count); }
 

@@ -1,7 +1,6 @@
 """Batches: one layer at a time, urgent before bulk, nothing lost, nothing twice."""
 
 import random
-import threading
 import time
 
 import numpy as np
@@ -13,15 +12,19 @@ from expertfleet.proto.codec import Dispatch
 from expertfleet.proto.errors import Code, FleetError
 
 
+def make_pool(max_queued_per_lane: int) -> Pool:
+    return Pool(max_queued_per_lane, lambda: None)
+
+
 def make_job(num_routes: int, layer: int = 1, priority: int = 0, lane: object = None, frame_id: int = 1) -> Job:
     rows = torch.zeros(num_routes, 4)
     routes = np.zeros(num_routes, dtype=np.int32)
     frame = Dispatch(frame_id, b"\0" * 8, (1, 1), layer, priority, 10**6, rows, routes, routes)
-    return Job(frame, lambda answer: None, lane, expires_at=float("inf"))
+    return Job(frame, lane, expires_at=float("inf"))  # type: ignore[arg-type]
 
 
 def test_frames_of_one_layer_become_one_batch() -> None:
-    pool = Pool(100)
+    pool = make_pool(100)
     for layer in (3, 4, 3, 3):
         pool.put(make_job(5, layer))
     batch = pool.take(100)
@@ -31,7 +34,7 @@ def test_frames_of_one_layer_become_one_batch() -> None:
 
 
 def test_small_frames_overtake_a_bulk_frame_between_its_slices() -> None:
-    pool = Pool(100)
+    pool = make_pool(100)
     bulk, small = make_job(1000), make_job(8, layer=2)
     pool.put(bulk)
     assert [(piece.first, piece.count) for piece in pool.take(64)] == [(0, 64)]
@@ -41,7 +44,7 @@ def test_small_frames_overtake_a_bulk_frame_between_its_slices() -> None:
 
 
 def test_priority_comes_before_arrival() -> None:
-    pool = Pool(100)
+    pool = make_pool(100)
     late, early = make_job(4, priority=0), make_job(4, layer=2, priority=1)
     pool.put(early)
     pool.put(late)
@@ -50,7 +53,7 @@ def test_priority_comes_before_arrival() -> None:
 
 def test_every_route_is_handed_out_exactly_once() -> None:
     rng = random.Random()
-    pool = Pool(1000)
+    pool = make_pool(1000)
     jobs = [make_job(rng.randint(1, 300), rng.randrange(4), rng.randrange(3)) for _ in range(60)]
     for job in jobs:
         pool.put(job)
@@ -64,11 +67,12 @@ def test_every_route_is_handed_out_exactly_once() -> None:
 
 
 def test_cancelled_work_is_not_computed() -> None:
-    pool = Pool(100)
+    pool = make_pool(100)
     lane = object()
     pool.put(make_job(4, lane=lane, frame_id=7))
     pool.put(make_job(4, layer=2, lane=lane, frame_id=8))
-    pool.cancel(lane, 7)
+    assert pool.cancel(lane, 7)
+    assert not pool.cancel(lane, 7)
     assert pool.take(64)[0].job.frame.frame_id == 8
     pool.put(make_job(4, lane=lane))
     pool.cancel(lane)
@@ -77,7 +81,7 @@ def test_cancelled_work_is_not_computed() -> None:
 
 
 def test_a_lane_cannot_flood_the_shard() -> None:
-    pool = Pool(3)
+    pool = make_pool(3)
     lane, other = object(), object()
     for _ in range(3):
         pool.put(make_job(1, lane=lane))
@@ -87,21 +91,22 @@ def test_a_lane_cannot_flood_the_shard() -> None:
     pool.put(make_job(1, lane=other))
 
 
-def test_closing_wakes_the_taker_and_refuses_more() -> None:
-    pool = Pool(3)
-    taken: list[object] = []
-    taker = threading.Thread(target=lambda: taken.append(pool.take(10)))
-    taker.start()
+def test_work_and_the_end_wake_the_taker_and_a_closed_pool_refuses_more() -> None:
+    woken: list[int] = []
+    pool = Pool(3, lambda: woken.append(pool.num_queued()))
+    assert pool.take(10) == []
+    pool.put(make_job(1))
     pool.close()
-    taker.join(5)
-    assert taken == [[]]
+    assert woken == [1, 1]
     with pytest.raises(FleetError) as caught:
         pool.put(make_job(1))
     assert caught.value.code is Code.DRAINING
+    assert len(pool.take(10)) == 1
+    assert pool.closed
 
 
 def test_a_bulk_frame_is_not_starved_by_endless_small_ones() -> None:
-    pool = Pool(100)
+    pool = make_pool(100)
     bulk = make_job(1000)
     pool.put(bulk)
     deadline = time.monotonic() + 10
@@ -112,7 +117,7 @@ def test_a_bulk_frame_is_not_starved_by_endless_small_ones() -> None:
 
 
 def test_cancelled_frames_leave_room_at_once() -> None:
-    pool = Pool(1)
+    pool = make_pool(1)
     lane = object()
     pool.put(make_job(4, lane=lane))
     pool.cancel(lane, 1)

@@ -6,13 +6,21 @@ import time
 import numpy as np
 import torch
 
+from expertfleet.expert_workers import handler
 from expertfleet.expert_workers import runtime as module
+from expertfleet.expert_workers.handler import GrpcLane
 from expertfleet.expert_workers.pool import Job, Pool
 from expertfleet.expert_workers.runtime import Runtime
 from expertfleet.proto.codec import MAX_PIECE_BYTES, Dispatch, Error, Result, decode
 from expertfleet.proto.errors import Code
+from expertfleet.proto.reactor import Reactor
 
 H = 256
+
+
+def answering(answers: "queue.Queue[bytes]") -> GrpcLane:
+    """Only ``deliver`` and ``send`` are called."""
+    return GrpcLane(None, answers.put)  # type: ignore[arg-type]
 
 
 def make_job(answers: "queue.Queue[bytes]", frame_id: int, value: float, num_routes: int = 2) -> Job:
@@ -20,17 +28,18 @@ def make_job(answers: "queue.Queue[bytes]", frame_id: int, value: float, num_rou
     route_rows = np.arange(num_routes, dtype=np.int32)
     experts = np.zeros(num_routes, dtype=np.int32)
     frame = Dispatch(frame_id, b"\0" * 8, (1, 1), 1, 0, 10**6, rows, route_rows, experts)
-    return Job(frame, answers.put, None, expires_at=time.monotonic() + 30)
+    return Job(frame, answering(answers), expires_at=time.monotonic() + 30)
 
 
 def run(monkeypatch, jobs: list[Job], route_ms: float = 0.001) -> None:
     """All jobs through a runtime whose experts change nothing."""
-    monkeypatch.setattr(module, "grouped_gemm", lambda x, route_rows, experts, layer: x[route_rows])
-    pool = Pool(100)
+    monkeypatch.setattr(module, "grouped_gemm", lambda x, route_rows, experts, layer, out: x[route_rows])
+    reactor = Reactor()
+    pool = Pool(100, reactor.wake)
     for job in jobs:
         pool.put(job)
     pool.close()
-    runtime = Runtime(pool, {1: None}, 1, route_ms)  # type: ignore[dict-item]
+    runtime = Runtime(reactor, pool, {1: None}, 1, route_ms)  # type: ignore[dict-item]
     runtime.start()
     assert runtime.join(20)
 
@@ -57,7 +66,7 @@ def test_a_piece_with_its_header_fits_the_smallest_frame_limit(monkeypatch) -> N
 
 def test_an_answer_that_cannot_be_made_is_an_error_and_the_loop_lives(monkeypatch, caplog) -> None:
     answers: queue.Queue[bytes] = queue.Queue()
-    monkeypatch.setattr(module, "encode_result", lambda *fields: 1 / 0)
+    monkeypatch.setattr(handler, "encode_result", lambda *fields: 1 / 0)
     jobs = [make_job(answers, 1, 1.0), make_job(answers, 2, 1.0)]
     jobs[1].frame = jobs[1].frame.__class__(**{n: getattr(jobs[1].frame, n) for n in Dispatch.__slots__} | {"layer": 2})
     run(monkeypatch, jobs)

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import socket
-import struct
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -22,47 +21,81 @@ from expertfleet.expert_workers.server import ExpertServer
 from expertfleet.kernels.grouped_gemm import grouped_gemm_reference
 from expertfleet.membership.epoch import ExpertSet
 from expertfleet.proto.codec import (
+    Dispatch,
     Error,
+    Filled,
     Hello,
+    Placed,
     Result,
     decode,
     encode_cancel,
     encode_dispatch,
     encode_hello,
+    encode_placed,
+    encode_result,
     short_fingerprint,
 )
 from expertfleet.proto.errors import Code, FleetError, from_details
 from expertfleet.proto.generated import expert_pb2, expert_pb2_grpc, membership_pb2
 from expertfleet.proto.lane import PATH, channel_options
+from expertfleet.proto.local_lane import MAX_MESSAGE_BYTES
+from expertfleet.proto.shared_memory import Arena
 
 T = TypeVar("T")
 LIMIT = 1 << 20
 HELD = "0-31"
 
 
-class SocketStream:
-    """A local lane that is written and read like a gRPC stream."""
+class LocalStream:
+    """A local lane that is written and read like a gRPC stream: rows of frames go to shared memory, results come from it."""
 
     def __init__(self, address: str) -> None:
         self._name = f"\0expertfleet-{os.getuid()}-lane-{address.rpartition(':')[2]}"
-        self._ends: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self._socket: socket.socket | None = None
+        self._results: dict[int, torch.Tensor] = {}
 
-    async def write(self, frame: bytes) -> None:
-        if self._ends is None:
-            connected = socket.socket(socket.AF_UNIX)
-            connected.connect(self._name)
-            self._ends = await asyncio.open_unix_connection(sock=connected)
-        self._ends[1].write(struct.pack("<I", len(frame)) + frame)
+    async def write(self, data: bytes) -> None:
+        loop = asyncio.get_running_loop()
+        if self._socket is None:
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self._socket.connect(self._name)
+            self.arena = Arena()
+            socket.send_fds(self._socket, [data], [self.arena.file])
+            self._socket.setblocking(False)
+            return
+        try:
+            frame = decode(data, LIMIT)
+        except FleetError:  # it is not ours to be understood
+            frame = None
+        if isinstance(frame, Dispatch):
+            data = encode_placed(self.place(frame))
+        await loop.sock_sendall(self._socket, data)
 
     async def read(self) -> bytes:
-        assert self._ends is not None
-        reader = self._ends[0]
-        (length,) = struct.unpack("<I", await reader.readexactly(4))
-        return await reader.readexactly(length)
+        assert self._socket is not None
+        data = await asyncio.get_running_loop().sock_recv(self._socket, 1 << 18)
+        if not data:
+            raise ConnectionResetError
+        frame = decode(data, LIMIT)
+        if isinstance(frame, Filled):
+            rows = self._results[frame.frame_id][frame.first_route : frame.first_route + frame.count]
+            return encode_result(frame.frame_id, frame.first_route, frame.num_routes, rows)
+        return data
+
+    def place(self, frame: Dispatch, **changes: Any) -> Placed:
+        R, H = frame.rows.shape
+        N, dtype = len(frame.route_rows), frame.rows.dtype
+        rows_at, results_at = (self.arena.allocate(count * H * dtype.itemsize) for count in (R, N))
+        self.arena.tensor(rows_at, dtype, R, H).copy_(frame.rows)
+        self._results[frame.frame_id] = self.arena.tensor(results_at, dtype, N, H)
+        fields = {name: getattr(frame, name) for name in Dispatch.__slots__ if name != "rows"}
+        placed = {"dtype": dtype, "num_rows": R, "hidden": H, "rows_at": rows_at, "results_at": results_at}
+        return Placed(**(fields | placed | changes))
 
     def close(self) -> None:
-        if self._ends is not None:
-            self._ends[1].close()
+        if self._socket is not None:
+            self._socket.close()
+            self.arena.close()
 
 
 class Client:
@@ -74,7 +107,7 @@ class Client:
         if transport == "grpc":
             self.stream = self.channel.stream_stream(PATH)()
         else:
-            self.stream = SocketStream(address)
+            self.stream = LocalStream(address)
         self.checkpoint = checkpoint
         self.hello = Hello("test", checkpoint.fingerprint, "bfloat16", LIMIT)
 
@@ -93,7 +126,7 @@ class Client:
             "route_rows": np.array([0, 1, 2, 0], dtype=np.int32),
             "route_experts": np.array([0, 5, 5, 31], dtype=np.int32),
         }
-        return encode_dispatch(frame_id, **(fields | changes))
+        return encode_dispatch(Dispatch(frame_id, **(fields | changes)))
 
     async def ask(self, frame: bytes) -> Result | Error:
         await self.stream.write(frame)
@@ -116,7 +149,7 @@ def shard(start_once: Callable[..., Any], small_checkpoint: Path) -> str:
     return address
 
 
-@pytest.fixture(params=["grpc", "unix"])
+@pytest.fixture(params=["grpc", "local"])
 def transport(request: pytest.FixtureRequest) -> str:
     """A lane's two kinds."""
     return str(request.param)
@@ -132,11 +165,11 @@ def own_shard(start: Callable[..., Any], small_checkpoint: Path) -> str:
 
 async def broken(client: Client) -> FleetError:
     """Why the shard ended the lane."""
-    if isinstance(client.stream, SocketStream):
+    if isinstance(client.stream, LocalStream):
         refusal = decode(await client.stream.read(), LIMIT)
         assert isinstance(refusal, Error)
         assert refusal.frame_id == 0
-        with pytest.raises((asyncio.IncompleteReadError, ConnectionResetError)):
+        with pytest.raises(ConnectionResetError):
             await client.stream.read()
         return FleetError(refusal.code, refusal.message)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -152,7 +185,7 @@ async def _wait_ready(address: str) -> None:
 
 
 async def close(client: Client) -> None:
-    if isinstance(client.stream, SocketStream):
+    if isinstance(client.stream, LocalStream):
         client.stream.close()
     await client.channel.close()
 
@@ -213,17 +246,65 @@ def test_what_does_not_fit_is_refused_by_type_and_the_lane_lives(
     assert isinstance(fine, Result)
 
 
-def test_truncated_oversized_and_alien_frames_are_refused(shard: str, checkpoint: Checkpoint, transport: str) -> None:
+def test_truncated_and_alien_frames_are_refused(shard: str, checkpoint: Checkpoint, transport: str) -> None:
     async def conversation(client: Client) -> list[Result | Error]:
         frame = client.frame(7)
-        large = client.frame(9, rows=torch.zeros(3000, 256).bfloat16())
-        return [
-            await client.ask(data) for data in (frame[:-1], frame + b"\0", large, b"hello", encode_hello(client.hello))
-        ]
+        return [await client.ask(data) for data in (frame[:-1], frame + b"\0", b"hello", encode_hello(client.hello))]
 
     answers = talk(shard, checkpoint, conversation, transport)
-    codes = [answer.code for answer in answers if isinstance(answer, Error)]
-    assert codes == [Code.BAD_FRAME, Code.BAD_FRAME, Code.FRAME_TOO_LARGE, Code.BAD_FRAME, Code.BAD_FRAME]
+    assert [answer.code for answer in answers if isinstance(answer, Error)] == [Code.BAD_FRAME] * 4
+
+
+def test_an_oversized_frame_is_refused(shard: str, checkpoint: Checkpoint) -> None:
+    async def conversation(client: Client) -> Result | Error:
+        return await client.ask(client.frame(9, rows=torch.zeros(3000, 256).bfloat16()))
+
+    answer = talk(shard, checkpoint, conversation)
+    assert isinstance(answer, Error)
+    assert answer.code is Code.FRAME_TOO_LARGE
+
+
+@pytest.mark.parametrize(
+    "changes", [{"rows_at": 1 << 60}, {"results_at": 1 << 40}, {"rows_at": 1}, {"num_rows": 1 << 31}]
+)
+def test_rows_outside_the_shared_memory_are_refused_and_the_lane_lives(
+    shard: str, checkpoint: Checkpoint, changes: dict[str, int]
+) -> None:
+    async def conversation(client: Client) -> tuple[Result | Error, Result | Error]:
+        assert isinstance(client.stream, LocalStream)
+        frame = decode(client.frame(7), LIMIT)
+        assert isinstance(frame, Dispatch)
+        return await client.ask(encode_placed(client.stream.place(frame, **changes))), await client.ask(client.frame(8))
+
+    refused, fine = talk(shard, checkpoint, conversation, "local")
+    assert isinstance(refused, Error)
+    assert (refused.frame_id, refused.code) == (7, Code.BAD_FRAME)
+    assert isinstance(fine, Result)
+
+
+def test_a_message_too_large_for_a_local_lane_ends_it_by_type(shard: str, checkpoint: Checkpoint) -> None:
+    async def conversation(client: Client) -> FleetError:
+        await client.stream.write(bytes(MAX_MESSAGE_BYTES + 1))
+        return await broken(client)
+
+    assert talk(shard, checkpoint, conversation, "local").code is Code.FRAME_TOO_LARGE
+
+
+def test_a_local_lane_needs_shared_memory(shard: str, checkpoint: Checkpoint) -> None:
+    async def run() -> FleetError:
+        client = Client(shard, checkpoint, "local")
+        assert isinstance(client.stream, LocalStream)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as bare:
+            bare.connect(client.stream._name)
+            bare.send(encode_hello(client.hello))
+            refusal = decode(bare.recv(1 << 16), LIMIT)
+        assert isinstance(refusal, Error)
+        await close(client)
+        return FleetError(refusal.code, refusal.message)
+
+    error = asyncio.run(run())
+    assert error.code is Code.BAD_FRAME
+    assert "shared memory" in str(error)
 
 
 def test_a_frame_beyond_the_transports_limit_ends_the_lane_by_type(shard: str, checkpoint: Checkpoint) -> None:
@@ -273,7 +354,9 @@ def test_strangers_are_turned_away_at_the_greeting(
     assert asyncio.run(run()).code is code
 
 
-def test_a_cancelled_frame_gets_no_answer(shard: str, checkpoint: Checkpoint, transport: str) -> None:
+def test_a_cancelled_frame_is_not_computed(shard: str, checkpoint: Checkpoint, transport: str) -> None:
+    """Only a local lane says that it is over, because its memory is used again after that."""
+
     async def conversation(client: Client) -> Result | Error:
         rows = torch.randn(1500, 256).bfloat16()
         routes = np.arange(1500, dtype=np.int32)
@@ -281,10 +364,16 @@ def test_a_cancelled_frame_gets_no_answer(shard: str, checkpoint: Checkpoint, tr
         await client.stream.write(big)
         await client.stream.write(encode_cancel(1))
         answer = await client.ask(client.frame(2))
+        told = False
         while answer.frame_id == 1:
-            assert isinstance(answer, Result)
-            assert answer.first_route + answer.rows.shape[0] < 1500, "every route was computed after all"
+            if isinstance(answer, Error):
+                assert answer.code is Code.CANCELLED
+                told = True
+            else:
+                assert not told, "memory was written to after the frame was over"
+                assert answer.first_route + answer.rows.shape[0] < 1500, "every route was computed after all"
             answer = decode(await client.stream.read(), LIMIT)  # type: ignore[assignment]
+        assert told == (transport == "local")
         return answer
 
     assert isinstance(talk(shard, checkpoint, conversation, transport), Result)

@@ -30,7 +30,7 @@ def make_dispatch(rng: random.Random, dtype: torch.dtype) -> tuple[bytes, dict]:
         "route_rows": route_rows,
         "route_experts": route_experts,
     }
-    return codec.encode_dispatch(**fields), fields
+    return codec.encode_dispatch(codec.Dispatch(**fields)), fields
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -44,6 +44,37 @@ def test_dispatch_round_trip(dtype: torch.dtype) -> None:
     assert torch.equal(decoded.rows, fields["rows"])
     assert decoded.route_rows.tolist() == fields["route_rows"].tolist()
     assert decoded.route_experts.tolist() == fields["route_experts"].tolist()
+
+
+def make_placed(rng: random.Random) -> codec.Placed:
+    R, N = rng.randint(1, 9), rng.randint(1, 30)
+    return codec.Placed(
+        frame_id=rng.getrandbits(64),
+        fingerprint=rng.randbytes(8),
+        epoch=(rng.getrandbits(60), rng.getrandbits(40)),
+        layer=rng.randrange(61),
+        priority=rng.randrange(256),
+        deadline_us=rng.getrandbits(32),
+        dtype=rng.choice((torch.bfloat16, torch.float32)),
+        num_rows=R,
+        hidden=rng.randint(1, 9000),
+        rows_at=rng.getrandbits(40),
+        results_at=rng.getrandbits(40),
+        route_rows=np.array([rng.randrange(R) for _ in range(N)], dtype=np.int32),
+        route_experts=np.array([rng.randrange(384) for _ in range(N)], dtype=np.int32),
+    )
+
+
+def test_placed_and_filled_round_trip() -> None:
+    placed = make_placed(random.Random())
+    decoded = codec.decode(codec.encode_placed(placed), LIMIT)
+    assert isinstance(decoded, codec.Placed)
+    for name in codec.Placed.__slots__:
+        assert np.array_equal(getattr(decoded, name), getattr(placed, name)), name
+    filled = codec.Filled(7, 2, 3, 5)
+    assert codec.decode(codec.encode_filled(filled), LIMIT) == filled
+    with pytest.raises(FleetError, match="routes 2 to 6 of 5"):
+        codec.decode(codec.encode_filled(codec.Filled(7, 2, 4, 5)), LIMIT)
 
 
 def test_result_error_cancel_and_hello_round_trip() -> None:
@@ -77,18 +108,18 @@ def test_other_wire_version_is_named() -> None:
 
 
 def test_every_truncation_is_refused() -> None:
-    frame, _ = make_dispatch(random.Random(), torch.bfloat16)
-    for size in range(len(frame)):
-        with pytest.raises(FleetError):
-            codec.decode(frame[:size], LIMIT)
+    placed = codec.encode_placed(make_placed(random.Random()))
+    for frame in (make_dispatch(random.Random(), torch.bfloat16)[0], placed):
+        for size in range(len(frame)):
+            with pytest.raises(FleetError):
+                codec.decode(frame[:size], LIMIT)
 
 
 def test_a_route_to_a_row_that_is_not_there_is_refused() -> None:
     rows = torch.zeros(2, 4)
     for bad in (2, -1):
-        frame = codec.encode_dispatch(
-            1, b"\0" * 8, (1, 1), 1, 0, 1, rows, np.array([0, bad], dtype=np.int32), np.zeros(2, dtype=np.int32)
-        )
+        routes = np.array([0, bad], dtype=np.int32), np.zeros(2, dtype=np.int32)
+        frame = codec.encode_dispatch(codec.Dispatch(1, b"\0" * 8, (1, 1), 1, 0, 1, rows, *routes))
         with pytest.raises(FleetError, match=f"row {bad} of 2"):
             codec.decode(frame, LIMIT)
 
@@ -97,7 +128,8 @@ def test_a_route_to_a_row_that_is_not_there_is_refused() -> None:
 @given(seed=st.integers(0, 2**32), flips=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=8))
 def test_mutated_frames_decode_or_are_refused(seed: int, flips: list[tuple[int, int]]) -> None:
     rng = random.Random(seed)
-    frame = bytearray(make_dispatch(rng, torch.bfloat16)[0])
+    placed = codec.encode_placed(make_placed(rng))
+    frame = bytearray(rng.choice((make_dispatch(rng, torch.bfloat16)[0], placed)))
     for position, value in flips:
         frame[position % len(frame)] = value
     try:
@@ -106,6 +138,8 @@ def test_mutated_frames_decode_or_are_refused(seed: int, flips: list[tuple[int, 
         return
     if isinstance(decoded, codec.Dispatch):
         assert int(decoded.route_rows.max()) < decoded.rows.shape[0]
+    if isinstance(decoded, codec.Placed):
+        assert int(decoded.route_rows.max()) < decoded.num_rows
 
 
 @settings(max_examples=200, deadline=None)

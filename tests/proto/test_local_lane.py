@@ -1,53 +1,55 @@
-import asyncio
+"""Frames over a local socket come whole and in order, and nobody else's process has a part in it."""
+
 import os
 import random
 import socket
-import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Iterator
 
 import pytest
-import uvloop
 
 from expertfleet.proto import local_lane
 from expertfleet.proto.codec import Error, decode
 from expertfleet.proto.errors import Code, FleetError
-from expertfleet.proto.local_lane import FrameSocket, connect_locally, listen_locally
+from expertfleet.proto.local_lane import MAX_MESSAGE_BYTES, FrameSocket, LocalServer, connect_locally
+from expertfleet.proto.reactor import Reactor
 
-LIMIT = 1 << 16
 PORT = random.randrange(1 << 20, 1 << 30)  # no port at all, so nobody has it
 ADDRESS = f"127.0.0.1:{PORT}"
+ENOUGH = FleetError(Code.LANE_LOST, "enough")
 
 
 class Echo:
     """Sends every frame back; ``ended`` are the reasons of connections that ended."""
 
     def __init__(self) -> None:
+        self.reactor = Reactor()
         self.ended: list[FleetError] = []
+        self.connections: list[FrameSocket] = []
+        self.answer: Callable[[FrameSocket, bytes], None] = lambda connection, frame: connection.send(frame)
+        self.server = LocalServer(self.reactor, PORT, self._connect)
 
-    async def start(self) -> asyncio.AbstractServer:
-        server = await listen_locally(PORT, self._connect)
-        assert server is not None
-        return server
+    def _connect(self, connected: socket.socket) -> None:
+        connection = FrameSocket(
+            self.reactor, connected, lambda frame: self.answer(connection, frame), self.ended.append
+        )
+        self.connections.append(connection)
 
-    def _connect(self) -> FrameSocket:
-        connection = FrameSocket(LIMIT, lambda frame: connection.send(bytes(frame)), self.ended.append)
-        return connection
-
-
-def with_echo(conversation: Callable[[Echo], Awaitable[None]]) -> None:
-    async def run() -> None:
-        echo = Echo()
-        server = await echo.start()
-        try:
-            await asyncio.wait_for(conversation(echo), 30)
-        finally:
-            server.close()
-
-    uvloop.run(run())
+    def close(self) -> None:
+        self.server.close()
+        for connection in self.connections:
+            connection.end(ENOUGH)
+        self.reactor.close()
 
 
-def connect() -> socket.socket:
-    stranger = socket.socket(socket.AF_UNIX)
+@pytest.fixture
+def echo() -> Iterator[Echo]:
+    echo = Echo()
+    yield echo
+    echo.close()
+
+
+def raw() -> socket.socket:
+    stranger = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         stranger.connect(f"\0expertfleet-{os.getuid()}-lane-{PORT}")
     except OSError:
@@ -56,118 +58,93 @@ def connect() -> socket.socket:
     return stranger
 
 
-async def raw() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    return await asyncio.open_unix_connection(sock=connect())
+def test_frames_come_back_whole_and_in_order_however_many_wait(echo: Echo) -> None:
+    received: list[bytes] = []
+    connected = connect_locally(ADDRESS)
+    assert connected is not None
+    client = FrameSocket(echo.reactor, connected, received.append, lambda error: None)
+    frames = [random.randbytes(random.choice((1, 100, MAX_MESSAGE_BYTES))) for _ in range(200)]
+    for frame in frames:
+        client.send(frame)  # more than the socket takes at once
+    assert echo.reactor.run(lambda: len(received) == len(frames), 30)
+    assert received == frames
+    client.end(ENOUGH)
+    assert echo.reactor.run(lambda: len(echo.ended) == 1, 5)
 
 
-async def read_frame(reader: asyncio.StreamReader) -> bytes:
-    (length,) = struct.unpack("<I", await reader.readexactly(4))
-    return await reader.readexactly(length)
+def test_a_file_may_come_with_the_first_frame(echo: Echo) -> None:
+    file = os.memfd_create("given")
+    os.write(file, b"hello")
+    with raw() as client:
+        socket.send_fds(client, [b"first"], [file])
+        client.send(b"second")
+        assert echo.reactor.run(lambda: bool(echo.connections) and echo.connections[0].received_file >= 0, 5)
+        echo.reactor.step(0)
+        assert os.pread(echo.connections[0].received_file, 5, 0) == b"hello"
+        assert [client.recv(100), client.recv(100)] == [b"first", b"second"]
+    os.close(file)
 
 
-def test_frames_come_back_whole_and_in_order() -> None:
-    async def conversation(echo: Echo) -> None:
-        received: asyncio.Queue[bytearray] = asyncio.Queue()
-        client = await connect_locally(ADDRESS, lambda: FrameSocket(LIMIT, received.put_nowait, lambda error: None))
-        assert client is not None
-        frames = [random.randbytes(random.choice((1, 100, 65536))) for _ in range(200)]
-        for frame in frames:
-            client.send(frame)
-        assert [bytes(await received.get()) for _ in frames] == frames
-        client.end(FleetError(Code.LANE_LOST, "enough"))
-
-    with_echo(conversation)
-
-
-def test_a_frame_may_come_byte_by_byte() -> None:
-    async def conversation(echo: Echo) -> None:
-        reader, writer = await raw()
-        frame = random.randbytes(50)
-        for byte in struct.pack("<I", 50) + frame:
-            writer.write(bytes([byte]))
-            await asyncio.sleep(0.001)
-        assert await read_frame(reader) == frame
-        writer.close()
-
-    with_echo(conversation)
-
-
-@pytest.mark.parametrize("length", [0, LIMIT + (1 << 20) + 1, 0xFFFFFFFF])
-def test_an_impossible_length_is_refused_by_type(length: int) -> None:
-    async def conversation(echo: Echo) -> None:
-        reader, writer = await raw()
-        writer.write(struct.pack("<I", length) + b"more")
-        refusal = decode(await read_frame(reader), LIMIT)
+def test_a_frame_too_large_is_refused_by_type_and_what_follows_is_not_looked_at(echo: Echo) -> None:
+    with raw() as client:
+        client.send(bytes(MAX_MESSAGE_BYTES + 1))
+        client.send(b"more")
+        echo.reactor.run(lambda: bool(echo.ended), 5)
+        refusal = decode(client.recv(1 << 16), 1 << 16)
         assert isinstance(refusal, Error)
         assert (refusal.frame_id, refusal.code) == (0, Code.FRAME_TOO_LARGE)
-        assert await reader.read() == b""
-        assert [error.code for error in echo.ended] == [Code.FRAME_TOO_LARGE]
-        writer.close()
-
-    with_echo(conversation)
+        assert client.recv(100) == b""
+    assert len(echo.ended) == 1
 
 
-def test_noise_ends_its_own_connection_alone() -> None:
-    async def conversation(echo: Echo) -> None:
-        for _ in range(100):
-            with connect() as stranger:
-                stranger.send(random.randbytes(random.randint(0, 40)))
-        reader, writer = await raw()
-        writer.write(struct.pack("<I", 2) + b"ok")
-        assert await read_frame(reader) == b"ok"
-        writer.close()
-
-    with_echo(conversation)
-
-
-def test_an_error_of_the_receiver_ends_the_connection_with_it() -> None:
-    reasons: list[FleetError] = []
-
-    def refuse(frame: bytearray) -> None:
+def test_an_error_of_the_receiver_ends_the_connection_with_it(echo: Echo) -> None:
+    def refuse(connection: FrameSocket, frame: bytes) -> None:
         raise FleetError(Code.BAD_FRAME, "not this one")
 
-    async def run() -> None:
-        server = await listen_locally(PORT, lambda: FrameSocket(LIMIT, refuse, reasons.append))
-        assert server is not None
-        reader, writer = await raw()
-        writer.write(struct.pack("<I", 2) + b"no")
-        assert await reader.read() == b""
-        writer.close()
-        server.close()
-
-    uvloop.run(run())
-    assert [str(reason) for reason in reasons] == ["not this one"]
+    echo.answer = refuse
+    with raw() as client:
+        client.send(b"no")
+        assert echo.reactor.run(lambda: bool(echo.ended), 5)
+        assert client.recv(100) == b""
+    assert [str(reason) for reason in echo.ended] == ["not this one"]
 
 
-def test_another_users_process_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def conversation(echo: Echo) -> None:
-        monkeypatch.setattr(local_lane, "_peer_uid", lambda connected: os.getuid() + 1)
-        assert await connect_locally(ADDRESS, lambda: pytest.fail("connected")) is None
-        with connect() as stranger:
-            assert await asyncio.to_thread(stranger.recv, 1) == b""
-        assert [error.code for error in echo.ended][-1] is Code.UNAUTHENTICATED
+def test_an_end_that_never_reads_is_given_up(echo: Echo) -> None:
+    def flood(connection: FrameSocket, frame: bytes) -> None:
+        for _ in range(20000):
+            connection.send(frame)
 
-    with_echo(conversation)
+    echo.answer = flood
+    with raw() as client:
+        client.send(bytes(1000))
+        assert echo.reactor.run(lambda: bool(echo.ended), 10)
+    assert "frames unread" in str(echo.ended[0])
 
 
-def test_a_name_is_taken_once_and_gone_with_its_process() -> None:
-    async def conversation(echo: Echo) -> None:
-        assert await listen_locally(PORT, echo._connect) is None
+def test_another_users_process_is_left_alone(echo: Echo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_lane, "_peer_uid", lambda connected: os.getuid() + 1)
+    assert connect_locally(ADDRESS) is None
+    with raw() as stranger:
+        echo.reactor.step(5)
+        echo.reactor.step(0)
+        assert stranger.recv(1) == b""
+    assert not echo.connections
 
-    with_echo(conversation)
+
+def test_a_name_is_taken_once_and_gone_with_its_process(echo: Echo) -> None:
+    with pytest.raises(OSError, match="in use"):
+        LocalServer(echo.reactor, PORT, lambda connected: None)
+    echo.server.close()
     with pytest.raises(ConnectionRefusedError):
-        connect()
+        raw()
 
 
+@pytest.mark.usefixtures("echo")
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "192.0.2.1", "some.other.host"])
 def test_only_processes_of_this_machine_are_asked(host: str) -> None:
     """192.0.2.1 is reserved for documentation, so it is nobody's."""
-
-    async def conversation(echo: Echo) -> None:
-        made = FrameSocket(LIMIT, lambda frame: None, lambda error: None)
-        found = await connect_locally(f"{host}:{PORT}", lambda: made)
-        assert (found is made) == (host in ("127.0.0.1", "localhost"))
-        made.end(FleetError(Code.LANE_LOST, "enough"))
-        assert await connect_locally(f"{host}:{PORT + 1}", lambda: made) is None
-
-    with_echo(conversation)
+    found = connect_locally(f"{host}:{PORT}")
+    assert (found is not None) == (host in ("127.0.0.1", "localhost"))
+    if found is not None:
+        found.close()
+    assert connect_locally(f"{host}:{PORT + 1}") is None

@@ -1,8 +1,9 @@
 """Dispatches through real streams: every row comes back, failures move elsewhere, and nothing is answered in part."""
 
+import dataclasses
 import importlib.util
-import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from expertfleet.membership.epoch import Epoch, EpochId, ExpertSet, Member
 from expertfleet.proto.codec import Hello
 from expertfleet.proto.errors import Code, FleetError
 from expertfleet.proto.io_thread import IoThread
+from expertfleet.proto.reactor import Reactor
 from expertfleet.router.combine import combine
 from expertfleet.router.dispatch import Dispatch
 from expertfleet.router.router import Router
@@ -32,7 +34,9 @@ class Fleet:
 
     def __init__(self, deadline_s: float = 10.0) -> None:
         self.io = IoThread("test-io")
-        self.router = Router(self.io, Hello("attention-0", FINGERPRINT, "bfloat16", fake_shard.LIMIT), deadline_s)
+        self.reactor = Reactor()
+        hello = Hello("attention-0", FINGERPRINT, "bfloat16", fake_shard.LIMIT)
+        self.router = Router(self.io, self.reactor, hello, deadline_s)
         self.shards: list = []
         self.counter = 0
 
@@ -58,18 +62,27 @@ class Fleet:
             for shard, mask in zip(self.shards, masks, strict=True)
         )
         self.counter += 1
-        epoch = Epoch(EpochId(1, self.counter), FINGERPRINT, "bfloat16", members, (), True)
-        self.io.submit(self._set(epoch))
+        self.router.set_epoch(Epoch(EpochId(1, self.counter), FINGERPRINT, "bfloat16", members, (), True))
+        self.run(0)
 
-    async def _set(self, epoch: Epoch) -> None:
-        self.router.set_epoch(epoch)
+    def run(self, seconds: float) -> None:
+        """What the engine's thread does while it waits."""
+        self.reactor.step(0)
+        self.reactor.run(lambda: False, seconds)
+
+    def wait_usable(self) -> bool:
+        return self.reactor.run(lambda: self.router.usable, 10)
 
     def wait_all_up(self) -> bool:
         """Replicas make the router usable before every lane is up."""
-        deadline = time.monotonic() + 10
-        while not all(lane.up for lane in self.router._lanes.values()) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        return all(lane.up for lane in self.router._lanes.values())
+        return self.reactor.run(lambda: all(lane.up for lane in self.router._lanes.values()), 10)
+
+    def outcome(self, dispatch: Dispatch, timeout_s: float = 15.0) -> torch.Tensor:
+        assert self.reactor.run(lambda: dispatch.done, timeout_s), "the dispatch never ended"
+        with closing(dispatch):
+            if dispatch.error is not None:
+                raise dispatch.error
+            return dispatch.combined()
 
     def ask(self, T: int = 5, layer: int = 1) -> tuple[Dispatch, torch.Tensor]:
         """A random dispatch and the output that it must give."""
@@ -81,20 +94,11 @@ class Fleet:
         return self.router.dispatch(layer, x, ids, weights), expected
 
     def close(self) -> None:
-        self.io.submit(self.router.close())
+        self.router.close()
+        assert not self.router._timers
         for shard in self.shards:
             self.io.submit(shard.stop())
         self.io.stop()
-
-
-def outcome(dispatch: Dispatch, timeout_s: float = 15.0) -> torch.Tensor:
-    deadline = time.monotonic() + timeout_s
-    while not dispatch._done:
-        assert time.monotonic() < deadline, "the dispatch never ended"
-        time.sleep(0.002)
-    if dispatch.error is not None:
-        raise dispatch.error
-    return dispatch.combined()
 
 
 @pytest.fixture
@@ -108,18 +112,18 @@ def fleet() -> Iterator[Fleet]:
 def test_any_number_of_shards_gives_the_same_bits(fleet: Fleet, num_shards: int) -> None:
     fleet.add_shards(num_shards)
     fleet.commit(lambda layer, expert: [expert % num_shards])
-    assert fleet.router.wait_usable(10)
+    assert fleet.wait_usable()
     for T in (1, 2, 40):
         dispatch, expected = fleet.ask(T)
-        assert torch.equal(outcome(dispatch), expected)
+        assert torch.equal(fleet.outcome(dispatch), expected)
 
 
 def test_each_row_travels_once_to_a_shard(fleet: Fleet) -> None:
     fleet.add_shards(2)
     fleet.commit(lambda layer, expert: [expert % 2])
-    assert fleet.router.wait_usable(10)
+    assert fleet.wait_usable()
     dispatch, _ = fleet.ask(6)
-    outcome(dispatch)
+    fleet.outcome(dispatch)
     for shard in fleet.shards:
         (frame,) = shard.frames
         assert frame.rows.shape[0] <= 6
@@ -131,32 +135,32 @@ def test_pieces_are_put_together(fleet: Fleet) -> None:
     fleet.commit(lambda layer, expert: [expert % 2])
     for shard in fleet.shards:
         shard.piece_routes = 3
-    assert fleet.router.wait_usable(10)
+    assert fleet.wait_usable()
     dispatch, expected = fleet.ask(20)
-    assert torch.equal(outcome(dispatch), expected)
+    assert torch.equal(fleet.outcome(dispatch), expected)
 
 
 @pytest.mark.parametrize("code", [Code.NOT_HELD, Code.STALE_EPOCH, Code.DRAINING, Code.OVERLOADED, Code.NON_FINITE])
 def test_a_refusing_shard_is_replaced_by_its_replica(fleet: Fleet, code: Code) -> None:
     fleet.add_shards(2)
     fleet.commit(lambda layer, expert: [0, 1])
-    assert fleet.router.wait_usable(10)
+    assert fleet.wait_usable()
     fleet.shards[0].refuse = FleetError(code, "no")
     dispatch, expected = fleet.ask(9)
-    assert torch.equal(outcome(dispatch), expected)
+    assert torch.equal(fleet.outcome(dispatch), expected)
 
 
 def test_a_lane_cut_after_a_piece_keeps_the_piece(fleet: Fleet) -> None:
     fleet.add_shards(2)
     fleet.commit(lambda layer, expert: [0, 1])
-    assert fleet.router.wait_usable(10)
+    assert fleet.wait_usable()
     assert fleet.wait_all_up()
     fleet.shards[0].piece_routes = 2
     fleet.shards[0].break_after_piece = True
     # Which replica is asked is the router's choice; the broken one must have been.
     while not fleet.shards[0].frames:
         dispatch, expected = fleet.ask(9)
-        assert torch.equal(outcome(dispatch), expected)
+        assert torch.equal(fleet.outcome(dispatch), expected)
     first, retried = fleet.shards[0].frames[0], fleet.shards[1].frames[-1]
     assert retried.frame_id > first.frame_id
     assert retried.route_rows.shape[0] == first.route_rows.shape[0] - 2
@@ -165,42 +169,39 @@ def test_a_lane_cut_after_a_piece_keeps_the_piece(fleet: Fleet) -> None:
 def test_without_a_replica_the_step_waits_for_an_epoch(fleet: Fleet) -> None:
     fleet.add_shards(2)
     fleet.commit(lambda layer, expert: [expert % 2])
-    assert fleet.router.wait_usable(10)
+    assert fleet.wait_usable()
     fleet.io.submit(fleet.shards[1].stop())
     dispatch, expected = fleet.ask(9)
-    time.sleep(0.3)
-    assert not dispatch._done
+    fleet.run(0.3)
+    assert not dispatch.done
     fleet.commit(lambda layer, expert: [0])
-    assert torch.equal(outcome(dispatch), expected)
+    assert torch.equal(fleet.outcome(dispatch), expected)
 
 
 def test_a_shard_that_returns_is_asked_again(fleet: Fleet) -> None:
     fleet.add_shards(1)
     fleet.commit(lambda layer, expert: [0])
-    assert fleet.router.wait_usable(10)
+    assert fleet.wait_usable()
     port = int(fleet.shards[0].address.rpartition(":")[2])
     fleet.io.submit(fleet.shards[0].stop())
     dispatch, expected = fleet.ask(4)
-    time.sleep(0.2)
+    fleet.run(0.2)
     fleet.io.submit(fleet.shards[0].start(port))
-    assert torch.equal(outcome(dispatch), expected)
+    assert torch.equal(fleet.outcome(dispatch), expected)
 
 
 def test_past_the_deadline_the_dispatch_ends_and_cancels() -> None:
     fleet = Fleet(deadline_s=0.3)
     fleet.add_shards(1)
     fleet.commit(lambda layer, expert: [0])
-    assert fleet.router.wait_usable(10)
+    assert fleet.wait_usable()
     fleet.shards[0].pause.clear()
     dispatch, _ = fleet.ask()
     with pytest.raises(FleetError, match="no answer from expert-0") as caught:
-        outcome(dispatch)
+        fleet.outcome(dispatch)
     assert caught.value.code is Code.DEADLINE
     fleet.io.post(fleet.shards[0].pause.set)
-    deadline = time.monotonic() + 5
-    while not fleet.shards[0].cancelled and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert fleet.shards[0].cancelled
+    assert fleet.reactor.run(lambda: bool(fleet.shards[0].cancelled), 5)
     fleet.close()
 
 
@@ -210,7 +211,7 @@ def test_nobody_holding_an_expert_is_named() -> None:
     fleet.commit(lambda layer, expert: [0] if expert else [])
     dispatch = fleet.router.dispatch(1, torch.zeros(1, H).bfloat16(), torch.arange(K).view(1, K), torch.ones(1, K))
     with pytest.raises(FleetError, match=r"no usable shard holds experts \[0") as caught:
-        outcome(dispatch)
+        fleet.outcome(dispatch)
     assert caught.value.code is Code.NO_REPLICA
     fleet.close()
 
@@ -218,24 +219,24 @@ def test_nobody_holding_an_expert_is_named() -> None:
 def test_non_finite_everywhere_fails_the_dispatch(fleet: Fleet) -> None:
     fleet.add_shards(2)
     fleet.commit(lambda layer, expert: [0, 1])
-    assert fleet.router.wait_usable(10)
+    assert fleet.wait_usable()
     for shard in fleet.shards:
         shard.refuse = FleetError(Code.NON_FINITE, "nan")
     dispatch, _ = fleet.ask()
     with pytest.raises(FleetError, match="nan") as caught:
-        outcome(dispatch)
+        fleet.outcome(dispatch)
     assert caught.value.code is Code.NON_FINITE
 
 
 def test_bad_requests_are_not_retried(fleet: Fleet) -> None:
     fleet.add_shards(2)
     fleet.commit(lambda layer, expert: [0, 1])
-    assert fleet.router.wait_usable(10)
+    assert fleet.wait_usable()
     for shard in fleet.shards:
         shard.refuse = FleetError(Code.BAD_FRAME, "odd")
     dispatch, _ = fleet.ask(1)
     with pytest.raises(FleetError, match="odd") as caught:
-        outcome(dispatch)
+        fleet.outcome(dispatch)
     assert caught.value.code is Code.BAD_FRAME
 
 
@@ -243,13 +244,13 @@ def test_bad_requests_are_not_retried(fleet: Fleet) -> None:
 def test_a_passing_refusal_of_the_only_holder_is_asked_again(fleet: Fleet, code: Code) -> None:
     fleet.add_shards(1)
     fleet.commit(lambda layer, expert: [0])
-    assert fleet.router.wait_usable(10)
+    assert fleet.wait_usable()
     fleet.shards[0].refuse = FleetError(code, "not now")
     dispatch, expected = fleet.ask(4)
-    time.sleep(0.2)
-    assert not dispatch._done
+    fleet.run(0.2)
+    assert not dispatch.done
     fleet.shards[0].refuse = None
-    assert torch.equal(outcome(dispatch, 3), expected)
+    assert torch.equal(fleet.outcome(dispatch, 3), expected)
     assert not fleet.router._parked
     assert not fleet.router._timers
 
@@ -258,22 +259,22 @@ def test_past_the_deadline_the_last_refusal_is_named() -> None:
     fleet = Fleet(deadline_s=0.3)
     fleet.add_shards(1)
     fleet.commit(lambda layer, expert: [0])
-    assert fleet.router.wait_usable(10)
+    assert fleet.wait_usable()
     fleet.shards[0].refuse = FleetError(Code.OVERLOADED, "queue is full")
     with pytest.raises(FleetError, match="last refusal: OVERLOADED expert-0: queue is full"):
-        outcome(fleet.ask()[0])
+        fleet.outcome(fleet.ask()[0])
     fleet.close()
 
 
 def test_rows_beyond_the_shards_frame_limit_travel_in_several_frames(fleet: Fleet) -> None:
     fleet.add_shards(2)
     fleet.commit(lambda layer, expert: [expert % 2])
-    assert fleet.router.wait_usable(10)
+    assert fleet.wait_usable()
     limit = 2048
     for lane in fleet.router._lanes.values():
-        lane.max_frame_bytes = limit
+        lane.limits = dataclasses.replace(lane.limits, max_frame_bytes=limit)
     dispatch, expected = fleet.ask(60)
-    assert torch.equal(outcome(dispatch), expected)
+    assert torch.equal(fleet.outcome(dispatch), expected)
     for shard in fleet.shards:
         assert len(shard.frames) > 1
         for frame in shard.frames:
@@ -284,5 +285,5 @@ def test_the_frame_limit_is_the_one_the_shard_greets_with(fleet: Fleet, monkeypa
     monkeypatch.setattr(fake_shard, "LIMIT", 1 << 20)
     fleet.add_shards(1)
     fleet.commit(lambda layer, expert: [0])
-    assert fleet.router.wait_usable(10)
-    assert [lane.max_frame_bytes for lane in fleet.router._lanes.values()] == [1 << 20]
+    assert fleet.wait_usable()
+    assert [lane.limits.max_frame_bytes for lane in fleet.router._lanes.values()] == [1 << 20]

@@ -1,7 +1,7 @@
 """A whole shard with the Triton backend: settings, self-test, loading, frames; the interpreter stands in for the device."""
 
-import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from expertfleet.kernels.triton_layer import TritonLayer
 from expertfleet.membership.epoch import Epoch, EpochId, Member
 from expertfleet.proto.codec import Hello
 from expertfleet.proto.io_thread import IoThread
+from expertfleet.proto.reactor import Reactor
 from expertfleet.router.router import Router
 
 LAYER = 1
@@ -44,19 +45,18 @@ def test_a_shard_on_a_gpu_answers_as_float64_does_and_names_its_class(tmp_path: 
     assert server.backend is not None
     assert "triton bfloat16, 64→32→64 group 32; any number of rows on NVIDIA H100" in server.backend.description
 
-    io = IoThread("test-io")
-    router = Router(io, Hello("attention-0", checkpoint.fingerprint, "bfloat16", 1 << 20), 60.0)
+    io, reactor = IoThread("test-io"), Reactor()
+    router = Router(io, reactor, Hello("attention-0", checkpoint.fingerprint, "bfloat16", 1 << 20), 60.0)
     member = Member("expert-0", server.address, server.numerics, server.holdings.held)
-    io.post(router.set_epoch, Epoch(EpochId(1, 1), checkpoint.fingerprint, "bfloat16", (member,), (), True))
-    assert router.wait_usable(60)
+    router.set_epoch(Epoch(EpochId(1, 1), checkpoint.fingerprint, "bfloat16", (member,), (), True))
+    assert reactor.run(lambda: router.usable, 60)
     x = torch.randn(3, 64).bfloat16()
     weights, ids = torch.rand(3, 8).topk(2)
-    dispatch, done = router.dispatch(LAYER, x, ids, weights), threading.Event()
-    dispatch.when_done(done.set)
-    assert done.wait(60)
-    assert dispatch.error is None
-    found = dispatch.combined()
-    io.submit(router.close())
+    with closing(router.dispatch(LAYER, x, ids, weights)) as dispatch:
+        assert reactor.run(lambda: dispatch.done, 60)
+        assert dispatch.error is None
+        found = dispatch.combined()
+    router.close()
     io.stop()
     assert server.stop()
 
