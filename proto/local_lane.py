@@ -23,6 +23,7 @@ _log = logging.getLogger(__name__)
 MAX_MESSAGE_BYTES = 128 << 10
 _CREDENTIALS = struct.Struct("<iII")  # pid, uid, gid: struct ucred
 _MAX_WAITING = 4096
+_MOST_READ = 256
 _LAST_WORDS_S = 0.5
 _CONNECT_S = 1.0
 
@@ -84,8 +85,10 @@ class FrameSocket:
             self._reactor.call_later(_LAST_WORDS_S, lambda: self.end(error))
 
     def _read(self) -> None:
-        """All that has come, so that what belongs together is computed together."""
-        while not self._ended:
+        """All that has come, so that what belongs together is computed together; but no flood without end."""
+        for _ in range(_MOST_READ):
+            if self._ended:
+                return
             try:
                 size = self._receive()
             except BlockingIOError:

@@ -85,7 +85,9 @@ class Arena(SharedMemory):
 
     def close(self) -> None:
         """The memory goes with its last view, at either end."""
-        os.close(self.file)
+        if self.file >= 0:
+            os.close(self.file)
+            self.file = -1
 
     def _stretch(self) -> int:
         size = _SIZE

@@ -78,6 +78,10 @@ class Connection(Protocol):
 
     def end(self, error: FleetError) -> None: ...
 
+    def discard(self) -> None:
+        """On the IO loop: nobody will open it any more, if it is not open yet."""
+        ...
+
 
 class Lane:
     """``on_change`` is called whenever the lane goes up or down; ``local`` forbids or allows local sockets."""
@@ -168,7 +172,11 @@ class Lane:
         backoff_s = 0.05
         while True:
             connection = self._connect()
-            error = await connection.ended
+            try:
+                error = await connection.ended
+            except asyncio.CancelledError:
+                connection.discard()
+                raise
             was_up = self.up and self._connection is connection
             self._reactor.post(self._break, connection, error)
             backoff_s = 0.05 if was_up else min(_MAX_BACKOFF_S, backoff_s * 2)
@@ -176,14 +184,21 @@ class Lane:
 
     def _connect(self) -> Connection:
         """On the IO loop; the reactor's thread greets."""
-        connected = connect_locally(self.address) if self._local else None
-        connection: Connection
-        if connected is None:
-            connection = GrpcConnection(self, self._reactor, self._hello.max_frame_bytes)
-        else:
-            connection = LocalConnection(self, self._reactor, connected)
+        connection = self._connect_locally() if self._local else None
+        connection = connection or GrpcConnection(self, self._reactor, self._hello.max_frame_bytes)
         self._reactor.post(self.begin, connection)
         return connection
+
+    def _connect_locally(self) -> Connection | None:
+        connected = connect_locally(self.address)
+        if connected is None:
+            return None
+        try:
+            return LocalConnection(self, self._reactor, connected, Arena())
+        except OSError as error:
+            logger.warning("%s is reached over gRPC, as there is no shared memory: %s", self.seat, error)
+            connected.close()
+            return None
 
     def _take(self, connection: Connection, frame: object) -> None:
         if not self.up:
@@ -262,14 +277,14 @@ class Lane:
 class LocalConnection:
     """Rows and results lie in memory that this end made; the socket carries where."""
 
-    def __init__(self, lane: Lane, reactor: Reactor, connected: socket.socket) -> None:
+    def __init__(self, lane: Lane, reactor: Reactor, connected: socket.socket, arena: Arena) -> None:
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[FleetError] = self._loop.create_future()
-        self._lane, self._reactor, self._connected = lane, reactor, connected
+        self._lane, self._reactor, self._connected, self._arena = lane, reactor, connected, arena
+        self._socket: FrameSocket | None = None
         self._areas: dict[int, tuple[int, torch.Tensor]] = {}  # frame id → where its area begins, its results
 
     def open(self, hello: bytes) -> None:
-        self._arena = Arena()
         self._socket = FrameSocket(
             self._reactor, self._connected, lambda frame: self._lane.received(self, frame), self._on_end
         )
@@ -284,21 +299,18 @@ class LocalConnection:
         num_rows = len(rows) if row_ids is None else len(row_ids)
         rows_bytes = -(-num_rows * hidden * rows.itemsize // ALIGNMENT) * ALIGNMENT
         begin = self._arena.allocate(rows_bytes + num_routes * hidden * rows.itemsize)
-        placed = self._arena.tensor(begin, rows.dtype, num_rows, hidden)
+        into = self._arena.tensor(begin, rows.dtype, num_rows, hidden)
         if row_ids is None:
-            placed.copy_(rows)
+            into.copy_(rows)
         else:
-            torch.index_select(rows, 0, row_ids, out=placed)
+            torch.index_select(rows, 0, row_ids, out=into)
         results_at = begin + rows_bytes
         self._areas[frame.frame_id] = begin, self._arena.tensor(results_at, rows.dtype, num_routes, hidden)
-        self._socket.send(
-            encode_placed(
-                Placed(
-                    frame.frame_id, frame.fingerprint, frame.epoch, frame.layer, frame.priority, frame.deadline_us,
-                    rows.dtype, num_rows, hidden, begin, results_at, frame.route_rows, frame.route_experts,
-                )
-            )
+        placed = Placed(
+            frame.frame_id, frame.fingerprint, frame.epoch, frame.layer, frame.priority, frame.deadline_us,
+            rows.dtype, num_rows, hidden, begin, results_at, frame.route_rows, frame.route_experts,
         )  # fmt: skip
+        self._send(encode_placed(placed))
 
     def answer(self, frame: object) -> Result | None:
         if not isinstance(frame, Filled) or frame.frame_id not in self._areas:
@@ -310,7 +322,7 @@ class LocalConnection:
         return Result(frame.frame_id, frame.first_route, frame.num_routes, rows)
 
     def cancel(self, frame_id: int) -> bool:
-        self._socket.send(encode_cancel(frame_id))
+        self._send(encode_cancel(frame_id))
         return True
 
     def free(self, frame_id: int) -> None:
@@ -318,7 +330,19 @@ class LocalConnection:
         self._arena.free(begin)
 
     def end(self, error: FleetError) -> None:
-        self._socket.end(error)
+        if self._socket is None:
+            self.discard()
+        else:
+            self._socket.end(error)
+
+    def discard(self) -> None:
+        if self._socket is None:
+            self._connected.close()
+            self._arena.close()
+
+    def _send(self, frame: bytes) -> None:
+        assert self._socket is not None
+        self._socket.send(frame)
 
     def _on_end(self, error: FleetError) -> None:
         self._arena.close()
@@ -360,6 +384,9 @@ class GrpcConnection:
 
     def end(self, error: FleetError) -> None:
         self._post(self._end, error)
+
+    def discard(self) -> None:
+        """There is nothing yet that would have to be closed."""
 
     def _send(self, frame: bytes) -> None:
         self._post(self._outgoing.put_nowait, frame)

@@ -1,0 +1,181 @@
+"""Dispatches to a real shard over shared memory: the bits of gRPC, and no memory that is used too early or never again."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import torch
+
+from expertfleet.checkpoint.tensors import Checkpoint
+from expertfleet.expert_workers import runtime
+from expertfleet.expert_workers.config import ExpertConfig
+from expertfleet.expert_workers.server import ExpertServer
+from expertfleet.membership.epoch import Epoch, EpochId, Member
+from expertfleet.proto.codec import Hello
+from expertfleet.proto.errors import Code, FleetError
+from expertfleet.proto.io_thread import IoThread
+from expertfleet.proto.reactor import Reactor
+from expertfleet.router import lane as lane_module
+from expertfleet.router.dispatch import Dispatch
+from expertfleet.router.lane import GrpcConnection, LocalConnection
+from expertfleet.router.router import Router
+
+LAYER = 1
+
+
+class End:
+    """A router with one kind of lanes."""
+
+    def __init__(self, io: IoThread, server: ExpertServer, local: bool, deadline_s: float = 20.0) -> None:
+        self.config = server.checkpoint.config
+        self.reactor = Reactor()
+        hello = Hello("attention-0", server.checkpoint.fingerprint, "bfloat16", 1 << 24)
+        self.router = Router(io, self.reactor, hello, deadline_s, local_lanes=local)
+        member = Member("expert-0", server.address, server.numerics, server.holdings.held)
+        self.router.set_epoch(Epoch(EpochId(1, 1), server.checkpoint.fingerprint, "bfloat16", (member,), (), True))
+        assert self.reactor.run(lambda: self.router.usable, 20)
+        ((self.lane),) = self.router._lanes.values()
+        self.connection = self.lane._connection
+
+    def dispatch(self, x: torch.Tensor, ids: torch.Tensor) -> Dispatch:
+        return self.router.dispatch(LAYER, x, ids, torch.ones(ids.shape))
+
+    def ask(self, x: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        with closing(self.dispatch(x, ids)) as dispatch:
+            assert self.reactor.run(lambda: dispatch.done, 30)
+            if dispatch.error is not None:
+                raise dispatch.error
+            return dispatch.combined()
+
+    @property
+    def areas(self) -> int:
+        assert isinstance(self.connection, LocalConnection)
+        return len(self.connection._arena._areas)
+
+    def close(self) -> None:
+        self.router.close()
+        self.reactor.close()
+
+
+@pytest.fixture
+def io() -> Iterator[IoThread]:
+    io = IoThread("test-io")
+    yield io
+    io.stop()
+
+
+@pytest.fixture
+def server(small_checkpoint: Path) -> Iterator[ExpertServer]:
+    server = ExpertServer(ExpertConfig(small_checkpoint))
+    server.start()
+    while server.tenancy.state != "ready":
+        time.sleep(0.02)
+    yield server
+    server.stop(5)
+
+
+@pytest.fixture
+def end(io: IoThread, server: ExpertServer) -> Iterator[End]:
+    end = End(io, server, local=True)
+    yield end
+    end.close()
+
+
+def drawn(checkpoint: Checkpoint, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    config = checkpoint.config
+    ids = torch.stack([torch.randperm(config.num_experts)[: config.top_k] for _ in range(tokens)])
+    return torch.randn(tokens, config.hidden_size).bfloat16(), ids
+
+
+def test_both_kinds_of_lanes_give_the_same_bits_and_all_memory_comes_back(
+    io: IoThread, server: ExpertServer, end: End
+) -> None:
+    with closing(End(io, server, local=False)) as other:
+        assert isinstance(end.connection, LocalConnection)
+        assert isinstance(other.connection, GrpcConnection)
+        for tokens in (1, 2, 33, 300):
+            x, ids = drawn(server.checkpoint, tokens)
+            assert torch.equal(end.ask(x, ids), other.ask(x, ids))
+            assert end.areas == 0
+
+
+def test_more_routes_than_a_message_holds_travel_in_several_frames(server: ExpertServer, end: End) -> None:
+    x, ids = drawn(server.checkpoint, 3000)
+    found = end.ask(x, ids)
+    assert end.router.counters.frames > 1
+    for first in (0, 2999):
+        assert torch.equal(end.ask(x[first : first + 1], ids[first : first + 1])[0], found[first])
+    assert end.areas == 0
+
+
+def test_memory_of_a_frame_that_nobody_waits_for_is_kept_until_the_shard_has_ended_it(
+    io: IoThread, server: ExpertServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go, computing = threading.Event(), threading.Event()
+    real = runtime.grouped_gemm
+
+    def slow(*arguments: object) -> torch.Tensor:
+        computing.set()
+        go.wait(20)
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(runtime, "grouped_gemm", slow)
+    with closing(End(io, server, local=True, deadline_s=0.3)) as end:
+        x, ids = drawn(server.checkpoint, 2)
+        with pytest.raises(FleetError, match="no answer from expert-0") as caught:
+            end.ask(x, ids)
+        assert caught.value.code is Code.DEADLINE
+        assert computing.is_set()
+        assert end.areas == 1
+        go.set()
+        assert end.reactor.run(lambda: end.areas == 0, 10)
+        assert torch.isfinite(end.ask(x, ids)).all()
+
+
+def test_a_dispatch_closed_under_way_is_cancelled(server: ExpertServer, end: End) -> None:
+    x, ids = drawn(server.checkpoint, 500)
+    dispatch = end.dispatch(x, ids)
+    dispatch.close()
+    assert dispatch.error is not None
+    assert dispatch.error.code is Code.CANCELLED
+    assert end.reactor.run(lambda: end.areas == 0, 10)
+    assert not end.lane._sent
+
+
+def test_answers_that_came_outlive_the_lane(server: ExpertServer, end: End) -> None:
+    x, ids = drawn(server.checkpoint, 4)
+    wanted = end.ask(x, ids)
+    with closing(end.dispatch(x, ids)) as dispatch:
+        assert end.reactor.run(lambda: dispatch.done, 10)
+        server.stop(5)
+        assert end.reactor.run(lambda: not end.lane.up, 10)
+        assert torch.equal(dispatch.combined(), wanted)
+
+
+def test_without_shared_memory_the_lane_goes_over_grpc_and_says_so(
+    io: IoThread, server: ExpertServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def missing() -> None:
+        raise OSError("not here")
+
+    monkeypatch.setattr(lane_module, "Arena", missing)
+    with closing(End(io, server, local=True)) as end:
+        assert isinstance(end.connection, GrpcConnection)
+    assert "expert-0 is reached over gRPC, as there is no shared memory: not here" in caplog.text
+
+
+def test_an_answer_that_was_not_asked_for_ends_the_lane(server: ExpertServer, end: End) -> None:
+    """The shard is asked for four routes and says that it has answered five."""
+    (lane,) = server.lanes.local_lanes
+    x, ids = drawn(server.checkpoint, 1)
+    real = lane.send
+    lane.send = lambda frame: real(frame[:20] + b"\x09\0\0\0" * 2 + frame[28:])
+    with closing(end.dispatch(x, ids)) as dispatch:
+        assert end.reactor.run(lambda: not end.lane.up, 10)
+        assert not dispatch.done
+        assert end.reactor.run(lambda: end.lane.up, 10)
+        assert end.reactor.run(lambda: dispatch.done, 10)
+        assert dispatch.error is None
