@@ -1,16 +1,17 @@
 """What a lane costs: one layer's dispatch and combine to shards that compute nothing, at the router and at the shards.
 
 Everything is as in serving (routing to parts, frames, the shards' handler, pool and runtime, answers, the exact combine) but
-the experts, which return their rows. Kinds of lanes take turns, round by round: ``local`` (sockets and shared memory) and ``grpc``; so does
-``bare``, a gRPC stream of one frame's size with nothing around it. CPU is what the process burnt per layer, all threads.
+the experts, which return their rows, after a sleep if one is asked for. Kinds of lanes take turns, round by round: ``local`` (sockets and shared memory) and ``grpc``; so does
+``bare``, one gRPC stream of all the bytes with nothing around it. CPU is what processes burnt per layer, all threads.
 Prints a CSV line per kind, number of tokens and of shards.
 """
 
 import argparse
-import statistics
+import itertools
 import tempfile
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -25,11 +26,15 @@ from expertfleet.membership.epoch import Epoch, EpochId, ExpertSet, Member
 from expertfleet.proto.codec import Hello
 from expertfleet.proto.io_thread import IoThread
 from expertfleet.proto.reactor import Reactor
+from expertfleet.router.dispatch import Dispatch
 from expertfleet.router.router import Router
 
 LAYER = 1
 _LIMIT = 64 << 20
-_COLUMNS = "kind,tokens,shards,layers,median_us,p99_us,router_cpu_us,shard_cpu_us,bytes_out,bytes_in"
+_COLUMNS = "kind,tokens,shards,layers,median_us,p99_us,layers_per_s,router_cpu_us,shard_cpu_us"
+_DRAWS = 16
+
+Draw = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # rows, ids and weights of the top-k
 
 
 class Lanes:
@@ -50,11 +55,21 @@ class Lanes:
         self.router.set_epoch(epoch)
         assert self._reactor.run(lambda: self.router.usable, 60)
 
-    def layer(self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> None:
-        with closing(self.router.dispatch(LAYER, x, ids, weights)) as dispatch:
-            assert self._reactor.run(lambda: dispatch.done, 60)
-            assert dispatch.error is None, dispatch.error
-            dispatch.combined()
+    def run(self, draws: Sequence[Draw], layers: int, in_flight: int) -> list[float]:
+        """Seconds of each layer from dispatch to combine, with so many of them under way at once."""
+        waiting: deque[tuple[float, Dispatch]] = deque()
+        times = []
+        left = iter([draws[index % len(draws)] for index in range(layers)])
+        while len(times) < layers:
+            for draw in itertools.islice(left, in_flight - len(waiting)):
+                waiting.append((time.perf_counter(), self.router.dispatch(LAYER, *draw)))
+            began, dispatch = waiting.popleft()
+            with closing(dispatch):
+                assert self._reactor.run(lambda one=dispatch: one.done, 60)  # type: ignore[misc]
+                assert dispatch.error is None, dispatch.error
+                dispatch.combined()
+            times.append(time.perf_counter() - began)
+        return times
 
     def end(self) -> None:
         self.router.close()
@@ -108,7 +123,8 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     print(_COLUMNS)
     io = IoThread("io")  # gRPC's poller serves all of a process's loops, so there is one
     for count in options.shards:
-        shards = [ShardProcess(model, f"expert-{number}", "echo") for number in range(count)]
+        flags = ("--us-per-route", str(options.us_per_route))
+        shards = [ShardProcess(model, f"expert-{number}", "echo", 1, *flags) for number in range(count)]
         paths = [Lanes(kind, checkpoint, shards, io) for kind in ("local", "grpc")]
         bare = Bare(io)
         for tokens in options.tokens:
@@ -128,35 +144,26 @@ def _compare(
 ) -> None:
     config = checkpoint.config
     times: dict[str, list[float]] = {path.kind: [] for path in (*paths, bare)}
-    cpu: dict[str, list[float]] = {path.kind: [0.0, 0.0] for path in paths}
+    spent: dict[str, list[float]] = {path.kind: [0.0, 0.0, 0.0] for path in paths}  # wall, CPU here, CPU of the shards
     bytes_out = tokens * config.hidden_size * 2
-    bytes_in = bytes_out * config.top_k // len(shards)
+    draws: list[Draw] = []
+    for _ in range(_DRAWS):
+        weights, ids = torch.rand(tokens, config.num_experts).topk(config.top_k)
+        draws.append((torch.randn(tokens, config.hidden_size).bfloat16(), ids, weights))
     for _ in range(options.rounds):
         for path in paths:
-            before = cpu_seconds(), [shard.cpu_seconds() for shard in shards]
-            for _ in range(options.layers):
-                x = torch.randn(tokens, config.hidden_size).bfloat16()
-                scores = torch.rand(tokens, config.num_experts)
-                weights, ids = scores.topk(config.top_k)
-                began = time.perf_counter()
-                path.layer(x, ids, weights)
-                times[path.kind].append(time.perf_counter() - began)
-            cpu[path.kind][0] += cpu_seconds() - before[0]
-            cpu[path.kind][1] += sum(shard.cpu_seconds() - was for shard, was in zip(shards, before[1], strict=True))
-        times["bare"] += bare.times(bytes_out, bytes_in, options.layers)
+            before = time.perf_counter(), cpu_seconds(), sum(shard.cpu_seconds() for shard in shards)
+            times[path.kind] += path.run(draws, options.layers, options.in_flight)
+            after = time.perf_counter(), cpu_seconds(), sum(shard.cpu_seconds() for shard in shards)
+            for index in range(3):
+                spent[path.kind][index] += after[index] - before[index]
+        times["bare"] += bare.times(bytes_out, bytes_out * config.top_k, options.layers)
     for kind, seconds in times.items():
-        ordered = sorted(seconds)
-        p99 = ordered[int(0.99 * (len(ordered) - 1))]
-        burnt = [f"{1e6 * each / len(ordered):.0f}" for each in cpu[kind]] if kind in cpu else ["", ""]
-        told = (kind, tokens, len(shards), len(ordered), f"{1e6 * statistics.median(ordered):.0f}", f"{1e6 * p99:.0f}")
-        print(
-            *told,
-            *burnt,
-            bytes_out * (1 if kind == "bare" else len(shards)),
-            bytes_in * len(shards),
-            sep=",",
-            flush=True,
-        )
+        ordered, count = sorted(seconds), len(seconds)
+        median, p99 = (f"{1e6 * each:.0f}" for each in (ordered[count // 2], ordered[int(0.99 * (count - 1))]))
+        wall, here, there = spent.get(kind, (sum(seconds), 0.0, 0.0))
+        burnt = [f"{1e6 * each / count:.0f}" if each else "" for each in (here, there)]
+        print(kind, tokens, len(shards), count, median, p99, f"{count / wall:.1f}", *burnt, sep=",", flush=True)
 
 
 def main() -> None:
@@ -165,6 +172,10 @@ def main() -> None:
     parser.add_argument("--shards", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--layers", type=int, default=100, help="in each round")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--in-flight", type=int, default=1, help="layers under way at once, as of several micro-batches"
+    )
+    parser.add_argument("--us-per-route", type=float, default=0.0, help="a shard sleeps so long for each of its routes")
     parser.add_argument("--hidden", type=int, default=7168)
     parser.add_argument("--experts", type=int, default=48)
     options = parser.parse_args()

@@ -27,7 +27,9 @@ BOOK = RuleBook()
 
 
 class EchoLayer(ExpertLayer):
-    """An expert's result is its row."""
+    """An expert's result is its row, after a sleep for each route."""
+
+    us_per_route = 0.0
 
     def __init__(self, shape: ExpertShape) -> None:
         super().__init__(shape, torch.bfloat16)
@@ -44,6 +46,8 @@ class EchoLayer(ExpertLayer):
         return 0
 
     def apply(self, x: torch.Tensor, route_rows: torch.Tensor, route_experts: torch.Tensor, out: torch.Tensor) -> None:
+        if self.us_per_route:
+            time.sleep(self.us_per_route * len(route_rows) / 1e6)
         torch.index_select(x, 0, route_rows, out=out)
 
 
@@ -81,9 +85,9 @@ LAYERS = {"echo": EchoLayer, "bf16": Bf16Layer}
 
 
 class ShardProcess:
-    def __init__(self, model: Path, seat: str, experts_as: str, threads: int = 1) -> None:
+    def __init__(self, model: Path, seat: str, experts_as: str, threads: int = 1, *more: str) -> None:
         self.seat, self.experts_as = seat, experts_as
-        flags = ["--model", model, "--seat", seat, "--experts-as", experts_as, "--threads", threads]
+        flags = ["--model", model, "--seat", seat, "--experts-as", experts_as, "--threads", threads, *more]
         command = [sys.executable, __file__, *map(str, flags)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
@@ -115,7 +119,9 @@ def main() -> None:
     parser.add_argument("--seat", required=True)
     parser.add_argument("--experts-as", required=True)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--us-per-route", type=float, default=0.0, help="how long echo sleeps for each route")
     options: Any = parser.parse_args()
+    EchoLayer.us_per_route = options.us_per_route
     replaced = LAYERS.get(options.experts_as)
     backend = "auto" if replaced else options.experts_as
     server = ExpertServer(ExpertConfig(options.model, seat=options.seat, backend=backend, threads=options.threads))
