@@ -46,7 +46,7 @@ def _long_loop(space: Space) -> Dialogue:
 
 # Weights count dialogues. Long loops are few, but each is as long as ten others.
 _TASKS: tuple[tuple[float, Callable[[Space], Dialogue]], ...] = (
-    (18, with_idle_tools(arithmetic.comparison, _IDLE_SHARE)),
+    (24, with_idle_tools(arithmetic.comparison, _IDLE_SHARE)),
     (8, with_idle_tools(arithmetic.addition, _IDLE_SHARE)),
     (8, with_idle_tools(arithmetic.subtraction, _IDLE_SHARE)),
     (20, lookups.lookup_dialogue),
@@ -62,8 +62,9 @@ _TASKS: tuple[tuple[float, Callable[[Space], Dialogue]], ...] = (
 )
 
 
-def make_dialogue(seed: int, held_out: bool = False) -> Dialogue:
-    space = Space(random.Random(seed), held_out)
+def make_dialogue(seed: int, held_out: bool = False, pieces: Sequence[str] = ()) -> Dialogue:
+    """``pieces`` of words, of which many of its names are made; without any, its names are words and syllables."""
+    space = Space(random.Random(seed), held_out, pieces)
     weights, tasks = zip(*_TASKS, strict=True)
     (task,) = space.rng.choices(tasks, weights)
     dialogue: Dialogue = task(space)

@@ -2,7 +2,8 @@
 
 Knows nothing of tasks. Names, nouns, pairs of numbers and whole phrasings fall into a space by a checksum of their text. A
 phrasing is composed of parts, so that one kept out is a new sentence of known words. Many names are made of syllables
-or of pieces of words, so that copying has to be learned and not the names.
+or of pieces of words, so that copying has to be learned and not the names; those to learn from are often made of the
+vocabulary's own pieces, so that every piece is met within a name.
 """
 
 import random
@@ -12,6 +13,7 @@ import zlib
 from collections.abc import Callable, Sequence
 
 _HELD_OUT_SHARE = 6
+_PIECES_SHARE = 0.45
 _BEFORE = ("", "", "Hi! ", "Hello! ", "Quick question: ", "One more: ", "Next question. ", "Now this: ")
 _AFTER = ("", "", " Thanks!", " Thank you.", " Please.", " Be brief.")
 
@@ -83,7 +85,7 @@ UNITS = words("celsius fahrenheit percent meters euros dollars kilograms minutes
 
 
 def _recased(word: str, like: str) -> str:
-    return word.capitalize() if like[0].isupper() else word
+    return word.capitalize() if like[0].isupper() else word.lower()
 
 
 def tidy(phrase: str) -> str:
@@ -92,9 +94,12 @@ def tidy(phrase: str) -> str:
 
 
 class Space:
-    def __init__(self, rng: random.Random, held_out: bool = False) -> None:
+    """``pieces``: what many names are made of, if there are any."""
+
+    def __init__(self, rng: random.Random, held_out: bool = False, pieces: Sequence[str] = ()) -> None:
         self.rng = rng
         self.held_out = held_out
+        self._pieces = pieces
 
     def contains(self, text: str) -> bool:
         kept_out = text in _HELD_OUT or zlib.crc32(text.encode()) % _HELD_OUT_SHARE == 0
@@ -164,12 +169,21 @@ class Space:
         return f"{self.rng.choice(('San', 'New', 'Port', 'Saint', 'Bad', 'El'))} {name}" if self.chance(0.12) else name
 
     def _known_or(self, known: Sequence[str], make: Callable[[], str]) -> str:
+        if self._pieces and self.chance(_PIECES_SHARE):
+            return _recased(self._joined(), known[0])
         pick = self.rng.random()
         if pick < 0.4:
             return self.rng.choice(known)
         if pick < 0.8:
             return _recased(self.rng.choice(WORDS) if pick < 0.55 else self._blend(), known[0])
         return make()
+
+    def _joined(self) -> str:
+        """One or two of the vocabulary's pieces."""
+        while True:
+            word = "".join(self.rng.choices(self._pieces, k=self.rng.choice((1, 2, 2))))
+            if word.lower() not in _UNFIT:
+                return word
 
     def _blend(self) -> str:
         """The head of one word and the tail of another: pieces of English that mean nothing together."""

@@ -133,7 +133,7 @@ class Trainer:
             if seed % _SPELLING_EVERY == 0:
                 yield self._renderer.render(make_spelling(seed, pieces))
             elif self.tokens >= self._arguments.exercise_tokens:
-                yield self._renderer.render(make_dialogue(seed))
+                yield self._renderer.render(make_dialogue(seed, pieces=pieces))
             else:
                 sample = self._renderer.render(make_exercise(seed))
                 if len(sample.ids) <= _SHORT:

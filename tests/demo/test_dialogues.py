@@ -33,6 +33,16 @@ def test_the_two_spaces_share_nothing(draw: str) -> None:
     assert len(held_out) > 20
 
 
+def test_names_to_learn_from_meet_every_piece_of_a_vocabulary_and_never_a_name_kept_out() -> None:
+    pieces = ["nickname", "tourism", "Kyiv", *"abcdefgh"]
+    learned = {Space(random.Random(SEED + index), pieces=pieces).city() for index in range(3000)}
+    assert all(any(piece.lower() in name.lower() for name in learned) for piece in pieces)
+    assert all(name[0].isupper() for name in learned)
+    held_out = {space.city() for space in spaces(400, held_out=True)}
+    assert not learned & held_out
+    assert make_dialogue(SEED, pieces=pieces).messages() == make_dialogue(SEED, pieces=pieces).messages()
+
+
 def test_what_the_demonstration_asks_was_kept_out() -> None:
     space = Space(random.Random(SEED))
     assert not space.contains("Paris")
