@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..membership.wire import WireSettings
-from ..settings.reader import option, within
+from ..settings.reader import check_address, option, within
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,10 @@ class AttentionConfig(WireSettings):
         within("layer_deadline_s", self.layer_deadline_s, 0.001, 3600)
         within("max_frame_mib", self.max_frame_mib, 1, 1024)
         within("drain_s", self.drain_s, 0, 86_400)
+        for address in self.shards:
+            check_address("shards", address)
+        if self.controller is not None:
+            check_address("controller", self.controller)
         if self.controller is None and not self.shards:
             raise ValueError("controller: none given, and no --shards either; one of the two names the expert shards")
         if self.controller is not None and self.shards:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from ..membership.wire import WireSettings
 from ..settings.ranges import parse_ranges
-from ..settings.reader import option, within
+from ..settings.reader import check_address, option, within
 
 BackendSetting = Literal["auto", "cpu-native", "cpu-int4pack", "reference", "triton"]
 
@@ -51,6 +51,8 @@ class ExpertConfig(WireSettings):
         within("max_queued_frames", self.max_queued_frames, 1, 1 << 20)
         within("slice_ms", self.slice_ms, 0.1, 10_000)
         within("drain_s", self.drain_s, 0, 86_400)
+        if self.controller is not None:
+            check_address("controller", self.controller)
         if self.controller is not None and self.experts != "all":
             raise ValueError(f"experts: {self.experts!r} is the controller's to choose; give --experts or --controller")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..membership.wire import WireSettings
-from ..settings.reader import option, within
+from ..settings.reader import check_address, option, within
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,7 @@ class GatewayConfig(WireSettings):
         self.check_wire()
         if not self.model.is_dir():
             raise ValueError(f"model: {self.model} is not a directory")
-        if ":" not in self.controller:
-            raise ValueError(f"controller: {self.controller!r} is not host:port")
+        check_address("controller", self.controller)
         within("port", self.port, 0, 65535)
         within("admin_port", self.admin_port, 0, 65535)
         within("max_body_mib", self.max_body_mib, 1, 1024)

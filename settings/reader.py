@@ -34,6 +34,13 @@ def option(default: Any = dataclasses.MISSING, help: str = "", *, secret: bool =
     return dataclasses.field(default=default, metadata={"help": help, "secret": secret, "flag": flag})
 
 
+def check_address(name: str, address: str) -> None:
+    """Raises ValueError, naming the setting, for what is not HOST:PORT."""
+    host, _, port = address.rpartition(":")
+    if not host or set(host) & set(", /") or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise ValueError(f"{name}: {address!r} is not HOST:PORT with a port from 1 to 65535")
+
+
 def within(name: str, value: float, low: float, high: float) -> None:
     """For ``__post_init__``. Raises ValueError naming the setting, its value and the limits."""
     if not low <= value <= high:

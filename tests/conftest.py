@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import grpc
 import pytest
@@ -117,6 +119,27 @@ async def _wait_ready(address: str) -> None:
                 return
             await asyncio.sleep(0.1)
     pytest.fail("the attention worker never became ready")
+
+
+@pytest.fixture
+def run_forward() -> Callable[[Any, Coroutine[Any, None, Any]], Any]:
+    """``run_forward(server, coroutine)``: what a forward pass of an attention worker gives, run on its engine's thread."""
+
+    def run(server: Any, forward: Coroutine[Any, None, Any]) -> Any:
+        done: Future[Any] = Future()
+
+        def step() -> None:
+            try:
+                forward.send(None).when_done(lambda: server.engine.reactor.post(step))
+            except StopIteration as result:
+                done.set_result(result.value)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the test shall see it
+                done.set_exception(error)
+
+        server.engine.reactor.post(step)
+        return done.result(60)
+
+    return run
 
 
 Start = Callable[..., Process]

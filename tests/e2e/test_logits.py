@@ -2,7 +2,6 @@
 
 import dataclasses
 import random
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -22,8 +21,8 @@ from expertfleet.attention_workers.server import AttentionServer
 class Probe:
     """Runs forward passes of an attention server's model outside its engine, keeping every row."""
 
-    def __init__(self, server: AttentionServer) -> None:
-        self._server = server
+    def __init__(self, server: AttentionServer, run_forward: Callable[..., Any]) -> None:
+        self._server, self._run_forward = server, run_forward
 
     def logits(self, token_ids: list[int], chunk: int = 512) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Logits [T, V] of a prompt computed in chunks, and the hidden rows [T, H] after every layer."""
@@ -45,19 +44,13 @@ class Probe:
         batch = dataclasses.replace(batch, sampled_rows=torch.arange(chunk.count))
         assert server._model is not None
         forward = server._model.forward(batch, server.cache, server.router, lambda layer, rows: layers.append(rows))
-        with torch.inference_mode():
-            while True:
-                try:
-                    dispatch = forward.send(None)
-                except StopIteration as result:
-                    return result.value, layers
-                done = threading.Event()
-                dispatch.when_done(done.set)
-                assert done.wait(30)
+        return self._run_forward(server, forward), layers
 
 
 @pytest.fixture
-def probe(start: Callable[..., Any], small_checkpoint: Path) -> Iterator[Callable[[str], Probe]]:
+def probe(
+    start: Callable[..., Any], small_checkpoint: Path, run_forward: Callable[..., Any]
+) -> Iterator[Callable[[str], Probe]]:
     """``probe(dtype)``: a model whose experts live on two shard processes."""
     servers = []
 
@@ -82,7 +75,7 @@ def probe(start: Callable[..., Any], small_checkpoint: Path) -> Iterator[Callabl
         server.start()
         servers.append(server)
         assert server.router.wait_usable(60), server.tenancy.report()
-        return Probe(server)
+        return Probe(server, run_forward)
 
     yield make
     for server in servers:

@@ -1,6 +1,5 @@
 """One MoE layer at K2-Thinking's true dimensions, through a real shard, against float64."""
 
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,9 @@ def swiglu(x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, down: torch.Te
 
 
 @pytest.mark.slow
-def test_relative_error_is_at_most_4e_3(start: Callable[..., Any], tmp_path: Path) -> None:
+def test_relative_error_is_at_most_4e_3(
+    start: Callable[..., Any], run_forward: Callable[..., Any], tmp_path: Path
+) -> None:
     directory = tmp_path / "k2"
     make_tiny(directory, like="kimi-k2-thinking", layers=2, experts=16, dense_width=512, vocab=512)
     shard = start("expert_workers", "--model", directory, "--threads", 2)
@@ -58,13 +59,7 @@ def test_relative_error_is_at_most_4e_3(start: Callable[..., Any], tmp_path: Pat
     assert layer.gate is not None
     x = torch.randn(6, server.checkpoint.config.hidden_size).bfloat16()
     forward = mixture(LAYER, layer, layer.gate, x, server.router, 0)
-    done = threading.Event()
-    with torch.inference_mode():
-        forward.send(None).when_done(done.set)
-        assert done.wait(60)
-        with pytest.raises(StopIteration) as result:
-            forward.send(None)
-    ours, exact = result.value.value.double(), reference(server.checkpoint, x)
+    ours, exact = run_forward(server, forward).double(), reference(server.checkpoint, x)
     server.stop(0)
     error = float((ours - exact).norm() / exact.norm())
     print(f"relative error {error:.2e}, of rounding the exact result alone {rounding(exact):.2e}")

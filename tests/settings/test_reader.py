@@ -10,6 +10,7 @@ import pytest
 from expertfleet.settings.reader import (
     SettingsError,
     add_flags,
+    check_address,
     masked,
     option,
     read_file,
@@ -68,6 +69,19 @@ def test_flags_rebuild_the_configuration() -> None:
 def test_mistakes_are_named(file: dict[str, object], environ: dict[str, str], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         resolve(Config, flags={}, environ=environ, file=file)
+
+
+@pytest.mark.parametrize(
+    "address", ["", "host", ":80", "host:", "host:x", "host:0", "host:65536", "a:1,b:2", "a:1 b:2"]
+)
+def test_what_is_no_address_is_refused_by_name(address: str) -> None:
+    with pytest.raises(ValueError, match=r"shards: '.*' is not HOST:PORT"):
+        check_address("shards", address)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "some-host.example:65535", "[::1]:7411", "unix-like_name:80"])
+def test_what_is_an_address_is_taken(address: str) -> None:
+    check_address("shards", address)
 
 
 def test_secrets_are_masked() -> None:

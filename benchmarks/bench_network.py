@@ -1,0 +1,229 @@
+"""Decoding and prefill over a network that is slow on purpose: every machine is a network namespace with a link of its own.
+
+Needs root, ``ip`` and ``tc``, and leaves nothing behind. Namespaces hang on one bridge (in a namespace as well); a link's rate is
+kept by ``tbf``, or by ``netem`` where a round trip or loss is asked for (which the kernel must have). Each machine runs one expert
+shard, the first one also the attention worker, which asks all of them over gRPC. For every rate and round trip it prints
+decoded tokens/s of 1 and of --concurrency sequences and prefilled tokens/s, and each as a share of the floor: the smaller of what
+the same processes reach with no limit and of what the attention worker's link can carry.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import random
+import secrets
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from expertfleet.checkpoint.make_tiny import make_tiny
+from expertfleet.checkpoint.model_config import ModelConfig
+from expertfleet.membership import wire
+from expertfleet.proto.generated import generate_pb2, generate_pb2_grpc
+
+_SUBNET = "10.213.77"
+_BURST = "256kb"
+_PREFILL = 4096
+
+
+class Network:
+    """``machines`` namespaces, joined; ``limit`` changes all links at once."""
+
+    def __init__(self, machines: int) -> None:
+        self._hub = f"xf{os.getpid()}hub"
+        self._names = [f"xf{os.getpid()}m{number}" for number in range(machines)]
+
+    def create(self) -> None:
+        _ip("netns", "add", self._hub)
+        _ip("-n", self._hub, "link", "add", "bridge", "type", "bridge")
+        _ip("-n", self._hub, "link", "set", "bridge", "up")
+        for number, name in enumerate(self._names):
+            _ip("netns", "add", name)
+            _ip("link", "add", "net", "netns", name, "type", "veth", "peer", "name", f"m{number}", "netns", self._hub)
+            _ip("-n", self._hub, "link", "set", f"m{number}", "master", "bridge", "up")
+            _ip("-n", name, "addr", "add", f"{self.address(number)}/24", "dev", "net")
+            _ip("-n", name, "link", "set", "net", "up")
+            _ip("-n", name, "link", "set", "lo", "up")
+
+    def delete(self) -> None:
+        for name in (*self._names, self._hub):
+            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+
+    def address(self, machine: int) -> str:
+        return f"{_SUBNET}.{machine + 1}"
+
+    def command(self, machine: int, *command: object) -> list[str]:
+        return ["ip", "netns", "exec", self._names[machine], *map(str, command)]
+
+    def limit(self, gbit: float, round_trip_ms: float, loss_percent: float) -> None:
+        """Both directions of every link; 0 is no limit."""
+        for number, name in enumerate(self._names):
+            for namespace, device in ((name, "net"), (self._hub, f"m{number}")):
+                inside = ["ip", "netns", "exec", namespace, "tc", "qdisc"]
+                subprocess.run([*inside, "del", "dev", device, "root"], capture_output=True, check=False)
+                if shaped := _shape(gbit, round_trip_ms / 4, loss_percent):
+                    _run(*inside, "add", "dev", device, "root", *shaped)
+
+
+@contextlib.contextmanager
+def networked(machines: int) -> Iterator[Network]:
+    network = Network(machines)
+    try:
+        network.create()
+        yield network
+    finally:
+        network.delete()
+
+
+def _shape(gbit: float, delay_ms: float, loss_percent: float) -> list[str]:
+    """A packet passes four queues there and back."""
+    if delay_ms or loss_percent:
+        rate = ["rate", f"{gbit}gbit"] if gbit else []
+        return ["netem", "limit", "100000", "delay", f"{delay_ms * 1000:.0f}us", "loss", f"{loss_percent}%", *rate]
+    return ["tbf", "rate", f"{gbit}gbit", "burst", _BURST, "latency", "100ms"] if gbit else []
+
+
+def _ip(*arguments: str) -> None:
+    _run("ip", *arguments)
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"bench_network: {' '.join(command)}: {done.stderr.strip()}")
+
+
+@contextlib.contextmanager
+def fleet(network: Network, options: argparse.Namespace, folder: Path, token: str) -> Iterator[str]:
+    """Starts the processes and gives the attention worker's address, which only its own machine reaches."""
+    environ = os.environ | {"EXPERTFLEET_CLUSTER_TOKEN": token, "OMP_WAIT_POLICY": "passive"}
+    running: list[subprocess.Popen[bytes]] = []
+
+    def start(machine: int, role: str, *flags: object) -> str:
+        log = folder / f"{len(running)}.log"
+        command = network.command(
+            machine, sys.executable, "-m", f"expertfleet.{role}", "--model", options.model, *flags
+        )
+        with log.open("wb") as output:
+            running.append(subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environ))
+        while running[-1].poll() is None:
+            for line in log.read_text(errors="replace").splitlines():
+                if line.startswith("listening "):
+                    return line.removeprefix("listening ")
+            time.sleep(0.1)
+        sys.exit(f"bench_network: {role} ended\n{log.read_text(errors='replace')}")
+
+    num_experts = ModelConfig.from_dir(options.model).num_experts
+    try:
+        shards = []
+        for number in range(options.machines):
+            mine = ",".join(str(expert) for expert in range(number, num_experts, options.machines))
+            flags = ("--host", network.address(number), "--seat", f"expert-{number}", "--experts", mine)
+            shards.append(start(number, "expert_workers", *flags, "--threads", options.threads))
+        flags = ("--shards", *shards, "--threads", options.threads, "--max-micro-batches", 2)
+        yield start(0, "attention_workers", *flags, "--max-model-len", 2 * _PREFILL, "--layer-deadline-s", 60)
+    finally:
+        for process in running:
+            process.send_signal(signal.SIGTERM)
+        for process in running:
+            process.wait(60)
+
+
+async def measure_here(address: str, options: argparse.Namespace) -> dict[str, float]:
+    """Medians; this process is on the attention worker's machine."""
+    async with wire.open_channel(address, []) as channel:
+        stub = generate_pb2_grpc.AttentionWorkerStub(channel)
+        while not (await stub.Describe(generate_pb2.DescribeWorkerRequest(), wait_for_ready=True)).epoch.counter:
+            await asyncio.sleep(0.2)
+
+        async def generate(prompt: int, tokens: int) -> list[float]:
+            ids = [random.randrange(256) for _ in range(prompt)]
+            request = generate_pb2.GenerateRequest(request_id="bench", prompt_ids=ids, max_tokens=tokens)
+            return [time.perf_counter() async for _ in stub.Generate(request)]
+
+        async def decoded(sequences: int) -> float:
+            times = await asyncio.gather(*(generate(16, options.decode) for _ in range(sequences)))
+            return sequences * (options.decode - 1) / (max(map(max, times)) - min(each[0] for each in times))
+
+        async def prefilled() -> float:
+            began = time.perf_counter()
+            return _PREFILL / ((await generate(_PREFILL, 1))[0] - began)
+
+        await decoded(1)
+        found: dict[str, list[float]] = {"one": [], "many": [], "prefill": []}
+        for _ in range(options.rounds):
+            found["one"].append(await decoded(1))
+            found["many"].append(await decoded(options.concurrency))
+            found["prefill"].append(await prefilled())
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+def carried(config: ModelConfig, machines: int, gbit: float, round_trip_ms: float, tokens: int) -> float:
+    """Tokens/s that the attention worker's link can carry in steps of ``tokens``: each route's result comes back over it, layer
+    after layer; what goes out is less. Its own machine's shard does not pass it."""
+    routes = tokens * config.top_k * (machines - 1) / machines
+    seconds = round_trip_ms / 1e3 + (8 * routes * config.hidden_size * 2 / (gbit * 1e9) if gbit else 0.0)
+    return tokens / (len(config.moe_layers) * seconds) if seconds else float("inf")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--model", type=Path, help="a checkpoint; a slice of K2-Thinking's dimensions is made if not given"
+    )
+    parser.add_argument("--experts", type=int, default=48, help="of the slice that is made")
+    parser.add_argument("--machines", type=int, default=4)
+    parser.add_argument("--gbit", type=float, nargs="+", default=[1, 10, 25])
+    parser.add_argument("--round-trip-ms", type=float, nargs="+", default=[0.1, 0.5, 2])
+    parser.add_argument("--loss-percent", type=float, default=0.0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--concurrency", type=int, default=16)
+    parser.add_argument("--decode", type=int, default=32, help="tokens decoded by each sequence")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--here", metavar="ADDRESS", help=argparse.SUPPRESS)
+    options: Any = parser.parse_args()
+    if options.here:
+        wire.secure(wire.WireSecurity(None, os.environ["EXPERTFLEET_CLUSTER_TOKEN"]))
+        print(json.dumps(asyncio.run(measure_here(options.here, options))))
+        return
+    signal.signal(signal.SIGTERM, lambda *caught: sys.exit(1))  # what was made is removed
+    if os.geteuid():
+        sys.exit("bench_network: making network namespaces needs root")
+    with tempfile.TemporaryDirectory(prefix="bench") as folder:
+        if options.model is None:
+            options.model = Path(folder) / "k2"
+            make_tiny(options.model, like="kimi-k2-thinking", layers=2, experts=options.experts, vocab=512)
+        compare(options, Path(folder))
+
+
+def compare(options: argparse.Namespace, folder: Path) -> None:
+    token, config = secrets.token_hex(16), ModelConfig.from_dir(options.model)
+    environ = os.environ | {"EXPERTFLEET_CLUSTER_TOKEN": token}
+    print("gbit,round_trip_ms,decode_1,floor,share,decode_many,floor,share,prefill,floor,share")
+    with networked(options.machines) as network, fleet(network, options, folder, token) as address:
+        unlimited: dict[str, float] = {}
+        for gbit, round_trip in [(0.0, 0.0), *itertools.product(options.gbit, options.round_trip_ms)]:
+            network.limit(gbit, round_trip, options.loss_percent if gbit else 0.0)
+            given = [f"--{name}={getattr(options, name)}" for name in ("concurrency", "decode", "rounds")]
+            command = network.command(0, sys.executable, __file__, "--here", address, *given)
+            done = subprocess.run(command, stdout=subprocess.PIPE, env=environ, check=True)
+            found = json.loads(done.stdout)
+            unlimited = unlimited or found
+            told = [f"{gbit:g}", f"{round_trip:g}"]
+            for name, tokens in (("one", 1), ("many", options.concurrency), ("prefill", 512)):
+                floor = min(unlimited[name], carried(config, options.machines, gbit, round_trip, tokens))
+                told += [f"{found[name]:.1f}", f"{floor:.1f}", f"{found[name] / floor:.2f}"]
+            print(*told, sep=",", flush=True)
+
+
+if __name__ == "__main__":
+    main()
