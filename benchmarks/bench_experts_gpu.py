@@ -1,18 +1,19 @@
 # mypy: disable-error-code="import-not-found, import-untyped, no-untyped-call"
 """The scoreboard of the INT4 expert kernels on an NVIDIA GPU: one CSV line per kernel, number of experts and of tokens.
 
-The limit is the best of three readers on this device, taken just before. A call is a CUDA graph of the whole grouped GEMM,
-block list included; before each the L2 cache is overwritten. What the columns mean: scoreboard.py.
+The limit is the best of three readers on this device, taken just before. A call is a CUDA graph of the whole grouped
+GEMM, block list included; before each the L2 cache is overwritten. What the columns mean: scoreboard.py.
 
-Rivals stand beside ours when they can be imported; they live outside this repository and are never copied into it:
-  humming   pip install --no-deps humming-kernels==0.1.19     (0.6 MB; wants cuda-bindings, cuda-core beside torch)
-  lmdeploy  git clone https://github.com/InternLM/lmdeploy    lmdeploy/pytorch/kernels/cuda/compressed_tensors_w4a16.py
-  vllm      git clone https://github.com/vllm-project/vllm    vllm/model_executor/layers/fused_moe/fused_moe.py
-Each is given as --rival NAME=FILE.py, a file of yours outside the tree with one function ``prepare(experts, hidden, width,
-device)``; experts: the checkpoint's ((words, scales) of gate, up, down) of each. It returns ``call(x, route_rows,
-route_experts) -> [N, H]`` that may be captured into a graph. Their versions' signatures differ, so no adapter is kept here.
+Rivals stand beside ours; they live outside this repository and are never copied into it. Each is --rival NAME=FILE.py
+with one of the adapters here, which say more:
+  adapters/w4a16_humming.py   pip install --no-deps humming-kernels==0.1.19, cuda-bindings and CUDA's headers
+  adapters/w4a16_lmdeploy.py  git clone https://github.com/InternLM/lmdeploy, and LMDEPLOY=FOLDER
+  adapters/w4a16_vllm.py      git clone https://github.com/vllm-project/vllm at v0.33.0, and VLLM=FOLDER; or installed
+or with a file of yours that has a function ``prepare(experts, hidden, width, device)``; experts: the checkpoint's
+((words, scales) of gate, up, down) of each. It returns ``call(x, route_rows, route_experts) -> [N, H]`` that may be
+captured into a graph: each route's own result, unweighted, in the routes' order; rows and experts int32 on the device.
 
-``--tune`` times tiles instead and prints the entry for kernels/triton_configs.py. No GPU figure has been taken with this yet.
+``--tune`` times tiles instead and prints the entry for kernels/triton_configs.py. No GPU figure has been taken yet.
 """
 
 import argparse
@@ -80,6 +81,7 @@ def _scoreboard(
         for tokens in options.tokens:
             load = _load(tokens, len(experts), options)
             table.add(_line(name.split("=")[0], call, limit, shape, experts, load, options))
+        del call  # the next kernel's weights need its memory
 
 
 def _kernel(name: str, shape: ExpertShape, experts: Sequence[Three]) -> Call:
@@ -114,9 +116,7 @@ def _ours(shape: ExpertShape, experts: Sequence[Three], schedule: str, config: C
 
 def _bf16(experts: Sequence[Three]) -> Call:
     """torch's own grouped product on dequantised weights (3.6 × the bytes): what INT4 has to beat."""
-    both = [torch.cat([int4.dequantize(*part, torch.bfloat16) for part in three[:2]]) for three in experts]
-    first = torch.stack(both).transpose(1, 2)  # [E, H, 2F], inputs one after another in memory
-    second = torch.stack([int4.dequantize(*three[2], torch.bfloat16) for three in experts]).transpose(1, 2)
+    first, second = (_dequantized(experts, parts).transpose(1, 2) for parts in ((0, 1), (2,)))
 
     def call(x: torch.Tensor, rows: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         ordered, order = torch.sort(ids, stable=True)
@@ -127,6 +127,16 @@ def _bf16(experts: Sequence[Three]) -> Call:
         return torch.empty_like(y).index_copy_(0, order, y)
 
     return call
+
+
+def _dequantized(experts: Sequence[Three], parts: Sequence[int]) -> torch.Tensor:
+    """[E, out, in], the parts' outputs one after another. Filled in place: of K2's layer a GPU does not hold two."""
+    scales = [experts[0][part][1] for part in parts]
+    num_out, num_in = sum(map(len, scales)), experts[0][parts[0]][0].shape[1] * 8
+    made = torch.empty(len(experts), num_out, num_in, dtype=torch.bfloat16, device=scales[0].device)
+    for place, three in zip(made, experts, strict=True):
+        torch.cat([int4.dequantize(*three[part], torch.bfloat16) for part in parts], out=place)
+    return made
 
 
 def _load(tokens: int, held: int, options: argparse.Namespace) -> Load:
@@ -167,6 +177,7 @@ def _padding(name: str, load: Load, held: int) -> str:
 def timed(run: Callable[[], object], calls: int) -> list[float]:
     """Seconds of a CUDA graph of ``run`` with a cold L2 cache."""
     side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(3):
             run()  # compiles, and lets libraries make their workspaces

@@ -133,6 +133,8 @@ class Table:
     def __init__(self, device: str, folder: Path | None, remark: str) -> None:
         self._lines = [f"# {remark}, {_commit()}, {time.strftime('%Y-%m-%d')}", COLUMNS]
         self._file = folder and folder / f"experts-{re.sub(r'[^a-z0-9]+', '-', device.lower()).strip('-')}.csv"
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
         print("\n".join(self._lines), flush=True)
 
     def add(self, told: str) -> None:
