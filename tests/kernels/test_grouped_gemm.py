@@ -10,7 +10,10 @@ from expertfleet.kernels.row_rule import bits_of
 Experts = dict[int, tuple[Projection, Projection, Projection]]
 NAMES = ("cpu-native", "cpu-int4pack", "reference")
 BACKENDS = [(name, dtype) for name in NAMES for dtype in (torch.bfloat16, torch.float32)]
-ERROR = {torch.bfloat16: 8e-3, torch.float32: 2e-6}  # short sums scatter; K2's dimensions have a test of their own
+# Rounding the result to bf16 alone is 1.65e-3; torch's operator rounds in between as well.
+ERROR = {torch.bfloat16: 4e-3, torch.float32: 2e-6}
+EXACT_ERROR = 2e-3
+SCATTER = 2  # of a few values' error
 
 
 def _projection(num_out: int, num_in: int, group_size: int, largest: float = 0.02) -> Projection:
@@ -44,13 +47,15 @@ def _relative_error(found: torch.Tensor, wanted: torch.Tensor) -> float:
 )
 def test_ragged_routes_match_float64(name: str, dtype: torch.dtype, hidden: int, width: int, group: int) -> None:
     backend = make_backend(name, "cpu", dtype, hidden, width, group)
-    layer, experts = _filled(backend, [0, 3, 7, 100])
-    x = torch.randn(19, hidden).to(dtype)
-    rows = torch.randint(0, 19, (70,))
-    routed = torch.tensor([0, 3, 100])[torch.randint(0, 3, (70,))]  # expert 7 stays empty
+    held = [0, 3, 5, 6, 8, 100, 7]
+    layer, experts = _filled(backend, held)
+    x = torch.randn(300, hidden).to(dtype)
+    rows = torch.randint(0, 300, (1500,))
+    routed = torch.tensor(held)[torch.randint(0, 6, (1500,))]  # expert 7 stays empty
     found = grouped_gemm(x, rows, routed, layer)
     assert found.dtype is dtype
-    assert _relative_error(found, grouped_gemm_reference(x, rows, routed, experts)) <= ERROR[dtype]
+    error = _relative_error(found, grouped_gemm_reference(x, rows, routed, experts))
+    assert error <= (ERROR[dtype] if name == "cpu-int4pack" else min(EXACT_ERROR, ERROR[dtype]))
 
 
 @pytest.mark.parametrize(("name", "dtype"), BACKENDS)
@@ -68,7 +73,7 @@ def test_a_route_never_depends_on_the_others(threads: int, name: str, dtype: tor
         assert torch.equal(found, wanted), num_routes
 
 
-@pytest.mark.parametrize(("name", "dtype"), BACKENDS[:4])
+@pytest.mark.parametrize(("name", "dtype"), BACKENDS)
 def test_every_count_from_1_to_300_is_exact(threads: int, name: str, dtype: torch.dtype) -> None:
     layer, _ = _filled(make_backend(name, "cpu", dtype, 64, 32, 32), [0])
     x = torch.randn(300, 64).to(dtype)
@@ -99,7 +104,7 @@ def test_one_route_and_no_route(name: str, dtype: torch.dtype) -> None:
     assert grouped_gemm(x, none, none, layer).shape == (0, 64)
     rows, routed = torch.tensor([2]), torch.tensor([5])
     wanted = grouped_gemm_reference(x, rows, routed, experts)
-    assert _relative_error(grouped_gemm(x, rows, routed, layer), wanted) <= ERROR[dtype]
+    assert _relative_error(grouped_gemm(x, rows, routed, layer), wanted) <= SCATTER * ERROR[dtype]
 
 
 @pytest.mark.parametrize(("name", "dtype"), BACKENDS)
@@ -128,7 +133,9 @@ def test_extreme_scales_and_code_minus_eight(name: str, dtype: torch.dtype, larg
         wanted = grouped_gemm_reference(x, rows, routed, {0: (gate, up, down)})
         if largest == 1e3:
             assert not found[0].any(), "silu of a gate far below zero is nothing"
-        assert torch.allclose(found.double(), wanted, rtol=0.05, atol=float(wanted.abs().max()) * ERROR[dtype] * 2)
+        assert torch.allclose(
+            found.double(), wanted, rtol=0.05, atol=float(wanted.abs().max()) * ERROR[dtype] * 2 * SCATTER
+        )
 
 
 @pytest.mark.parametrize(("name", "dtype"), BACKENDS[1:5:2])
