@@ -3,8 +3,10 @@
 Knows nothing of HTTP bodies but one completion of one token, which proves that the whole way works.
 """
 
+import contextlib
 import json
 import logging
+import random
 import socket
 import sys
 import time
@@ -21,6 +23,8 @@ from .launcher import Launcher
 _log = logging.getLogger(__name__)
 _REST_S = 1.0
 _TRIAL_S = 30.0
+_DRAWN_PORTS = range(15_000, 32_000)  # below those that Linux gives to outgoing connections
+_DRAWS = 100
 
 
 class GatewayProcess:
@@ -95,7 +99,19 @@ def http_url(host: str, port: int) -> str:
 
 
 def claim_port(host: str, port: int, flag: str) -> int:
-    """``port`` if it can be bound, any free one for 0."""
+    """``port`` if it can be bound; for 0 a free one that no outgoing connection takes before it is used."""
+    if port:
+        _probe(host, port, flag)
+        return port
+    for drawn in random.SystemRandom().sample(_DRAWN_PORTS, _DRAWS):
+        with contextlib.suppress(ClusterError):
+            _probe(host, drawn, flag)
+            return drawn
+    _probe(host, 0, flag)  # says what is wrong with the address, if it is that
+    raise ClusterError(f"{flag}: none of {_DRAWS} ports drawn from {_DRAWN_PORTS.start} on is free; give one")
+
+
+def _probe(host: str, port: int, flag: str) -> None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -104,7 +120,6 @@ def claim_port(host: str, port: int, flag: str) -> int:
         except OSError as error:
             what = f"{flag} {port}: {host}:{port} cannot be bound ({error.strerror or error})"
             raise ClusterError(f"{what}; stop what uses it or choose another {flag}") from error
-        return int(probe.getsockname()[1])
 
 
 def error_message(text: str) -> str:

@@ -21,13 +21,23 @@ def test_a_taken_port_is_named_with_its_remedy() -> None:
     assert claim_port("127.0.0.1", port, "--port") == port
 
 
-def test_port_zero_is_any_free_one() -> None:
-    assert claim_port("127.0.0.1", 0, "--port") > 0
+def test_port_zero_is_a_free_one_that_no_outgoing_connection_takes() -> None:
+    drawn = {claim_port("127.0.0.1", 0, "--port") for _ in range(20)}
+    assert len(drawn) > 1
+    lowest = 32768
+    if (file := Path("/proc/sys/net/ipv4/ip_local_port_range")).exists():
+        lowest = int(file.read_text().split()[0])
+    assert max(drawn) < lowest
+    for port in drawn:
+        with socket.socket() as bound:
+            bound.bind(("127.0.0.1", port))
 
 
 def test_an_address_that_is_not_ours_is_named() -> None:
     with pytest.raises(ClusterError, match=r"--port 8000: 192\.0\.2\.77:8000 cannot be bound"):
         claim_port("192.0.2.77", 8000, "--port")
+    with pytest.raises(ClusterError, match=r"--port 0: 192\.0\.2\.77:0 cannot be bound"):
+        claim_port("192.0.2.77", 0, "--port")
 
 
 def test_the_gateway_sees_neither_our_settings_nor_rays_but_its_secrets(tmp_path: Path) -> None:

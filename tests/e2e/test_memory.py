@@ -13,7 +13,15 @@ import torch
 
 from expertfleet.checkpoint.make_tiny import make_tiny
 from expertfleet.checkpoint.tensors import Checkpoint
-from expertfleet.proto.codec import Hello, Result, decode, encode_dispatch, encode_hello, short_fingerprint
+from expertfleet.proto.codec import (
+    Dispatch,
+    Hello,
+    Result,
+    decode,
+    encode_dispatch,
+    encode_hello,
+    short_fingerprint,
+)
 from expertfleet.proto.generated import expert_pb2, expert_pb2_grpc
 from expertfleet.proto.lane import PATH, channel_options
 
@@ -31,7 +39,7 @@ async def use_every_expert(address: str, checkpoint: Checkpoint, experts: int) -
         await stream.read()
         for layer in config.moe_layers:
             for expert in range(experts):
-                frame = encode_dispatch(
+                frame = Dispatch(
                     1 + expert,
                     short_fingerprint(checkpoint.fingerprint),
                     (1, 1),
@@ -42,7 +50,7 @@ async def use_every_expert(address: str, checkpoint: Checkpoint, experts: int) -
                     np.array([0, 1], dtype=np.int32),
                     np.array([expert, expert], dtype=np.int32),
                 )
-                await stream.write(frame)
+                await stream.write(encode_dispatch(frame))
                 assert isinstance(decode(await stream.read(), LIMIT), Result)
 
 

@@ -60,11 +60,11 @@ def test_ragged_routes_match_float64(schedule: Schedule, hidden: int, width: int
 
 def test_a_row_s_bits_never_depend_on_the_others_the_schedule_or_the_tile() -> None:
     table, _ = _experts(128, 64, 3)
-    x = torch.randn(64, 128).bfloat16()
-    every = torch.arange(64, dtype=torch.int32)
+    x = torch.randn(256, 128).bfloat16()
+    every = torch.arange(256, dtype=torch.int32)
     whole = bits_of(grouped_experts(x, every, torch.ones_like(every), table, "blocks", LARGE))
-    for count in (1, 2, 3, 5, 8, 9, 16, 17, 31, 32, 33, 63):  # blocks of 8, 16 and 32
-        rows = torch.randperm(64)[:count].int()
+    for count in (1, 2, 3, 5, 8, 9, 16, 17, 31, 32, 33, 63, 64, 65, 128, 255):  # blocks of 8, 16 and 32
+        rows = torch.randperm(256)[:count].int()
         found = grouped_experts(x, rows, torch.ones_like(rows), table, "blocks", LARGE)
         assert torch.equal(bits_of(found), whole[rows.long()]), count
     mixed = torch.randint(0, 3, (24,), dtype=torch.int32)
