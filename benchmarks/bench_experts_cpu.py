@@ -1,7 +1,7 @@
 """The scoreboard of the INT4 expert kernels on CPUs: one CSV line per kernel, number of experts held and of tokens.
 
-The limit is the best of three readers with the same threads, taken before every line's group. All kernels of one table
-take turns, call by call, and every call draws other routes, so that weights come from memory and disturbances hit all.
+The limit is the best of three readers with the same threads and as many bytes. They and all kernels of one table take turns,
+call by call, and every call draws other routes, so that weights come from memory and disturbances hit all; medians count.
 What the columns mean: scoreboard.py. By default two tables: all of 32 experts of one K2 layer, and a shard's 24 of 384.
 
 Ours: cpu-native (or cpu-native:avx2 and so on for one instruction set), cpu-int4pack (torch's operator), reference; bf16 is
@@ -14,6 +14,7 @@ import contextlib
 import json
 import shlex
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -33,7 +34,6 @@ from expertfleet.kernels.expert_layer import ExpertLayer, ExpertShape
 from expertfleet.kernels.grouped_gemm import grouped_gemm, make_backend
 
 _READ_BYTES = 1 << 30
-_READS = 3
 # After a call torch's threads spin for a while, and would take the next kernel's processors.
 _PAUSE_S = 0.02
 
@@ -53,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     shape = ExpertShape(options.hidden, options.width, 32)
     device = options.device or _processor()
     table = scoreboard.Table(device, options.results, f"torch {torch.__version__}, {options.threads} threads")
+    readers = Readers()
     for held, total in options.tables:
         options.all_experts = total
         experts = scoreboard.random_experts(shape, held, options.distinct)
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 ending.callback(rival.end)  # also after an error: a stopped process would stay for ever
                 kernels[rival.name] = rival
             for tokens in options.tokens:
-                _measure(table, device, kernels, shape, experts, tokens, options)
+                _measure(table, device, kernels, readers, shape, experts, tokens, options)
     table.save()
 
 
@@ -87,14 +88,15 @@ def _measure(
     table: scoreboard.Table,
     device: str,
     kernels: dict[str, Kernel],
+    readers: "Readers",
     shape: ExpertShape,
     experts: Sequence[Three],
     tokens: int,
     options: argparse.Namespace,
 ) -> None:
-    limit = bandwidth_limit()
     times: dict[str, list[float]] = {name: [] for name in kernels}
     hits: list[int] = []
+    rates: list[list[float]] = []
     first = scoreboard.draw_load(tokens, len(experts), options)
     x = torch.randn(tokens, shape.hidden).bfloat16()
     # The first call of each is not timed.
@@ -106,6 +108,8 @@ def _measure(
         for name, kernel in kernels.items():
             time.sleep(_PAUSE_S)
             times[name].append(kernel.seconds(x, load))
+        rates.append(readers.rates(scoreboard.bytes_of(experts[0]) * load.hit))
+    limit = max(map(statistics.median, zip(*rates, strict=True)))
     own_bytes = [scoreboard.bytes_of(experts[0]) * hit for hit in hits]
     for name in kernels:
         told = scoreboard.line(
@@ -242,20 +246,34 @@ def _write_checkpoint(experts: Sequence[Three], folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors")
 
 
-def bandwidth_limit() -> float:
-    """GB/s of the best of three ways of reading 1 GiB: a sum, a maximum, and the native kernel's vectors."""
-    memory = torch.zeros(_READ_BYTES, dtype=torch.uint8)
-    values = memory.view(torch.int64)
-    readers: list[Callable[[], object]] = [values.sum, values.max]
-    library = native.load()
-    if isinstance(library, native.Native):
-        readers += [lambda each=each: library.read(memory, each) for each in library.instruction_sets]  # type: ignore[misc]
-    best = 0.0
-    for reader in readers * _READS:
-        start = time.perf_counter()
-        reader()
-        best = max(best, _READ_BYTES / (time.perf_counter() - start) / 1e9)
-    return best
+class Readers:
+    """Three ways of doing nothing but reading memory on all threads: a sum, a maximum, and the native kernel's vectors."""
+
+    def __init__(self) -> None:
+        self._memory = torch.zeros(_READ_BYTES, dtype=torch.uint8)
+        self._begin = 0
+        self._readers: list[Callable[[torch.Tensor], object]] = [
+            lambda memory: memory.view(torch.int64).sum(),
+            lambda memory: memory.view(torch.int64).max(),
+        ]
+        library = native.load()
+        if isinstance(library, native.Native):
+            self._readers.append(lambda memory: library.read(memory, library.instruction_sets[0]))
+
+    def rates(self, num_bytes: int) -> list[float]:
+        """GB/s of each over as many bytes, never those that were read last."""
+        found = []
+        for reader in self._readers:
+            count = min(num_bytes, _READ_BYTES) // 4096 * 4096
+            if self._begin + count > _READ_BYTES:
+                self._begin = 0
+            memory = self._memory[self._begin : self._begin + count]
+            self._begin += count
+            time.sleep(_PAUSE_S)
+            start = time.perf_counter()
+            reader(memory)
+            found.append(count / (time.perf_counter() - start) / 1e9)
+        return found
 
 
 def _processor() -> str:
