@@ -147,7 +147,10 @@ async def measure_here(address: str, options: argparse.Namespace) -> dict[str, f
 
         async def generate(prompt: int, tokens: int) -> list[float]:
             ids = [random.randrange(256) for _ in range(prompt)]
-            request = generate_pb2.GenerateRequest(request_id="bench", prompt_ids=ids, max_tokens=tokens)
+            greedy = generate_pb2.Sampling(top_p=1.0)
+            request = generate_pb2.GenerateRequest(
+                request_id="bench", prompt_ids=ids, max_tokens=tokens, sampling=greedy
+            )
             return [time.perf_counter() async for _ in stub.Generate(request)]
 
         async def decoded(sequences: int) -> float:
