@@ -25,11 +25,11 @@ Call = Callable[[], object]
 class Timer:
     at: float
     number: int
-    call: Call = field(compare=False)
-    cancelled: bool = field(default=False, compare=False)
+    call: Call | None = field(compare=False)
 
     def cancel(self) -> None:
-        self.cancelled = True
+        """What the call holds is let go at once, not when the time comes."""
+        self.call = None
 
 
 class Reactor:
@@ -88,7 +88,7 @@ class Reactor:
                 self._run(writable)
         while self._timers and self._timers[0].at <= time.monotonic():
             timer = heapq.heappop(self._timers)
-            if not timer.cancelled:
+            if timer.call is not None:
                 self._run(timer.call)
         for _ in range(len(self._posted)):
             call, args = self._posted.popleft()
@@ -113,7 +113,7 @@ class Reactor:
         self.close()
 
     def _wait_s(self, timeout_s: float | None) -> float | None:
-        while self._timers and self._timers[0].cancelled:
+        while self._timers and self._timers[0].call is None:
             heapq.heappop(self._timers)
         if not self._timers:
             return timeout_s

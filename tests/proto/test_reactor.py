@@ -5,6 +5,7 @@ import random
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -66,6 +67,17 @@ def test_timers_run_in_their_order_and_cancelled_ones_do_not(reactor: Reactor) -
     assert reactor.run(lambda: len(ran) == 2, 5)
     assert time.monotonic() - began >= 0.05
     assert ran == ["first", "second"]
+
+
+def test_a_cancelled_timer_lets_go_of_what_it_would_have_called(reactor: Reactor) -> None:
+    class Heavy:
+        def expire(self) -> None: ...
+
+    heavy = Heavy()
+    alive = weakref.ref(heavy)
+    reactor.call_later(3600, heavy.expire).cancel()
+    del heavy
+    assert alive() is None
 
 
 def test_sockets_are_read_and_written_when_they_can_be(reactor: Reactor) -> None:
