@@ -27,6 +27,10 @@ class AttentionConfig(WireSettings):
     max_micro_batches: int = option(1, "forward steps under way at once; 2 hides a remote shard's latency")
     cache_gib: float | None = option(None, "latent cache, GiB; if not given 1 or one full-length sequence, if larger")
     layer_deadline_s: float = option(10.0, "seconds that one layer's experts may take, retries and all")
+    lost_expert_wait_s: float = option(
+        120.0,
+        "seconds that a layer waits for an expert which no live shard holds, before its requests end with an error",
+    )
     local_lanes: bool = option(True, "reach expert shards of this machine through shared memory instead of gRPC")
     max_frame_mib: int = option(64, "largest frame accepted, MiB")
     drain_s: float = option(30.0, "seconds that running sequences may take after SIGTERM")
@@ -41,6 +45,7 @@ class AttentionConfig(WireSettings):
         within("max_micro_batches", self.max_micro_batches, 1, 8)
         within("cache_gib", self.cache_gib if self.cache_gib is not None else 1, 1e-3, 1 << 14)
         within("layer_deadline_s", self.layer_deadline_s, 0.001, 3600)
+        within("lost_expert_wait_s", self.lost_expert_wait_s, 0, 86_400)
         within("max_frame_mib", self.max_frame_mib, 1, 1024)
         within("drain_s", self.drain_s, 0, 86_400)
         for address in self.shards:

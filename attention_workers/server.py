@@ -62,10 +62,15 @@ class AttentionServer:
         config = self.config
         wire.secure(config.wire)
         self._io = IoThread("attention-io")
-        self.tenancy = Tenancy(self._io, config.seat, config.controller, self._fill, config.node)
+        self.tenancy = Tenancy(self._io, config.seat, config.controller, self._fill, self._on_order, config.node)
         hello = Hello(config.seat, self.checkpoint.fingerprint, config.dtype, config.max_frame_bytes)
         self.router = Router(
-            self._io, self.engine.reactor, hello, config.layer_deadline_s, local_lanes=config.local_lanes
+            self._io,
+            self.engine.reactor,
+            hello,
+            config.layer_deadline_s,
+            config.lost_expert_wait_s,
+            local_lanes=config.local_lanes,
         )
         self._io.submit(self._bind())
         self._loading = threading.Thread(target=self._load, name="attention-loader", daemon=True)
@@ -96,6 +101,11 @@ class AttentionServer:
         self.router.close()
         self.tenancy.close()
         self._io.stop()
+
+    def _on_order(self, order: membership_pb2.Order) -> None:
+        """On the IO thread."""
+        if order.leave:
+            threading.Thread(target=self.stop, name="leave", daemon=True).start()
 
     def _load(self) -> None:
         config = self.config
@@ -181,6 +191,7 @@ class AttentionServer:
             "dispatched_frames_total": router.frames,
             "retried_frames_total": router.retried_parts,
             "failed_dispatches_total": router.failed_dispatches,
+            "dispatches_waiting_for_experts": self.router.num_waiting,
         }
         for name, value in metrics.items():
             report.metrics[name] = float(value)

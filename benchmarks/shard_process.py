@@ -38,6 +38,9 @@ class EchoLayer(ExpertLayer):
     def _keep(self, expert_id: int, gate: Projection, up: Projection, down: Projection) -> None:
         self._held.add(expert_id)
 
+    def _drop(self, expert_id: int) -> None:
+        self._held.discard(expert_id)
+
     def holds(self, expert_id: int) -> bool:
         return expert_id in self._held
 
@@ -64,6 +67,9 @@ class Bf16Layer(ByExpertLayer):
         both = torch.cat([int4.dequantize(*projection, self.dtype) for projection in (gate, up)])
         last = ExactLinear(int4.dequantize(*down, self.dtype), self._down_rule)
         self._experts[expert_id] = ExactLinear(both, self._gate_up_rule), last
+
+    def _drop(self, expert_id: int) -> None:
+        del self._experts[expert_id]
 
     def holds(self, expert_id: int) -> bool:
         return expert_id in self._experts

@@ -1,4 +1,4 @@
-"""The ``expertfleet`` command: serve, status, chat, checkpoint.
+"""The ``expertfleet`` command: serve, status, scale, drain, chat, checkpoint.
 
 Knows nothing of what they do. It alone reads flags, file and environment. A user's mistake is one line on standard error
 and exit status 1, a wrong command line is status 2; neither is ever a traceback.
@@ -19,6 +19,7 @@ from ..settings.reader import SettingsError, add_flags, masked, read_file, resol
 from .chat import Chat, first_model, typed_lines
 from .config import FleetConfig
 from .errors import ClusterError
+from .scale import scale
 from .serve import dry_run, serve
 from .status import fetch_status, render
 
@@ -43,6 +44,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_serve(commands.add_parser("serve", help="start a fleet and serve its API"))
     _add_status(commands.add_parser("status", help="list the workers of a running fleet"))
+    _add_scale(commands.add_parser("scale", help="change the size of a running fleet"))
+    _add_drain(commands.add_parser("drain", help="have one worker of a running fleet leave"))
     _add_chat(commands.add_parser("chat", help="talk to a running fleet"))
     checkpoint_command.add_parser(commands)
     return parser
@@ -60,6 +63,30 @@ def _add_status(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--url", default=_URL, help=f"address of the API or its admin port (default: {_URL})")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_status)
+
+
+def _add_scale(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--expert-shards", type=int, help="number of expert shards")
+    parser.add_argument("--attention-workers", type=int, help="number of attention workers")
+    parser.add_argument(
+        "--replicas", type=float, help="copies of each expert; 1.25 is a second copy of a quarter of them"
+    )
+    _add_admin_flags(parser)
+    parser.set_defaults(run=_scale)
+
+
+def _add_drain(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("seat", metavar="SEAT", help="such as expert-3; it leaves once others hold what it holds")
+    _add_admin_flags(parser)
+    parser.set_defaults(run=_drain)
+
+
+def _add_admin_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--url", default=_URL, help=f"address of the API or its admin port (default: {_URL})")
+    parser.add_argument("--api-key", default="", help="key of the API")
+    parser.add_argument(
+        "--wait-s", type=float, default=0.0, help="wait so long until it is done (default: do not wait)"
+    )
 
 
 def _add_chat(parser: argparse.ArgumentParser) -> None:
@@ -92,6 +119,20 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 def _status(arguments: argparse.Namespace) -> int:
     print(render(fetch_status(arguments.url), arguments.json))
+    return 0
+
+
+def _scale(arguments: argparse.Namespace) -> int:
+    names = ("expert_shards", "attention_workers", "replicas")
+    wish = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    if not wish:
+        raise ClusterError("nothing to change; give --expert-shards, --attention-workers or --replicas")
+    scale(arguments.url, wish, arguments.api_key, arguments.wait_s, print)
+    return 0
+
+
+def _drain(arguments: argparse.Namespace) -> int:
+    scale(arguments.url, {"drain": arguments.seat}, arguments.api_key, arguments.wait_s, print)
     return 0
 
 

@@ -6,11 +6,13 @@ Knows nothing of placement. A role's code is imported inside the actor's process
 import asyncio
 import importlib
 import threading
+from pathlib import Path
 from typing import Any, ClassVar
 
 from ..membership.wire import WireSecurity, secure
 from .controller import Controller
 from .seats import FleetShape
+from .wanted import Wanted
 
 _START_S = 30.0
 
@@ -48,9 +50,11 @@ class AttentionSeat(_RoleSeat):
 class ControllerSeat:
     """The controller on a thread and loop of its own; a restarted one binds the same port."""
 
-    def __init__(self, shape: FleetShape, host: str, port: int, security: WireSecurity) -> None:
+    def __init__(
+        self, shape: FleetShape, wanted: Wanted, host: str, port: int, state_file: Path | None, security: WireSecurity
+    ) -> None:
         secure(security)
-        self._controller = Controller(shape, host, port)
+        self._controller = Controller(shape, wanted, host, port, state_file=state_file)
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="controller", daemon=True).start()
         self._on_loop(self._controller.start())

@@ -28,7 +28,16 @@ class FleetConfig(WireSettings):
     controller_port: int = option(0, "port of the controller; 0 takes any free one, with --ray-address 7411")
     attention_workers: int = option(1, "number of attention workers")
     expert_shards: int = option(2, "number of expert shards")
-    replicas: int = option(1, "copies of each expert, every one on another shard")
+    replicas: float = option(
+        1.0, "copies of each expert, every one on another shard; 1.25 is a second copy of a quarter of them"
+    )
+    memory_gib: float | None = option(
+        None,
+        "memory for experts of each shard, GiB, lost shards' experts included; all there is, shared out, if not given",
+    )
+    state_file: Path | None = option(
+        None, "where the controller's machine keeps what was asked of scale and drain over restarts; with --ray-address"
+    )
     device: Literal["auto", "cpu", "cuda"] = option("auto", "where the workers compute: auto or cpu")
     backend: BackendSetting = option("auto", "how experts are computed")
     dtype: Literal["bfloat16", "float32"] = option("bfloat16", "dtype of activations, cache and frames")
@@ -44,6 +53,10 @@ class FleetConfig(WireSettings):
     max_micro_batches: int = option(1, "forward steps under way at once; 2 hides a remote shard's latency")
     cache_gib: float | None = option(None, "latent cache of an attention worker, GiB; the worker's choice if not given")
     layer_deadline_s: float = option(10.0, "seconds that one layer's experts may take, retries and all")
+    lost_expert_wait_s: float = option(
+        120.0,
+        "seconds that a layer waits for an expert which no live shard holds, before its requests end with an error",
+    )
     keep_alive_s: float = option(15.0, "seconds of silence after which a stream gets a comment line")
     drain_s: float = option(30.0, "seconds that running requests may take after SIGTERM")
     api_key: tuple[str, ...] = option((), "keys that clients must present; none: open to all", secret=True)
@@ -53,6 +66,10 @@ class FleetConfig(WireSettings):
         within("attention_workers", self.attention_workers, 1, 4096)
         within("expert_shards", self.expert_shards, 1, 4096)
         within("replicas", self.replicas, 1, self.expert_shards)
+        if self.memory_gib is not None:
+            within("memory_gib", self.memory_gib, 0.001, 1 << 20)
+        if self.state_file is not None and self.is_local:
+            raise ValueError("state_file: a private Ray's fleet ends with serve; give --state-file with --ray-address")
         within("drain_s", self.drain_s, 0, 86_400)
         if self.threads is not None:
             within("threads", self.threads, 1, 1024)
@@ -106,6 +123,7 @@ class FleetConfig(WireSettings):
             cpus=cpus,
             dtype=self.dtype,
             backend=self.backend,
+            memory_gib=self.memory_gib,
             drain_s=self.drain_s,
             tls_dir=self.tls_dir,
             cluster_token=self.cluster_token,
@@ -125,6 +143,7 @@ class FleetConfig(WireSettings):
             max_micro_batches=self.max_micro_batches,
             cache_gib=self.cache_gib,
             layer_deadline_s=self.layer_deadline_s,
+            lost_expert_wait_s=self.lost_expert_wait_s,
             drain_s=self.drain_s,
             tls_dir=self.tls_dir,
             cluster_token=self.cluster_token,

@@ -1,17 +1,19 @@
-"""The controller: a gRPC server that hands out seats and alone commits epochs.
+"""The controller: a gRPC server that hands out seats, says who holds what, and alone commits epochs.
 
-Knows nothing of Ray, models or tokens. 1. Workers register and report; 2. whenever the set of ready members changes,
-it waits a moment for others and commits the next epoch; 3. every watcher gets it. It keeps nothing on disk: after a
-restart the workers register again with what they hold, and the first epoch waits until the picture is whole or one
-lease has passed.
+Knows nothing of Ray, models or tokens. 1. Workers register, report and follow their orders; 2. whenever the members or what they hold
+change, experts are laid out anew if they must be, the next epoch is committed, and every shard is told what to hold; 3. every
+watcher gets the epoch. What is wanted may lie in a file; all else it learns again from the workers after a restart, and until the
+picture is whole or one lease has passed, it commits nothing and takes nothing from anybody.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import grpc
 
@@ -21,8 +23,11 @@ from ..membership.epoch import NO_EPOCH, Epoch, EpochId
 from ..proto.errors import FleetError
 from ..proto.generated import membership_pb2 as pb
 from ..proto.generated import membership_pb2_grpc as rpc
+from .assignment import check_fits
+from .convergence import Convergence
 from .fence import Fence, raise_all
 from .seats import FleetShape, Seat, SeatBook
+from .wanted import Wanted
 
 _log = logging.getLogger(__name__)
 LEASE_S = 3.0
@@ -30,37 +35,53 @@ _COALESCE_S = 0.05
 _TICK_S = 0.25
 _STALL_S = 1.0
 _FENCE_S = 0.5
+_PROBE_S = 0.3
+_PROBES = 3
 
 
 class Controller(rpc.MembershipServicer):
     """One fleet's controller; all of it runs on the loop that called ``start``."""
 
-    def __init__(self, shape: FleetShape, host: str = "127.0.0.1", port: int = 0, lease_s: float = LEASE_S) -> None:
+    def __init__(
+        self,
+        shape: FleetShape,
+        wanted: Wanted,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        lease_s: float = LEASE_S,
+        state_file: Path | None = None,
+    ) -> None:
+        """What ``state_file`` says is wanted goes before ``wanted``; changes are kept there."""
         self.epoch = Epoch(NO_EPOCH, shape.fingerprint, shape.dtype, (), (), complete=False)
         self._incarnation = time.time_ns() // 1_000_000
-        self._book = SeatBook(shape, lease_s, self._incarnation)
-        self._settled_at = time.monotonic() + lease_s
+        self._state_file = state_file
+        kept = Wanted.load(state_file) if state_file is not None else None
+        self._book = SeatBook(shape, kept or wanted, lease_s, self._incarnation)
+        self._fleet = Convergence(self._book, self._incarnation, time.monotonic() + lease_s)
+        self._orders: dict[int, pb.Order] = {}  # by lease
         self._host, self._port = host, port
         self.address = f"{host}:{port}"
         self._changed = asyncio.Event()
         self._published = asyncio.Condition()
+        self._ordered = asyncio.Condition()
         self._fence = Fence()
         self._server: grpc.aio.Server | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._probes: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         self._server = wire.make_server(SERVER_OPTIONS)
         rpc.add_MembershipServicer_to_server(self, self._server)
         self.address = await listen(self._server, self._host, self._port)
         self._port = int(self.address.rpartition(":")[2])
-        loops = (self._expire_leases(), self._commit_epochs(), self._raise_minimum())
+        loops = (self._expire_leases(), self._converge(), self._raise_minimum())
         self._tasks = [asyncio.create_task(loop) for loop in loops]
         _log.info("controller %s serves %s", self._incarnation, self.address)
 
     async def stop(self) -> None:
-        for task in self._tasks:
+        for task in (*self._tasks, *self._probes):
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, *self._probes, return_exceptions=True)
         if self._server is not None:
             await self._server.stop(None)
             self._server = None
@@ -83,6 +104,25 @@ class Controller(rpc.MembershipServicer):
         self._changed.set()
         return pb.ReportReply(known=known)
 
+    async def Follow(self, request: pb.FollowRequest, context: grpc.aio.ServicerContext) -> AsyncIterator[pb.Order]:
+        lease_id = request.lease_id
+        sent: pb.Order | None = None
+        try:
+            while self._book.holder(lease_id) is not None:
+                newest = self._orders.get(lease_id)
+                if newest is not None and newest != sent:
+                    sent = newest
+                    yield newest
+                    continue
+                async with self._ordered:
+                    await self._ordered.wait()
+        finally:
+            seat = self._book.holder(lease_id)
+            if seat is not None and self._server is not None:
+                probe = asyncio.create_task(self._look_for(seat, lease_id))
+                self._probes.add(probe)
+                probe.add_done_callback(self._probes.discard)
+
     async def Watch(self, request: pb.WatchRequest, context: grpc.aio.ServicerContext) -> AsyncIterator[pb.Epoch]:
         seen = NO_EPOCH
         while True:
@@ -93,12 +133,68 @@ class Controller(rpc.MembershipServicer):
             seen = epoch.id
             yield epoch.to_proto()
 
+    async def Scale(self, request: pb.ScaleRequest, context: grpc.aio.ServicerContext) -> pb.ScaleReply:
+        try:
+            wanted = self._scaled(request)
+        except FleetError as error:
+            await context.abort(error.status, error.details)
+        if self._state_file is not None:
+            wanted.save(self._state_file)
+        self._book.want(wanted)
+        self._changed.set()
+        _log.info("wanted from now on: %s", wanted)
+        return pb.ScaleReply(
+            expert_seats=wanted.seats("expert"), attention_seats=wanted.seats("attention"), replicas=wanted.replicas
+        )
+
     async def Status(self, request: pb.StatusRequest, context: grpc.aio.ServicerContext) -> pb.FleetStatus:
-        workers = [self._own_status(), *(_worker_status(seat) for seat in self._book.seats.values())]
+        workers = [self._own_status(), *(self._worker_status(seat) for seat in self._book.seats.values())]
         missing = self._book.missing() or ("" if self.epoch.complete else "the first epoch is being committed")
         return pb.FleetStatus(
-            workers=workers, epoch=self.epoch.id.to_proto(), ready=self.epoch.complete, missing=missing
+            workers=workers,
+            epoch=self.epoch.id.to_proto(),
+            ready=self.epoch.complete,
+            missing=missing,
+            settled=self._fleet.settled(),
+            replicas=self._book.wanted.replicas,
+            coverage=self._fleet.coverage(),
         )
+
+    def _scaled(self, request: pb.ScaleRequest) -> Wanted:
+        """Raises FleetError BAD_REQUEST for what cannot be, before anything is changed."""
+        wanted, name = self._book.wanted, "replicas"
+        if request.HasField("attention_workers"):
+            wanted = wanted.scaled("attention", request.attention_workers)
+        if request.drain:
+            wanted, name = wanted.without(request.drain), f"drain {request.drain}"
+        if request.HasField("expert_shards"):
+            wanted, name = wanted.scaled("expert", request.expert_shards), "expert_shards"
+        if request.HasField("replicas"):
+            wanted = wanted.with_replicas(request.replicas)
+        known = self._book.seats
+        seats = [known.get(seat) or Seat(seat, "expert", wanted=True) for seat in wanted.seats("expert")]
+        check_fits(seats, self._book.shape.all_experts(), wanted.replicas, name)
+        return wanted
+
+    async def _look_for(self, seat: Seat, lease_id: int) -> None:
+        """The worker's stream broke: is anybody at its address? A refused connection says no; silence says nothing."""
+        host, _, port = seat.address.rpartition(":")
+        for _ in range(_PROBES):
+            if seat.lease_id != lease_id:
+                return
+            try:
+                async with asyncio.timeout(_PROBE_S):
+                    _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+            except ConnectionRefusedError:
+                _log.warning("%s (pid %d on %s) is lost: nobody is at %s", seat.name, seat.pid, seat.node, seat.address)
+                self._book.lose(seat)
+                self._changed.set()
+                return
+            except (OSError, ValueError):
+                await asyncio.sleep(_PROBE_S)
+            else:
+                writer.close()
+                return
 
     async def _expire_leases(self) -> None:
         before = time.monotonic()
@@ -114,45 +210,45 @@ class Controller(rpc.MembershipServicer):
                 _log.warning("%s (pid %d on %s) is lost: no report for %g s", seat.name, seat.pid, seat.node, LEASE_S)
                 self._changed.set()
 
-    async def _commit_epochs(self) -> None:
+    async def _converge(self) -> None:
         while True:
-            await self._changed.wait()
-            await asyncio.sleep(_COALESCE_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_FENCE_S):
+                    await self._changed.wait()
+                await asyncio.sleep(_COALESCE_S)
             self._changed.clear()
-            epoch = self._picture()
-            if epoch.same_members(self.epoch) or self._still_gathering(epoch):
-                continue
-            self._fence.publish(epoch.id, time.monotonic())
-            async with self._published:
-                self.epoch = epoch
-                self._published.notify_all()
-            names = ", ".join(member.seat for member in (*epoch.attention, *epoch.experts))
-            _log.info("epoch %s: %s (%s)", epoch.id, names, "complete" if epoch.complete else self._book.missing())
+            await self._commit()
+            await self._give_orders()
+
+    async def _commit(self) -> None:
+        epoch = self._fleet.next_epoch(time.monotonic())
+        if epoch is None:
+            return
+        self._fence.publish(epoch.id, time.monotonic())
+        async with self._published:
+            self.epoch = epoch
+            self._published.notify_all()
+        names = ", ".join(member.seat for member in (*epoch.attention, *epoch.experts))
+        _log.info("epoch %s: %s (%s)", epoch.id, names, "complete" if epoch.complete else self._book.missing())
+
+    async def _give_orders(self) -> None:
+        orders = self._fleet.orders(time.monotonic())
+        if orders != self._orders:
+            self._orders = orders
+            async with self._ordered:
+                self._ordered.notify_all()
 
     async def _raise_minimum(self) -> None:
         while True:
             await asyncio.sleep(_FENCE_S)
-            users = [seat for seat in self._book.seats.values() if seat.role == "attention" and seat.live]
+            users = [seat for seat in self._book.of_role("attention") if seat.live]
             in_use = [EpochId.from_proto(seat.report.epoch) for seat in users]
             due = self._fence.due(in_use, time.monotonic())
-            shards = self._book.ready("expert")
+            self._fleet.forget_before(due)
+            shards = [seat for seat in self._book.of_role("expert") if seat.serves]
             behind = [seat.address for seat in shards if EpochId.from_proto(seat.report.min_epoch) < due]
             if behind:
                 await raise_all(behind, due)
-
-    def _picture(self) -> Epoch:
-        return Epoch(
-            EpochId(self._incarnation, self.epoch.id.counter + 1),
-            self._book.shape.fingerprint,
-            self._book.shape.dtype,
-            experts=tuple(seat.member() for seat in self._book.ready("expert")),
-            attention=tuple(seat.member() for seat in self._book.ready("attention")),
-            complete=not self._book.missing(),
-        )
-
-    def _still_gathering(self, epoch: Epoch) -> bool:
-        """Whether workers that serve already may just not have registered again; their reports keep asking."""
-        return self.epoch.id == NO_EPOCH and not epoch.complete and time.monotonic() < self._settled_at
 
     def _own_status(self) -> pb.WorkerStatus:
         report = pb.WorkerReport(
@@ -164,15 +260,15 @@ class Controller(rpc.MembershipServicer):
             state="ready", report=report,
         )  # fmt: skip
 
-
-def _worker_status(seat: Seat) -> pb.WorkerStatus:
-    return pb.WorkerStatus(
-        role=seat.role,
-        seat=seat.name,
-        pid=seat.pid,
-        node=seat.node,
-        address=seat.address,
-        state=seat.state,
-        report=seat.report,
-        num_experts=seat.held.count or seat.assigned.count,
-    )
+    def _worker_status(self, seat: Seat) -> pb.WorkerStatus:
+        return pb.WorkerStatus(
+            role=seat.role,
+            seat=seat.name,
+            pid=seat.pid,
+            node=seat.node,
+            address=seat.address,
+            state=seat.state,
+            report=seat.report,
+            num_experts=seat.held.count or self._fleet.num_planned(seat),
+            wanted=seat.wanted,
+        )

@@ -2,8 +2,8 @@
 
 Knows nothing of what they compute or of the processes of Ray itself. 1. ``connect``; 2. ``sites`` finds the node of
 every seat; 3. ``hire_controller`` and ``hire_workers`` create the named actors, which Ray restarts whenever they die;
-4. ``check_births`` raises what kept one from starting; 5. ``drain`` and ``leave``. Actors belong to this driver, so a
-fleet whose ``serve`` is gone is taken down by Ray on every node.
+4. ``check_births`` raises what kept one from starting; 5. ``follow`` hires and dismisses as the controller wants it; 6. ``drain`` and
+``leave``. Actors belong to this driver, so a fleet whose ``serve`` is gone is taken down by Ray on every node.
 """
 
 import contextlib
@@ -12,17 +12,21 @@ import socket
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayError, RayTaskError
 
+from ..proto.generated import membership_pb2 as pb
 from . import actors
 from .config import CONTROLLER_SEAT, FleetConfig
 from .errors import ClusterError
 from .plan import Plan, threads_per_worker
-from .ray_settings import NAMESPACE, missing_seats, seat_resource, thread_environment
+from .ray_settings import NAMESPACE, seat_resource, thread_environment
+from .wanted import Wanted
 
+_log = logging.getLogger(__name__)
 _CONNECT_S = 20.0
 _REACH_S = 5.0
 _BIRTH_S = 120.0
@@ -46,6 +50,7 @@ class Crew:
         self._wait_until = wait_until
         self._handles: dict[str, Any] = {}
         self._births: dict[str, Any] = {}
+        self._controller = ""
 
     def connect(self, address: str) -> None:
         """Joins the Ray at ``address`` as a driver; an unreachable one is an error within ``_CONNECT_S``."""
@@ -71,33 +76,37 @@ class Crew:
 
     def sites(self) -> dict[str, Site]:
         """Every seat's site. Raises ClusterError when no node offers a seat."""
-        nodes = [node for node in ray.nodes() if node["Alive"]]
-        offered: dict[str, float] = {}
-        sites: dict[str, Site] = {}
-        for node in nodes:
-            here = [seat for seat in self._config.seats if seat_resource(seat) in node["Resources"]]
-            threads = self._config.threads or threads_per_worker(
-                int(node["Resources"].get("CPU", 1)), max(1, len(here))
-            )
-            for seat in here:
-                offered[seat_resource(seat)] = node["Resources"][seat_resource(seat)]
-                sites[seat] = Site(node["NodeManagerAddress"], threads)
-        missing = missing_seats(self._config.seats, offered)
+        found = self._sites_of(self._config.seats)
+        missing = [seat for seat in self._config.seats if seat not in found]
         if missing:
             example = (
                 f"ray start --address={self._config.ray_address} --resources='{{\"{seat_resource(missing[0])}\": 1}}'"
             )
             raise ClusterError(f"Ray offers no place for {', '.join(missing)}; start a node that does: {example}")
+        return found
+
+    def _sites_of(self, seats: Sequence[str]) -> dict[str, Site]:
+        """Those of ``seats`` that have a place; on a machine of its own Ray, every one has."""
+        if self._config.is_local:
+            shares = {share.seat: share for share in self._plan.shares}
+            threads = self._config.threads or min(share.threads for share in self._plan.shares)
+            planned = {seat: (shares[seat].threads, shares[seat].cpus) for seat in seats if seat in shares}
+            return {seat: Site("127.0.0.1", *planned.get(seat, (threads, ""))) for seat in seats}
+        sites: dict[str, Site] = {}
+        for node in ray.nodes():
+            here = [seat for seat in seats if node["Alive"] and node["Resources"].get(seat_resource(seat), 0) >= 1]
+            threads = self._config.threads or threads_per_worker(
+                int(node["Resources"].get("CPU", 1)), max(1, len(here))
+            )
+            sites |= {seat: Site(node["NodeManagerAddress"], threads) for seat in here}
         return sites
 
-    def local_sites(self) -> dict[str, Site]:
-        sites = {share.seat: Site("127.0.0.1", share.threads, share.cpus) for share in self._plan.shares}
-        return {seat: sites.get(seat, Site("127.0.0.1", 1)) for seat in self._config.seats}
-
-    def hire_controller(self, site: Site, port: int) -> str:
+    def hire_controller(self, site: Site, port: int, state_file: Path | None) -> str:
         """The controller's address, once it answers."""
-        security = self._config.wire
-        self._hire(CONTROLLER_SEAT, actors.ControllerSeat, site, self._plan.shape, site.host, port, security)
+        config = self._config
+        wanted = Wanted.first(config.attention_workers, config.expert_shards, config.replicas)
+        settings = (self._plan.shape, wanted, site.host, port, state_file, config.wire)
+        self._hire(CONTROLLER_SEAT, actors.ControllerSeat, site, *settings)
         reference = self._handles[CONTROLLER_SEAT].address.remote()
         if not self._wait_until(lambda: _is_done(reference), _BIRTH_S):
             raise ClusterError(f"controller: its actor did not start within {_BIRTH_S:g} s")
@@ -105,12 +114,29 @@ class Crew:
         return str(ray.get(reference))
 
     def hire_workers(self, sites: dict[str, Site], controller: str) -> None:
-        config = self._config
-        for seat in config.attention_seats:
-            site = sites[seat]
+        self._controller = controller
+        for seat in (*self._config.attention_seats, *self._config.expert_seats):
+            self._hire_worker(seat, sites[seat])
+
+    def follow(self, status: pb.FleetStatus) -> None:
+        """Hires for wanted seats that have nobody yet; dismisses whoever's seat is no longer there."""
+        seats = {worker.seat: worker.wanted for worker in status.workers if worker.role in ("attention", "expert")}
+        vacant = [seat for seat, is_wanted in seats.items() if is_wanted and seat not in self._handles]
+        if vacant:
+            for seat, site in self._sites_of(vacant).items():
+                _log.warning("%s is wanted and starts", seat)
+                self._hire_worker(seat, site)
+        for seat in [seat for seat in self._handles if seat != CONTROLLER_SEAT and seat not in seats]:
+            _log.warning("%s has left", seat)
+            with contextlib.suppress(RayError):
+                ray.kill(self._handles.pop(seat), no_restart=True)
+            self._births.pop(seat, None)
+
+    def _hire_worker(self, seat: str, site: Site) -> None:
+        config, controller = self._config, self._controller
+        if seat.startswith("attention-"):
             self._hire(seat, actors.AttentionSeat, site, config.attention(seat, controller, site.host, site.threads))
-        for seat in config.expert_seats:
-            site = sites[seat]
+        else:
             settings = config.expert(seat, controller, site.host, site.threads, site.cpus)
             self._hire(seat, actors.ExpertSeat, site, settings)
 
@@ -126,9 +152,10 @@ class Crew:
             except (ActorDiedError, RayTaskError) as error:
                 raise ClusterError(f"{seat} cannot start: {_last_line(error)}") from error
 
-    def drain(self, seats: Sequence[str], timeout_s: float) -> None:
-        """Ends the workers at ``seats``; one that is dead already is no error."""
-        references = [self._handles[seat].drain.remote(timeout_s) for seat in seats if seat in self._handles]
+    def drain(self, role: str, timeout_s: float) -> None:
+        """Ends the workers of a role; one that is dead already is no error."""
+        seats = [seat for seat in self._handles if seat.startswith(f"{role}-")]
+        references = [self._handles[seat].drain.remote(timeout_s) for seat in seats]
         self._wait_until(lambda: all(map(_is_done, references)), timeout_s + 2)
         for reference in references:
             with contextlib.suppress(RayError, GetTimeoutError):
@@ -145,9 +172,8 @@ class Crew:
         options: dict[str, Any] = {}
         if not self._config.is_local:
             options["runtime_env"] = {"env_vars": thread_environment(site.threads)}
-        actor = ray.remote(kind).options(
-            name=seat, num_cpus=0, resources={seat_resource(seat): 1}, max_restarts=-1, max_concurrency=4, **options
-        )
+            options["resources"] = {seat_resource(seat): 1}
+        actor = ray.remote(kind).options(name=seat, num_cpus=0, max_restarts=-1, max_concurrency=4, **options)
         try:
             self._handles[seat] = actor.remote(*arguments)
         except ValueError as error:

@@ -56,12 +56,14 @@ class Fleet:
         self._head: RayHead | None = None
         self._crew: Crew | None = None
         self._gateway: GatewayProcess | None = None
+        self._controller = ""
 
     def start(self) -> None:
         """Returns when a chat request would be answered. Raises ClusterError when that cannot come about."""
         crew = self._crew = self._join_ray()
-        sites = crew.local_sites() if self._config.is_local else crew.sites()
-        controller = crew.hire_controller(sites[CONTROLLER_SEAT], self._ports.controller)
+        sites = crew.sites()
+        state_file = self._launcher.run_dir / "controller.json" if self._config.is_local else self._config.state_file
+        controller = self._controller = crew.hire_controller(sites[CONTROLLER_SEAT], self._ports.controller, state_file)
         crew.hire_workers(sites, controller)
         settings = self._config.gateway(controller, self._ports.api, self._ports.admin)
         gateway = self._gateway = GatewayProcess(settings, self._launcher, self._environ)
@@ -73,10 +75,13 @@ class Fleet:
         self._wait_for_answer(gateway, progress)
 
     def watch(self) -> None:
-        """Starts again what died, until a signal comes."""
-        while True:
-            self._keep_up()
-            self._stop.wait_until(lambda: False, _POLL_S)
+        """Starts again what died, and starts or ends workers as the controller wants them, until a signal comes."""
+        with MembershipClient(self._controller) as client:
+            while True:
+                self._keep_up()
+                if self._crew is not None and (status := client.status()) is not None:
+                    self._crew.follow(status)
+                self._stop.wait_until(lambda: False, _POLL_S)
 
     def drain(self) -> None:
         """The gateway first, so that nothing new comes in; then those it talks to."""
@@ -86,8 +91,8 @@ class Fleet:
             self._launcher.terminate(gateway.pid)
             self._stop.wait_until(lambda: gateway.pid in self._launcher.exited, drain_s + _WORKER_DRAIN_S)
         if crew is not None:
-            crew.drain(self._config.attention_seats, _WORKER_DRAIN_S)
-            crew.drain(self._config.expert_seats, _WORKER_DRAIN_S)
+            crew.drain("attention", _WORKER_DRAIN_S)
+            crew.drain("expert", _WORKER_DRAIN_S)
 
     def end(self) -> None:
         """Whatever still runs is killed, and the run's folder removed."""
@@ -101,7 +106,7 @@ class Fleet:
     def _join_ray(self) -> "Crew":
         address = self._config.ray_address
         if self._config.is_local:
-            settings = RaySettings(self._launcher.run_dir, self._config.seats, self._plan.shares[0].threads)
+            settings = RaySettings(self._launcher.run_dir, self._plan.shares[0].threads)
             self._head = RayHead(settings, self._launcher)
             self._say("starting Ray")
             self._head.start(self._environ, self._stop.wait_until)

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from ..checkpoint.files import CheckpointFiles
+from ..expert_workers.memory import read_words
 from ..expert_workers.numa import Nodes
+from ..router.placement import Shard, place
 from ..settings.ranges import format_ranges
 from .config import FleetConfig
 from .errors import ClusterError
@@ -57,6 +57,13 @@ class Plan:
             "lower --replicas, --cache-gib or --max-model-len, or spread the shards over machines with --ray-address"
         )
 
+    def memory_for_experts(self, available_bytes: int) -> float:
+        """GiB of experts that each shard may hold when all of a machine's memory is shared out, lost shards' experts included."""
+        experts = [share for share in self.shares if share.num_experts]
+        spare = (available_bytes - self.memory_bytes) / max(1, len(experts))
+        largest = max(share.weight_bytes for share in experts)
+        return round((largest + max(0.0, spare) / EXPERT_OVERHEAD) / GIB, 3) + 0.001
+
     def describe(self) -> dict[str, Any]:
         """For ``--dry-run``."""
         return {
@@ -88,19 +95,23 @@ def make_plan(config: FleetConfig, checkpoint: CheckpointFiles, cores: int, node
         num_dense_layers=model.num_dense_layers,
         fingerprint=checkpoint.fingerprint,
         dtype=config.dtype,
-        attention_workers=config.attention_workers,
-        expert_shards=config.expert_shards,
-        replicas=config.replicas,
     )
     threads = config.threads or threads_per_worker(cores, config.attention_workers + config.expert_shards)
     attention = _attention_share(config, checkpoint)
     shares = [Share(seat, threads, 0, *attention) for seat in config.attention_seats]
     bound = deal_processors(config, cores, nodes) if config.is_local else [()] * config.expert_shards
-    for seat, held, cpus in zip(config.expert_seats, shape.assignments(), bound, strict=True):
-        weights = held.count * model.expert_bytes
+    for seat, num_experts, cpus in zip(config.expert_seats, _shares_of_experts(config, shape), bound, strict=True):
+        weights = num_experts * model.expert_bytes
         memory = int(weights * EXPERT_OVERHEAD) + WORKER_BYTES
-        shares.append(Share(seat, len(cpus) or threads, held.count, weights, memory, format_ranges(cpus)))
+        shares.append(Share(seat, len(cpus) or threads, num_experts, weights, memory, format_ranges(cpus)))
     return Plan(shape, tuple(shares))
+
+
+def _shares_of_experts(config: FleetConfig, shape: FleetShape) -> list[int]:
+    """How many (layer, expert) pairs each shard starts with."""
+    wanted = shape.all_experts()
+    shards = [Shard(seat, capacity=int(wanted.sum())) for seat in config.expert_seats]
+    return [int(held.sum()) for held in place(shards, wanted, config.replicas).held]
 
 
 def deal_processors(config: FleetConfig, cores: int, nodes: Nodes) -> list[tuple[int, ...]]:
@@ -155,25 +166,7 @@ def _attention_share(config: FleetConfig, checkpoint: CheckpointFiles) -> tuple[
 def available_cores() -> int:
     """Cores this process may use, a container's quota included."""
     cores = len(os.sched_getaffinity(0))
-    quota = _read_words(_CGROUP / "cpu.max")
+    quota = read_words(_CGROUP / "cpu.max")
     if len(quota) == 2 and quota[0].isdecimal():
         cores = min(cores, max(1, int(quota[0]) // int(quota[1])))
     return cores
-
-
-def available_memory() -> int:
-    """Bytes that can be taken without swapping, a container's limit included."""
-    available = int(psutil.virtual_memory().available)
-    limit, used = _read_words(_CGROUP / "memory.max"), _read_words(_CGROUP / "memory.current")
-    if limit and used and limit[0].isdecimal():
-        statistics = _read_words(_CGROUP / "memory.stat")
-        reclaimable = dict(zip(statistics[::2], statistics[1::2], strict=False)).get("inactive_file", "0")
-        available = min(available, int(limit[0]) - int(used[0]) + int(reclaimable))
-    return available
-
-
-def _read_words(path: Path) -> list[str]:
-    try:
-        return path.read_text().split()
-    except OSError:
-        return []

@@ -4,9 +4,8 @@ Knows nothing of processes. Ray's defaults end a fleet a minute after its head d
 object store that nobody uses, and kill the largest worker under memory pressure; each setting here undoes one of these.
 """
 
-import json
 import secrets
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,6 @@ class RaySettings:
     """One private Ray cluster on this machine, on loopback alone: nobody else is to join it."""
 
     run_dir: Path
-    seats: tuple[str, ...]
     threads: int = 1
     token: str = field(default_factory=lambda: secrets.token_hex(32))
 
@@ -75,7 +73,6 @@ class RaySettings:
             "--dashboard-agent-listen-port": "0",
             "--num-cpus": "0",
             "--num-gpus": "0",
-            "--resources": json.dumps({seat_resource(seat): 1 for seat in self.seats}),
         }
         flat = [f"{name}={value}" for name, value in options.items()]
         return [python, "-m", "ray.scripts.scripts", "start", "--head", "--disable-usage-stats", "--no-monitor", *flat]
@@ -111,8 +108,3 @@ def adjust_start(ray_params: Any, head: bool) -> None:
 
     Node.start_api_server = lambda self, **_: None
     ray_params.ray_client_server_port = None
-
-
-def missing_seats(wanted: Sequence[str], offered: Mapping[str, float]) -> list[str]:
-    """Seats of ``wanted`` for which no node of a cluster offers the resource."""
-    return [seat for seat in wanted if offered.get(seat_resource(seat), 0) < 1]

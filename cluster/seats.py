@@ -1,20 +1,26 @@
 """The controller's book of seats: who sits where, on which lease, in which state, holding what.
 
 Knows nothing of gRPC, Ray or clocks (the caller says what time it is). A worker takes a seat with ``register``, keeps
-it with ``report`` and loses it with ``expire``; the newest process to claim a seat has it.
+it with ``report`` and loses it with ``expire`` or ``lose``; the newest process to claim a seat has it. Seats that nobody wants any
+more stay in the book as long as somebody sits there.
 """
 
 import itertools
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from ..membership.epoch import ExpertSet, Member
 from ..proto.errors import Code, FleetError
 from ..proto.generated import membership_pb2 as pb
-from ..router.placement import place
+from .wanted import Wanted, split_seat
 
 Role = Literal["expert", "attention", "gateway"]
-WORKER_STATES = ("starting", "loading", "ready", "draining", "failed")
+WORKER_STATES = ("starting", "loading", "ready", "leaving", "draining", "failed")
+# Those in which a worker takes work.
+SERVING = ("ready", "leaving")
 
 
 @dataclass(frozen=True)
@@ -26,16 +32,10 @@ class FleetShape:
     num_dense_layers: int
     fingerprint: str
     dtype: str
-    attention_workers: int
-    expert_shards: int
-    replicas: int = 1
 
-    def assignments(self) -> list[ExpertSet]:
-        """What each expert shard shall hold, in the order of their seats."""
-        placement = place(
-            self.num_layers, self.num_experts, self.num_dense_layers, self.expert_shards, self.replicas
-        )  # [num_shards, num_layers, num_experts]
-        return [ExpertSet.from_mask(held) for held in placement]
+    def all_experts(self) -> npt.NDArray[np.bool_]:
+        """[num_layers, num_experts]: those that there are."""
+        return ExpertSet.full(self.num_layers, self.num_experts, self.num_dense_layers).mask
 
 
 @dataclass
@@ -44,13 +44,14 @@ class Seat:
 
     name: str
     role: Role
-    assigned: ExpertSet
+    wanted: bool
     lease_id: int = 0
     state: str = "vacant"
     last_seen: float = 0.0
     pid: int = 0
     node: str = ""
     address: str = ""
+    capacity: int = 0  # 0: as many experts as there are
     held: ExpertSet = field(default_factory=ExpertSet.empty)
     report: pb.WorkerReport = field(default_factory=pb.WorkerReport)
     ousted: set[tuple[str, int, str]] = field(default_factory=set)
@@ -60,11 +61,17 @@ class Seat:
         return self.lease_id != 0
 
     @property
+    def serves(self) -> bool:
+        return self.live and self.state in SERVING
+
+    @property
+    def stays(self) -> bool:
+        """Whether work may be planned for it: it is wanted and does not want to go."""
+        return self.wanted and self.state not in ("leaving", "draining", "failed")
+
+    @property
     def process(self) -> tuple[str, int, str]:
         return (self.node, self.pid, self.address)
-
-    def member(self) -> Member:
-        return Member(self.name, self.address, self.report.numerics, self.held)
 
     def describe(self) -> str:
         """State for people: ``expert-1 loading 42 %``."""
@@ -73,25 +80,47 @@ class Seat:
             return f"{self.name} loading {100 * self.report.bytes_loaded // total} %"
         return f"{self.name} {self.state}" + (f": {self.report.error}" if self.report.error else "")
 
+    def member(self, held: ExpertSet | None = None) -> Member:
+        return Member(self.name, self.address, self.report.numerics, held or ExpertSet.empty())
+
 
 class SeatBook:
     """All seats of one fleet. Nothing here is thread-safe: one loop owns it."""
 
-    def __init__(self, shape: FleetShape, lease_s: float, incarnation: int = 0) -> None:
+    def __init__(self, shape: FleetShape, wanted: Wanted, lease_s: float, incarnation: int = 0) -> None:
         self.shape = shape
         self.lease_s = lease_s
         # NOTE: no lease of an earlier controller may look like one of this one's.
         self._lease_ids = itertools.count((incarnation << 20) + 1)
         self._by_lease: dict[int, Seat] = {}
-        nothing = ExpertSet.empty(shape.num_layers, shape.num_experts)
-        self.seats: dict[str, Seat] = {}
-        for index in range(shape.attention_workers):
-            self._add(Seat(f"attention-{index}", "attention", nothing))
-        for index, assigned in enumerate(shape.assignments()):
-            self._add(Seat(f"expert-{index}", "expert", assigned))
+        self._seats: dict[str, Seat] = {}
+        self.want(wanted)
+
+    @property
+    def seats(self) -> dict[str, Seat]:
+        """Attention workers first, then expert shards, then gateways, each by ordinal."""
+        roles = ("attention", "expert", "gateway")
+        return dict(sorted(self._seats.items(), key=lambda item: (roles.index(item[1].role), split_seat(item[0])[1])))
+
+    @property
+    def wanted(self) -> Wanted:
+        return self._wanted
+
+    def want(self, wanted: Wanted) -> None:
+        """From now on these seats are to be taken; others vanish as soon as nobody sits there."""
+        self._wanted = wanted
+        names: dict[str, Role] = dict.fromkeys(wanted.seats("attention"), "attention")
+        names |= dict.fromkeys(wanted.seats("expert"), "expert")
+        for name, role in names.items():
+            self._seats.setdefault(name, Seat(name, role, wanted=True)).wanted = True
+        for seat in list(self._seats.values()):
+            if seat.role != "gateway" and seat.name not in names:
+                seat.wanted = False
+                self._forget_if_gone(seat)
 
     def register(self, request: pb.RegisterRequest, now: float) -> pb.RegisterReply:
-        seat = self._seat(request.seat)
+        held = self._expert_set(request.held)
+        seat = self._seat(request.seat, held)
         self._check(seat, request)
         process = (request.node, request.pid, request.address)
         if seat.live and process != seat.process:
@@ -99,14 +128,12 @@ class SeatBook:
                 raise FleetError(Code.BAD_REQUEST, f"seat {seat.name} was taken over by pid {seat.pid} on {seat.node}")
             seat.ousted.add(seat.process)
         self._by_lease.pop(seat.lease_id, None)
-        held = self._expert_set(request.held)
         seat.lease_id = next(self._lease_ids)
         seat.node, seat.pid, seat.address = process
-        seat.state, seat.last_seen, seat.held = "starting", now, held
+        seat.state, seat.last_seen, seat.held, seat.capacity = "starting", now, held, request.capacity
         seat.report = pb.WorkerReport(seat=seat.name, fingerprint=request.fingerprint, held=request.held)
         self._by_lease[seat.lease_id] = seat
-        assignment = held if held.count else seat.assigned
-        return pb.RegisterReply(lease_id=seat.lease_id, lease_s=self.lease_s, assignment=assignment.to_proto())
+        return pb.RegisterReply(lease_id=seat.lease_id, lease_s=self.lease_s)
 
     def report(self, lease_id: int, report: pb.WorkerReport, now: float) -> bool:
         """False when the lease is not, or no longer, known."""
@@ -120,58 +147,65 @@ class SeatBook:
         seat.state, seat.last_seen, seat.report = report.state, now, report
         return True
 
+    def holder(self, lease_id: int) -> Seat | None:
+        return self._by_lease.get(lease_id)
+
     def expire(self, now: float) -> list[Seat]:
-        """Ends the leases that nobody renewed; a gateway's seat disappears with its lease."""
+        """Ends the leases that nobody renewed."""
         lost = [seat for seat in self._by_lease.values() if now - seat.last_seen > self.lease_s]
         for seat in lost:
-            del self._by_lease[seat.lease_id]
-            seat.lease_id = 0
-            if seat.state != "failed":
-                seat.state = "lost"
-            if seat.role == "gateway":
-                del self.seats[seat.name]
+            self.lose(seat)
         return lost
+
+    def lose(self, seat: Seat) -> None:
+        """Ends its lease; a seat that nobody wants disappears with it."""
+        self._by_lease.pop(seat.lease_id, None)
+        seat.lease_id = 0
+        if seat.state != "failed":
+            seat.state = "lost"
+        self._forget_if_gone(seat)
 
     def forgive(self, seconds: float) -> None:
         """Adds ``seconds`` to every lease: nobody could report while the controller itself stood still."""
         for seat in self._by_lease.values():
             seat.last_seen += seconds
 
-    def ready(self, role: Role) -> tuple[Seat, ...]:
-        return tuple(seat for seat in self.seats.values() if seat.role == role and seat.state == "ready")
+    def of_role(self, role: Role) -> tuple[Seat, ...]:
+        return tuple(seat for seat in self.seats.values() if seat.role == role)
 
     def missing(self) -> str:
         """What keeps the fleet from serving, in one line; empty when nothing does."""
         gaps: list[str] = []
-        if not self.ready("attention"):
+        if not any(seat.serves for seat in self.of_role("attention")):
             gaps.append("no attention worker is ready")
-        wanted = ExpertSet.full(*self._grid, self.shape.num_dense_layers)
-        uncovered = wanted.mask.copy()  # [num_layers, num_experts]
-        for seat in self.ready("expert"):
-            uncovered &= ~seat.held.mask
+        uncovered = self.shape.all_experts().copy()
+        total = int(uncovered.sum())
+        for seat in self.of_role("expert"):
+            if seat.serves and seat.held.count:
+                uncovered &= ~seat.held.mask
         if uncovered.any():
-            gaps.append(f"{int(uncovered.sum())} of {wanted.count} experts have no live replica")
+            gaps.append(f"{int(uncovered.sum())} of {total} experts have no live replica")
         if not gaps:
             return ""
-        waiting = [seat.describe() for seat in self.seats.values() if seat.role != "gateway" and seat.state != "ready"]
+        waiting = [seat.describe() for seat in self.seats.values() if seat.role != "gateway" and not seat.serves]
         return "; ".join(gaps) + (f" ({', '.join(waiting)})" if waiting else "")
 
-    @property
-    def _grid(self) -> tuple[int, int]:
-        return self.shape.num_layers, self.shape.num_experts
+    def _forget_if_gone(self, seat: Seat) -> None:
+        if not seat.live and not seat.wanted:
+            self._seats.pop(seat.name, None)
 
-    def _add(self, seat: Seat) -> None:
-        self.seats[seat.name] = seat
-
-    def _seat(self, name: str) -> Seat:
-        seat = self.seats.get(name)
+    def _seat(self, name: str, held: ExpertSet) -> Seat:
+        """Gateways come as they like. Who holds experts that an earlier controller gave it keeps its seat, until it is relieved."""
+        seat = self._seats.get(name)
         if seat is not None:
             return seat
-        role, _, ordinal = name.rpartition("-")
-        if role == "gateway" and ordinal.isdecimal():
-            self._add(Seat(name, "gateway", ExpertSet.empty()))
-            return self.seats[name]
-        counts = f"{self.shape.attention_workers} attention workers and {self.shape.expert_shards} expert shards"
+        role, ordinal = split_seat(name)
+        if role == "gateway" and ordinal >= 0:
+            return self._seats.setdefault(name, Seat(name, "gateway", wanted=False))
+        if role == "expert" and ordinal >= 0 and held.count:
+            return self._seats.setdefault(name, Seat(name, "expert", wanted=False))
+        wanted = self._wanted
+        counts = f"{len(wanted.attention)} attention workers and {len(wanted.expert)} expert shards"
         raise FleetError(Code.BAD_REQUEST, f"seat: {name!r} does not exist in a fleet of {counts}")
 
     def _check(self, seat: Seat, request: pb.RegisterRequest) -> None:
@@ -187,10 +221,11 @@ class SeatBook:
 
     def _expert_set(self, message: pb.ExpertSet) -> ExpertSet:
         held = ExpertSet.from_proto(message)
+        grid = self.shape.num_layers, self.shape.num_experts
         if not held.count:
-            return ExpertSet.empty(*self._grid)
-        if held.mask.shape != self._grid:
+            return ExpertSet.empty(*grid)
+        if held.mask.shape != grid:
             layers, experts = held.mask.shape
-            wanted = f"{self.shape.num_layers} layers × {self.shape.num_experts} experts"
+            wanted = f"{grid[0]} layers × {grid[1]} experts"
             raise FleetError(Code.BAD_REQUEST, f"held: {layers} layers × {experts} experts, the fleet has {wanted}")
         return held

@@ -14,12 +14,13 @@ from ..checkpoint.check import check
 from ..checkpoint.files import CheckpointFiles
 from ..checkpoint.generation import GenerationDefaults
 from ..checkpoint.tokenizer import Tokenizer
+from ..expert_workers.memory import available_memory
 from ..expert_workers.numa import numa_nodes
 from ..membership.wire import secure
 from .config import FleetConfig
 from .fleet import Fleet, Ports
 from .gateway_process import claim_port, http_url
-from .plan import Plan, available_cores, available_memory, make_plan
+from .plan import Plan, available_cores, make_plan
 from .stop import Stop, StopAsked
 
 _REMOTE_CONTROLLER_PORT = 7411
@@ -33,6 +34,8 @@ def serve(config: FleetConfig) -> int:
     secure(config.wire)
     try:
         plan = prepare(config, stop)
+        if config.is_local and config.memory_gib is None:
+            config = dataclasses.replace(config, memory_gib=plan.memory_for_experts(available_memory()))
         ports = claim_ports(config)
         fleet = Fleet(config, plan, ports, os.environ.copy(), stop, say)
     except StopAsked:

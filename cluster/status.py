@@ -15,10 +15,14 @@ FIELDS = ("role", "seat", "pid", "node", "state", "epoch", "numerics", "experts"
 
 
 def fetch_status(url: str) -> dict[str, Any]:
-    url = url.rstrip("/")
     with httpx.Client(trust_env=False, timeout=5.0) as client:
-        admin = _get(client, f"{url}/health").get("admin") or url
-        return _get(client, f"{admin}/status")
+        return get_json(client, f"{admin_url(client, url)}/status")
+
+
+def admin_url(client: httpx.Client, url: str) -> str:
+    """The fleet's admin port, from the address of the API or its own."""
+    url = url.rstrip("/")
+    return str(get_json(client, f"{url}/health").get("admin") or url)
 
 
 def render(status: dict[str, Any], as_json: bool) -> str:
@@ -28,6 +32,9 @@ def render(status: dict[str, Any], as_json: bool) -> str:
     lines = table([FIELDS, *([_cell(worker[field]) for field in FIELDS] for worker in workers)])
     if not status.get("ready"):
         lines.append(f"not ready: {status.get('missing') or 'no reason given'}")
+    else:
+        survive = f"{100 * status['coverage']:.0f} % of the experts survive the loss of any one node"
+        lines.append(f"{survive}; {'settled' if status['settled'] else 'experts or workers are on the move'}")
     return "\n".join(lines)
 
 
@@ -41,7 +48,7 @@ def _cell(value: Any) -> str:
     return "-" if value in (None, "") else str(value)
 
 
-def _get(client: httpx.Client, url: str) -> dict[str, Any]:
+def get_json(client: httpx.Client, url: str) -> dict[str, Any]:
     try:
         reply = client.get(url)
         body = reply.json() if reply.status_code == 200 else None

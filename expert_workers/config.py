@@ -30,6 +30,9 @@ class ExpertConfig(WireSettings):
     cpus: str = option(
         "", "processors to keep to, one for each thread, such as 0-15; memory comes from their NUMA node"
     )
+    memory_gib: float | None = option(
+        None, "memory for experts, GiB, those of lost shards included; 90 % of what is free at the start if not given"
+    )
     max_frame_mib: int = option(64, "largest frame accepted, MiB")
     max_queued_frames: int = option(1024, "frames of one lane waiting before the shard answers OVERLOADED")
     slice_ms: float = option(20.0, "how long one GEMM may keep more urgent work waiting")
@@ -46,6 +49,8 @@ class ExpertConfig(WireSettings):
         within("threads", self.threads, 1, 1024)
         if self.cpus and len(self.processors) < self.threads:
             raise ValueError(f"cpus: {self.cpus!r} are fewer than the {self.threads} threads")
+        if self.memory_gib is not None:
+            within("memory_gib", self.memory_gib, 0.001, 1 << 20)
         within("port", self.port, 0, 65535)
         within("max_frame_mib", self.max_frame_mib, 1, 1024)
         within("max_queued_frames", self.max_queued_frames, 1, 1 << 20)

@@ -1,4 +1,4 @@
-"""What a shard holds and which frames it may answer; loading experts by byte range.
+"""What a shard holds and which frames it may answer; loading experts by byte range and giving them back.
 
 Knows nothing of lanes and leases. ``admit`` is the fence: a frame passes only if checkpoint, dtype, width, epoch and
 every route of it fit what is held.
@@ -23,7 +23,6 @@ class Holdings:
     def __init__(self, checkpoint: Checkpoint, dtype: str) -> None:
         self.checkpoint = checkpoint
         self.layers: dict[int, ExpertLayer] = {}
-        self.bytes_loaded = 0
         self.bytes_total = 0
         self.min_epoch = EpochId(0, 0)
         self.newest_epoch = EpochId(0, 0)
@@ -37,16 +36,39 @@ class Holdings:
     def held(self) -> ExpertSet:
         return ExpertSet.from_mask(self._mask)
 
-    def load(self, wanted: ExpertSet, backend: Backend, stop: Callable[[], bool]) -> None:
-        """Reads and packs every expert of ``wanted`` for ``backend``, layer by layer, until done or ``stop()``."""
-        config = self.checkpoint.config
-        self.bytes_total = wanted.count * config.expert_bytes
-        for layer in config.moe_layers:
-            for expert in wanted.experts(layer):
-                if stop():
-                    return
-                self._load_expert(layer, expert, backend)
-        _return_free_memory()
+    @property
+    def bytes_loaded(self) -> int:
+        return int(self._mask.sum()) * self.checkpoint.config.expert_bytes
+
+    def become(
+        self,
+        wanted: ExpertSet,
+        backend: Backend,
+        give_back: Callable[[int, list[int]], None],
+        is_stale: Callable[[], bool],
+    ) -> bool:
+        """Gives back what is not ``wanted``, then reads and packs what is missing, layer by layer.
+
+        ``give_back(layer, experts)`` takes away experts that no frame may ask for any more. False when ``is_stale()`` said
+        meanwhile that something else is wanted by now. Raises ValueError when ``wanted`` is for another model.
+        """
+        if wanted.mask.shape != self._mask.shape:
+            raise ValueError(f"an order for {wanted.mask.shape} layers and experts; the model has {self._mask.shape}")
+        self.bytes_total = wanted.count * self.checkpoint.config.expert_bytes
+        surplus = self._mask & ~wanted.mask
+        self._mask &= wanted.mask
+        for layer in np.flatnonzero(surplus.any(1)).tolist():
+            give_back(layer, np.flatnonzero(surplus[layer]).tolist())
+        if surplus.any():
+            _return_free_memory()
+        missing = wanted.mask & ~self._mask
+        for layer, expert in np.argwhere(missing).tolist():
+            if is_stale():
+                return False
+            self._load_expert(layer, expert, backend)
+        if missing.any():
+            _return_free_memory()
+        return True
 
     def raise_min_epoch(self, epoch: EpochId) -> EpochId:
         """The oldest epoch served from now on; it never goes down."""
@@ -87,7 +109,6 @@ class Holdings:
             self.layers[layer] = backend.new_layer()
         self.layers[layer].add(expert, gate, up, down)
         self._mask[layer, expert] = True
-        self.bytes_loaded += self.checkpoint.config.expert_bytes
 
 
 def _return_free_memory() -> None:

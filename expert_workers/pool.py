@@ -8,10 +8,11 @@ may pass it for longer than its patience.
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from ..proto.codec import Dispatch
@@ -111,6 +112,13 @@ class Pool:
     def num_queued(self) -> int:
         with self._lock:
             return len(self._jobs)
+
+    def asks_for(self, layer: int, experts: Collection[int]) -> bool:
+        """Whether a queued job has routes to one of them."""
+        wanted = np.fromiter(experts, dtype=np.int32)
+        with self._lock:
+            frames = [job.frame for job in self._jobs if job.frame.layer == layer]
+        return any(np.isin(frame.route_experts, wanted).any() for frame in frames)
 
     def _cut(self, max_routes: int) -> list[Slice]:
         """The most urgent job decides the layer; jobs of that layer join in order of urgency."""

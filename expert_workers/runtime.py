@@ -22,6 +22,7 @@ from .pool import Pool, Slice
 logger = logging.getLogger(__name__)
 
 MIN_SLICE_ROUTES = 64
+_ASK_AGAIN_S = 0.05
 
 
 @dataclass(slots=True)
@@ -58,6 +59,21 @@ class Runtime:
         """Whether the loop, whose pool must have been closed, ended within ``timeout_s``."""
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
+
+    def remove(self, layer: int, experts: list[int]) -> threading.Event:
+        """Experts that no new job asks for are given back between two batches, when no queued one does either; then the event is
+        set. From another thread."""
+        removed = threading.Event()
+        self._reactor.post(self._remove, layer, experts, removed)
+        return removed
+
+    def _remove(self, layer: int, experts: list[int], removed: threading.Event) -> None:
+        if self._pool.asks_for(layer, experts):
+            self._reactor.call_later(_ASK_AGAIN_S, lambda: self._remove(layer, experts, removed))
+            return
+        for expert in experts:
+            self._layers[layer].remove(expert)
+        removed.set()
 
     def _run(self) -> None:
         torch.set_num_threads(self._threads)

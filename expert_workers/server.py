@@ -1,12 +1,14 @@
 """One expert shard as a running server: composes holdings, pool, runtime and handlers, and keeps the seat.
 
 Knows nothing of Ray. ``start`` returns when the port is bound; a loader thread then takes the seat, runs the numerics
-self-test, loads what it is assigned, and reports ready.
+self-test, loads what it is told to hold, reports ready, and from then on loads and gives back experts as orders change. A shard that
+shall end first waits until others hold what it holds, as long as it may.
 """
 
 import logging
 import socket
 import threading
+import time
 
 import torch
 
@@ -29,11 +31,19 @@ from ..proto.reactor import Reactor
 from .config import ExpertConfig, parse_experts
 from .handler import ControlService, LaneHandler, LocalLane
 from .holdings import Holdings
+from .memory import available_memory
 from .numa import keep_to
+from .orders import Orders
 from .pool import Pool
 from .runtime import Runtime
 
 logger = logging.getLogger(__name__)
+_GIB = 1 << 30
+# Of what is free when the shard starts; rows, results and the process itself need some, too.
+_SHARE_OF_MEMORY = 0.9
+_RETRY_S = 5.0
+_ADMITTED_S = 0.05
+_POLL_S = 0.2
 
 
 class ExpertServer:
@@ -50,6 +60,8 @@ class ExpertServer:
         self.address = ""
         self.numerics = ""
         self.backend: Backend | None = None
+        self._orders = Orders()
+        self._relieved = threading.Event()  # nobody needs this shard any more
         self._alone = ExpertSet.from_pairs(
             [(layer, e) for layer in model.moe_layers for e in parse_experts(config.experts, model.num_experts)],
             model.num_layers,
@@ -65,7 +77,9 @@ class ExpertServer:
             if isinstance(library := native.load(), native.Native):
                 library.pin(processors)
         self._io = IoThread("expert-io")
-        self.tenancy = Tenancy(self._io, self.config.seat, self.config.controller, self._fill, self.config.node)
+        self.tenancy = Tenancy(
+            self._io, self.config.seat, self.config.controller, self._fill, self._on_order, self.config.node
+        )
         self._io.submit(self._bind())
         self._local = self._listen_locally()
         self.runtime.start()
@@ -77,14 +91,22 @@ class ExpertServer:
         self._ending.wait()
 
     def stop(self, drain_s: float | None = None) -> bool:
-        """Answers what is queued, then ends everything; whether all was answered in time. Not from the IO thread."""
+        """Serves until it is relieved, answers what is queued, then ends everything; whether all was answered in time.
+
+        Not from the IO thread.
+        """
         return self._ending.run(self.config.drain_s if drain_s is None else drain_s)
 
     def _drain(self, drain_s: float) -> bool:
+        ends_at = time.monotonic() + drain_s
         self.tenancy.give_up()
+        if self.tenancy.has_controller and self.tenancy.state == "ready" and not self._relieved.is_set():
+            self.tenancy.enter("leaving")
+            self._relieved.wait(drain_s)
         self.tenancy.enter("draining")
+        self._orders.close()
         self.pool.close()
-        return self.runtime.join(drain_s)
+        return self.runtime.join(max(0.0, ends_at - time.monotonic()))
 
     def _shut_down(self) -> None:
         self._loader.join()
@@ -109,20 +131,64 @@ class ExpertServer:
             logger.warning("%s has no local lanes: %s", self.config.seat, error)
             return None
 
+    def _on_order(self, order: membership_pb2.Order) -> None:
+        """On the IO thread."""
+        if order.leave:
+            self._relieved.set()
+            threading.Thread(target=self.stop, name="leave", daemon=True).start()
+        elif order.HasField("hold"):
+            self._orders.put(ExpertSet.from_proto(order.hold))
+
     def _load(self) -> None:
         torch.set_num_threads(self.config.threads)
+        if not self.tenancy.has_controller:
+            self._orders.put(self._alone)
         try:
-            reply = self.tenancy.take(self.address, self.checkpoint.fingerprint, self.config.dtype)
+            self.tenancy.take(self.address, self.checkpoint.fingerprint, self.config.dtype, self._capacity())
             backend = self._test_backend()
             self.tenancy.enter("loading")
-            self.holdings.load(self._assignment(reply), backend, self._ending.begun.is_set)
+            self._obey(backend)
         except InterruptedError:
             return
         except (FleetError, RuntimeError, ValueError, OSError, MemoryError) as error:
             self.tenancy.enter("failed", str(error) or type(error).__name__)
-            return
-        if not self._ending.begun.is_set():
+
+    def _capacity(self) -> int:
+        """How many experts fit into the memory that there is, or may be taken."""
+        given = self.config.memory_gib
+        num_bytes = given * _GIB if given is not None else _SHARE_OF_MEMORY * available_memory()
+        return max(1, int(num_bytes) // self.checkpoint.config.expert_bytes)
+
+    def _obey(self, backend: Backend) -> None:
+        """Order after order, until there will be no more. Raises what keeps the shard from being ready for the first time."""
+        while (wanted := self._orders.take()) is not None:
+            while not self._carry_out(wanted, backend) and not self._orders.wait_until_stale(_RETRY_S):
+                pass
+
+    def _carry_out(self, wanted: ExpertSet, backend: Backend) -> bool:
+        """Whether that is over; what went wrong in a shard that serves is reported, and tried again."""
+        try:
+            if not self.holdings.become(wanted, backend, self._give_back, self._orders.is_stale):
+                return True
+        except (RuntimeError, ValueError, OSError, MemoryError) as error:
+            if self.tenancy.state == "loading":
+                raise
+            logger.exception("%s could not do as it was told, and serves what it holds", self.config.seat)
+            self.tenancy.error = str(error) or type(error).__name__
+            return False
+        self.tenancy.error = ""
+        if self.tenancy.state == "loading":
             self.tenancy.enter("ready")
+        else:
+            self.tenancy.report_soon()
+        return True
+
+    def _give_back(self, layer: int, experts: list[int]) -> None:
+        """Waits for the runtime's thread, which may be computing with them."""
+        time.sleep(_ADMITTED_S)  # a frame that was just let in reaches the queue meanwhile
+        removed = self.runtime.remove(layer, experts)
+        while not removed.wait(_POLL_S) and not self._ending.begun.is_set():
+            pass
 
     def _test_backend(self) -> Backend:
         """The backend with the rules that keep its rows exact on this machine. Raises KernelError."""
@@ -138,9 +204,6 @@ class ExpertServer:
         self.backend, self.numerics = backend, report.class_name
         logger.info("%s: %s, numerics %s", config.seat, backend.description, self.numerics)
         return backend
-
-    def _assignment(self, reply: membership_pb2.RegisterReply | None) -> ExpertSet:
-        return self._alone if reply is None else ExpertSet.from_proto(reply.assignment)
 
     async def _bind(self) -> None:
         config = self.config

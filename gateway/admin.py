@@ -1,6 +1,6 @@
-"""The routes of the admin port: metrics and the fleet's status, besides health and readiness.
+"""The routes of the admin port: metrics, the fleet's status and size, besides health and readiness.
 
-Knows nothing of the API. Both come from the controller when asked, and from its last answer while it is away.
+Knows nothing of the API. What it shows comes from the controller when asked, and from its last answer while it is away.
 """
 
 import os
@@ -8,13 +8,20 @@ import socket
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.requests import Request
 from starlette.responses import Response
 
 from ..membership.epoch import EpochId
+from ..membership.wire import is_loopback
 from ..proto.errors import FleetError
 from ..proto.generated import membership_pb2 as pb
 from .app import new_app
+from .errors import ApiError, bad_value, from_fleet, shown
+from .intake import read_object
 from .service import Service
+
+_MAX_SCALE_BYTES = 1 << 16
+_MOST = 4096
 
 
 def build_admin_app(service: Service) -> FastAPI:
@@ -31,7 +38,53 @@ def build_admin_app(service: Service) -> FastAPI:
         fleet, problem = await _fleet_status(service)
         return status_json(fleet, service, problem)
 
+    @app.post("/scale")
+    async def scale(request: Request) -> dict[str, Any]:
+        """As many workers as the body says; what it does not name stays as it is."""
+        if not service.config.api_key and not is_loopback(service.config.admin_host):
+            host = service.config.admin_host
+            message = (
+                f"no API key guards the admin port on {host}; start the gateway with one to scale over the network"
+            )
+            raise ApiError(403, message, kind="permission_error", code="no_api_key")
+        if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+            # A page in somebody's browser may post text anywhere, but not this.
+            raise ApiError(415, "content-type: application/json is needed", param="content-type", code="invalid_value")
+        body = check_scale(await read_object(request, _MAX_SCALE_BYTES))
+        try:
+            reply = await service.fleet.scale(body)
+        except FleetError as error:
+            raise from_fleet(error) from error
+        return {
+            "expert_seats": list(reply.expert_seats),
+            "attention_seats": list(reply.attention_seats),
+            "replicas": reply.replicas,
+        }
+
     return app
+
+
+def check_scale(body: dict[str, Any]) -> pb.ScaleRequest:
+    """Raises ApiError naming the field, its value and the limit; what is too much for the fleet is the controller's to say."""
+    request = pb.ScaleRequest()
+    for name, value in body.items():
+        if name in ("expert_shards", "attention_workers"):
+            if type(value) is not int or not 1 <= value <= _MOST:
+                raise bad_value(name, f"{shown(value)} is not a whole number from 1 to {_MOST}")
+        elif name == "replicas":
+            if type(value) not in (int, float) or not 1 <= value <= _MOST:
+                raise bad_value(name, f"{shown(value)} is not a number from 1 to {_MOST}")
+        elif name == "drain":
+            if not isinstance(value, str) or not value:
+                raise bad_value(name, f"{shown(value)} is not the name of a seat")
+        else:
+            raise bad_value(name[:80], "unknown; expert_shards, attention_workers, replicas and drain can be given")
+        setattr(request, name, value)
+    if not body:
+        raise bad_value(
+            "expert_shards", "nothing is given; one of expert_shards, attention_workers, replicas, drain is"
+        )
+    return request
 
 
 def status_json(fleet: pb.FleetStatus, service: Service, problem: str | None) -> dict[str, Any]:
@@ -43,6 +96,9 @@ def status_json(fleet: pb.FleetStatus, service: Service, problem: str | None) ->
     return {
         "ready": fleet.ready and problem is None,
         "missing": problem or fleet.missing or None,
+        "settled": fleet.settled and problem is None,
+        "replicas": fleet.replicas,
+        "coverage": fleet.coverage,
         "epoch": _epoch_text(fleet.epoch),
         "url": service.url,
         "workers": [*workers, _own_json(service)],
@@ -68,6 +124,7 @@ def _worker_json(worker: pb.WorkerStatus) -> dict[str, Any]:
         "epoch": _epoch_text(report.epoch),
         "numerics": report.numerics or None,
         "backend": report.backend or None,
+        "wanted": worker.wanted,
         "experts": worker.num_experts,
         "bytes": report.bytes_loaded,
         "bytes_total": report.bytes_total,

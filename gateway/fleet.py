@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from typing import Any
 
 import grpc
 
@@ -22,7 +23,7 @@ from ..proto.generated import membership_pb2_grpc as rpc
 from .backend import Backend, Worker
 
 _log = logging.getLogger(__name__)
-_STATUS_TIMEOUT_S = 2.0
+_TIMEOUT_S = 2.0
 _RETRY_S = 5.0
 
 
@@ -65,19 +66,26 @@ class Fleet:
 
     async def status(self) -> pb.FleetStatus:
         """What the controller says now; raises FleetError while it is away."""
-        if self._channel is None:
-            self._channel = open_channel(self.controller)
-        try:
-            stub = rpc.MembershipStub(self._channel)
-            self._last_status = await stub.Status(pb.StatusRequest(), timeout=_STATUS_TIMEOUT_S)
-        except grpc.aio.AioRpcError as error:
-            raise from_details(error.code(), error.details()) from error
+        self._last_status = await self._call("Status", pb.StatusRequest())
         return self._last_status
+
+    async def scale(self, request: pb.ScaleRequest) -> pb.ScaleReply:
+        """What is wanted from now on. Raises FleetError: the controller's refusal, or its absence."""
+        reply: pb.ScaleReply = await self._call("Scale", request)
+        return reply
 
     @property
     def last_status(self) -> pb.FleetStatus:
         """What the controller said last."""
         return self._last_status
+
+    async def _call(self, method: str, request: Any) -> Any:
+        if self._channel is None:
+            self._channel = open_channel(self.controller)
+        try:
+            return await getattr(rpc.MembershipStub(self._channel), method)(request, timeout=_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise from_details(error.code(), error.details()) from error
 
     def report(self) -> pb.WorkerReport:
         epoch = self.epoch.id.to_proto() if self.epoch is not None else None

@@ -17,7 +17,16 @@ from .service import Service
 
 _log = logging.getLogger(__name__)
 _GIVEN_ID = re.compile(r"[!-~]{1,128}")
-_HANDLERS = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/ready", "/metrics", "/status")
+_HANDLERS = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/models",
+    "/health",
+    "/ready",
+    "/metrics",
+    "/status",
+    "/scale",
+)
 
 
 class Front:
@@ -32,6 +41,8 @@ class Front:
         exchange = _Exchange(self._service, scope, send)
         is_api = scope["path"].startswith("/v1/")
         try:
+            if scope["path"] == "/scale":
+                self._check_key(Headers(scope=scope))
             if is_api:
                 self._admit(Headers(scope=scope))
                 with self._service.drain.request():
@@ -49,6 +60,9 @@ class Front:
     def _admit(self, headers: Headers) -> None:
         if self._service.drain.draining:
             raise shutting_down()
+        self._check_key(headers)
+
+    def _check_key(self, headers: Headers) -> None:
         keys = self._service.config.api_key
         if keys and not _has_key(headers.get("authorization", ""), keys):
             message = "a valid API key is needed, as: Authorization: Bearer KEY"

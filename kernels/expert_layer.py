@@ -50,6 +50,12 @@ class ExpertLayer(ABC):
             self._check(f"expert {expert_id}: {name}", projection, num_out, num_in)
         self._keep(expert_id, gate, up, down)
 
+    def remove(self, expert_id: int) -> None:
+        """Gives its memory back; on the thread that applies experts."""
+        if not self.holds(expert_id):
+            raise KernelError(f"expert {expert_id} is not held")
+        self._drop(expert_id)
+
     def _check(self, what: str, projection: Projection, num_out: int, num_in: int) -> None:
         words, scales = projection
         group_size = self.shape.group_size
@@ -65,6 +71,9 @@ class ExpertLayer(ABC):
     def _keep(self, expert_id: int, gate: Projection, up: Projection, down: Projection) -> None: ...
 
     @abstractmethod
+    def _drop(self, expert_id: int) -> None: ...
+
+    @abstractmethod
     def holds(self, expert_id: int) -> bool: ...
 
     @property
@@ -76,6 +85,32 @@ class ExpertLayer(ABC):
         """x [R, H], at least one route of rows and held experts, both int64 [N] → out [N, H] in the routes' order."""
 
 
+class Slots:
+    """A number for each expert, small and given again once its expert is gone."""
+
+    def __init__(self) -> None:
+        self._slots: dict[int, int] = {}
+        self._free: list[int] = []
+
+    def __contains__(self, expert_id: int) -> bool:
+        return expert_id in self._slots
+
+    def next(self) -> int:
+        """The slot that the next expert gets."""
+        return self._free[-1] if self._free else len(self._slots)
+
+    def take(self, expert_id: int) -> None:
+        self._slots[expert_id] = self._free.pop() if self._free else len(self._slots)
+
+    def release(self, expert_id: int) -> int:
+        slot = self._slots.pop(expert_id)
+        self._free.append(slot)
+        return slot
+
+    def of(self, expert_ids: torch.Tensor) -> list[int]:
+        return [self._slots[expert_id] for expert_id in expert_ids.tolist()]
+
+
 class NativeLayer(ExpertLayer):
     """The checkpoint's own bytes in another order, and a page or two for their places."""
 
@@ -83,26 +118,31 @@ class NativeLayer(ExpertLayer):
         super().__init__(shape, dtype)
         self._native = native
         self._instruction_set = instruction_set
-        self._blocks: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._blocks: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # by slot
         self._places = torch.empty((2, 0), dtype=torch.int64)  # addresses of the blocks
-        self._slots: dict[int, int] = {}
+        self._slots = Slots()
 
     def _keep(self, expert_id: int, gate: Projection, up: Projection, down: Projection) -> None:
-        blocks = self._native.pack_gate_up(gate, up), self._native.pack_down(down)
-        self._slots[expert_id] = len(self._blocks)
-        self._blocks.append(blocks)
-        self._places = torch.cat((self._places, addresses(blocks)[:, None]), dim=1)
+        blocks, slot = (self._native.pack_gate_up(gate, up), self._native.pack_down(down)), self._slots.next()
+        places = self._places.new_zeros(2, max(slot + 1, self._places.shape[1]))
+        places[:, : self._places.shape[1]] = self._places
+        places[:, slot] = addresses(blocks)
+        self._blocks[slot], self._places = blocks, places  # replaced as a whole: another thread may be applying
+        self._slots.take(expert_id)
+
+    def _drop(self, expert_id: int) -> None:
+        del self._blocks[self._slots.release(expert_id)]
 
     def holds(self, expert_id: int) -> bool:
         return expert_id in self._slots
 
     @property
     def bytes_held(self) -> int:
-        return sum(block.nbytes for blocks in self._blocks for block in blocks)
+        return sum(block.nbytes for blocks in list(self._blocks.values()) for block in blocks)
 
     def apply(self, x: torch.Tensor, route_rows: torch.Tensor, route_experts: torch.Tensor, out: torch.Tensor) -> None:
         gate_up, down = self._places
-        slots = torch.tensor([self._slots[expert_id] for expert_id in route_experts.tolist()])
+        slots = torch.tensor(self._slots.of(route_experts))
         self._native.apply(
             x, route_rows, slots, gate_up, down, self.shape.width, self.shape.group_size, self._instruction_set, out
         )
@@ -134,19 +174,22 @@ class Int4PackLayer(ByExpertLayer):
         self._gate_up_rule = gate_up_rule
         self._down_rule = down_rule
         self._calls: dict[int, tuple[RowCall, RowCall]] = {}
-        self._bytes_held = 0
+        self._sizes: dict[int, int] = {}
 
     def _keep(self, expert_id: int, gate: Projection, up: Projection, down: Projection) -> None:
         first, second = self._packer.pack((gate, up), self.dtype), self._packer.pack((down,), self.dtype)
         self._calls[expert_id] = int4_call(first), int4_call(second)
-        self._bytes_held += first.nbytes + second.nbytes
+        self._sizes[expert_id] = first.nbytes + second.nbytes
+
+    def _drop(self, expert_id: int) -> None:
+        del self._calls[expert_id], self._sizes[expert_id]
 
     def holds(self, expert_id: int) -> bool:
         return expert_id in self._calls
 
     @property
     def bytes_held(self) -> int:
-        return self._bytes_held
+        return sum(list(self._sizes.values()))
 
     def _apply_each(self, expert_ids: list[int], rows: tuple[torch.Tensor, ...]) -> torch.Tensor:
         calls = [self._calls[expert_id] for expert_id in expert_ids]
@@ -168,12 +211,15 @@ class ReferenceLayer(ByExpertLayer):
     def _keep(self, expert_id: int, gate: Projection, up: Projection, down: Projection) -> None:
         self._experts[expert_id] = (gate, up, down)
 
+    def _drop(self, expert_id: int) -> None:
+        del self._experts[expert_id]
+
     def holds(self, expert_id: int) -> bool:
         return expert_id in self._experts
 
     @property
     def bytes_held(self) -> int:
-        return sum(part.nbytes for three in self._experts.values() for projection in three for part in projection)
+        return sum(part.nbytes for three in list(self._experts.values()) for projection in three for part in projection)
 
     def _apply_each(self, expert_ids: list[int], rows: tuple[torch.Tensor, ...]) -> torch.Tensor:
         pairs = zip(expert_ids, rows, strict=True)

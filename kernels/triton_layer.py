@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from .errors import KernelError
-from .expert_layer import ExpertLayer, ExpertShape, Projection
+from .expert_layer import ExpertLayer, ExpertShape, Projection, Slots
 from .triton_layout import ExpertLayout, lay_out
 
 if TYPE_CHECKING:
@@ -24,14 +24,18 @@ class TritonLayer(ExpertLayer):
         super().__init__(shape, torch.bfloat16)
         self._layout = ExpertLayout(shape)
         self._device = device
-        self._slots: dict[int, int] = {}
-        self._blocks: list[torch.Tensor] = []
+        self._slots = Slots()
+        self._blocks: dict[int, torch.Tensor] = {}  # by slot
         self._table: ExpertTable | None = None
 
     def _keep(self, expert_id: int, gate: Projection, up: Projection, down: Projection) -> None:
         gate, up, down = ((words.to(self._device), scales.to(self._device)) for words, scales in (gate, up, down))
-        self._blocks.append(lay_out(self._layout, gate, up, down))
-        self._slots[expert_id] = len(self._blocks) - 1
+        self._blocks[self._slots.next()] = lay_out(self._layout, gate, up, down)
+        self._slots.take(expert_id)
+        self._table = None
+
+    def _drop(self, expert_id: int) -> None:
+        del self._blocks[self._slots.release(expert_id)]
         self._table = None
 
     def holds(self, expert_id: int) -> bool:
@@ -39,21 +43,23 @@ class TritonLayer(ExpertLayer):
 
     @property
     def bytes_held(self) -> int:
-        return sum(block.nbytes for block in self._blocks)
+        return sum(block.nbytes for block in list(self._blocks.values()))
 
     @property
     def table(self) -> "ExpertTable":
         from .triton_experts import ExpertTable  # NOTE: Triton is an optional extra, and this module imports without it
 
         if self._table is None:
-            addresses = torch.tensor([block.data_ptr() for block in self._blocks], dtype=torch.int64)
+            addresses = torch.zeros(max(self._blocks) + 1, dtype=torch.int64)
+            for slot, block in list(self._blocks.items()):
+                addresses[slot] = block.data_ptr()
             self._table = ExpertTable(self._layout, addresses.to(self._device))
         return self._table
 
     def apply(self, x: torch.Tensor, route_rows: torch.Tensor, route_experts: torch.Tensor, out: torch.Tensor) -> None:
         from .triton_experts import grouped_experts
 
-        slots = torch.tensor([self._slots[expert_id] for expert_id in route_experts.tolist()], dtype=torch.int32)
+        slots = torch.tensor(self._slots.of(route_experts), dtype=torch.int32)
         rows, slots = (each.to(self._device, torch.int32) for each in (route_rows, slots))
         out.copy_(grouped_experts(x.to(self._device), rows, slots, self.table))
 

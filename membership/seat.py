@@ -2,10 +2,12 @@
 
 Knows nothing of what the worker does. 1. ``register`` until the controller answers or the deadline passes;
 2. ``keep`` reports forever; a controller that does not know the lease (it restarted, or the lease ran out) is told
-again who sits here and what it holds. A controller that is away stops nothing. A refusal ends ``keep`` with its error.
+again who sits here and what it holds. 3. ``follow`` hands on the lease's orders. A controller that is away stops nothing. A refusal
+ends ``keep`` with its error.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -33,6 +35,7 @@ class SeatKeeper:
         self.lease_id = 0
         self._request = pb.RegisterRequest()
         self._channel: grpc.aio.Channel | None = None
+        self._leased = asyncio.Event()  # a lease that was not followed yet
 
     async def register(
         self,
@@ -42,6 +45,7 @@ class SeatKeeper:
         fingerprint: str = "",
         dtype: str = "",
         held: ExpertSet | None = None,
+        capacity: int = 0,
         *,
         deadline_s: float = 60.0,
     ) -> pb.RegisterReply:
@@ -54,6 +58,7 @@ class SeatKeeper:
             fingerprint=fingerprint,
             dtype=dtype,
             held=held.to_proto() if held is not None else None,
+            capacity=capacity,
         )
         loop = asyncio.get_running_loop()
         give_up, backoff_s = loop.time() + deadline_s, 0.05
@@ -86,6 +91,23 @@ class SeatKeeper:
                 away = True
             await asyncio.sleep(interval_s)
 
+    async def follow(self, on_order: Callable[[pb.Order], None]) -> None:
+        """For ever, from lease to lease, once registered; a stream that breaks is opened again."""
+        while True:
+            self._leased.clear()
+            try:
+                request = pb.FollowRequest(lease_id=self.lease_id)
+                async for order in rpc.MembershipStub(self._open()).Follow(request):
+                    on_order(order)
+                await self._leased.wait()  # the lease is over
+            except FleetError as error:
+                _log.error("%s: %s gave an order that cannot be read: %s", self.seat, self.controller, error)
+            except grpc.aio.AioRpcError as error:
+                what = from_details(error.code(), error.details())
+                _log.info("%s: orders of %s broke off, trying again: %s", self.seat, self.controller, what)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._leased.wait(), _MAX_BACKOFF_S)
+
     async def report(self, report: pb.WorkerReport) -> None:
         """One report out of turn, so that a change of state is known at once; an absent controller is no error."""
         try:
@@ -102,6 +124,7 @@ class SeatKeeper:
     async def _register_once(self) -> pb.RegisterReply:
         reply: pb.RegisterReply = await self._call("Register", self._request)
         self.lease_id = reply.lease_id
+        self._leased.set()
         return reply
 
     async def _report_once(self, report: pb.WorkerReport) -> None:
@@ -113,9 +136,12 @@ class SeatKeeper:
         await self._call("Report", pb.ReportRequest(lease_id=self.lease_id, report=report))
 
     async def _call(self, method: str, request: Any) -> Any:
-        if self._channel is None:
-            self._channel = open_channel(self.controller)
         try:
-            return await getattr(rpc.MembershipStub(self._channel), method)(request, timeout=_CALL_TIMEOUT_S)
+            return await getattr(rpc.MembershipStub(self._open()), method)(request, timeout=_CALL_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
             raise from_details(error.code(), error.details()) from error
+
+    def _open(self) -> grpc.aio.Channel:
+        if self._channel is None:
+            self._channel = open_channel(self.controller)
+        return self._channel

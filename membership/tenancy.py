@@ -1,7 +1,7 @@
-"""A worker's standing in the fleet: its state, what it reports, and the lease on its seat.
+"""A worker's standing in the fleet: its state, what it reports, the lease on its seat, and the orders that come with it.
 
-Knows nothing of what the worker computes. 1. ``take`` registers and starts reporting; 2. ``enter`` changes the state and
-reports at once; 3. ``close`` ends the reports, so that the lease runs out. Without a controller the worker only keeps its
+Knows nothing of what the worker computes. 1. ``take`` registers, starts reporting and follows orders; 2. ``enter`` changes the state
+and reports at once; 3. ``close`` ends the reports, so that the lease runs out. Without a controller the worker only keeps its
 state for ``Describe``.
 """
 
@@ -16,19 +16,27 @@ from typing import Any, Literal
 from ..proto.errors import FleetError
 from ..proto.generated import membership_pb2 as pb
 from ..proto.io_thread import IoThread
-from .epoch import ExpertSet
 from .seat import SeatKeeper
 
 logger = logging.getLogger(__name__)
 
-State = Literal["starting", "loading", "ready", "draining", "failed"]
+State = Literal["starting", "loading", "ready", "leaving", "draining", "failed"]
 
 
 class Tenancy:
-    """One worker process at one seat; methods may be called from any thread but the IO thread's own."""
+    """One worker process at one seat; methods may be called from any thread but the IO thread's own.
+
+    ``on_order`` is called on the IO thread.
+    """
 
     def __init__(
-        self, io: IoThread, seat: str, controller: str | None, fill: Callable[[pb.WorkerReport], None], node: str = ""
+        self,
+        io: IoThread,
+        seat: str,
+        controller: str | None,
+        fill: Callable[[pb.WorkerReport], None],
+        on_order: Callable[[pb.Order], None],
+        node: str = "",
     ) -> None:
         self.seat = seat
         self.state: State = "starting"
@@ -36,11 +44,12 @@ class Tenancy:
         self.node = node or socket.gethostname()
         self._io = io
         self._fill = fill
+        self._on_order = on_order
         self._keeper = SeatKeeper(controller, seat) if controller else None
         self._registered = False
         self._leaving = False
         self._taking: asyncio.Task[pb.RegisterReply] | None = None
-        self._keeping: asyncio.Task[None] | None = None
+        self._keeping: list[asyncio.Task[None]] = []
 
     def report(self) -> pb.WorkerReport:
         """The worker in one message; called on the IO thread by ``Describe`` and for every lease renewal."""
@@ -48,23 +57,24 @@ class Tenancy:
         self._fill(report)
         return report
 
-    def take(
-        self, address: str, fingerprint: str, dtype: str, held: ExpertSet | None = None
-    ) -> pb.RegisterReply | None:
-        """Registers and keeps the lease from now on; None without a controller.
+    def take(self, address: str, fingerprint: str, dtype: str, capacity: int = 0) -> None:
+        """Registers, keeps the lease and follows its orders from now on; nothing of that without a controller.
 
         Raises FleetError when refused, and InterruptedError after ``give_up``.
         """
         if self._keeper is None:
-            return None
-        register = self._keeper.register(address, os.getpid(), self.node, fingerprint, dtype, held)
+            return
+        register = self._keeper.register(address, os.getpid(), self.node, fingerprint, dtype, capacity=capacity)
         try:
-            reply = self._io.submit(self._take(register))
+            self._io.submit(self._take(register))
         except concurrent.futures.CancelledError:
             raise InterruptedError(f"{self.seat} leaves before it registered") from None
         self._registered = True
-        self._io.post(self._start_keeping)
-        return reply
+        self._io.post(self._start_keeping, self._keeper)
+
+    @property
+    def has_controller(self) -> bool:
+        return self._keeper is not None
 
     def give_up(self) -> None:
         """Ends a ``take`` that still waits for the controller."""
@@ -76,20 +86,28 @@ class Tenancy:
         self.state, self.error = state, error
         logger.log(logging.ERROR if error else logging.INFO, "%s: %s%s", self.seat, state, error and f": {error}")
         if self._keeper is not None and self._registered:
-            try:
-                self._io.submit(self._keeper.report(self.report()))
-            except FleetError as refusal:
-                self._refused(refusal)
+            self._io.submit(self._report_now(self._keeper))
 
     def close(self) -> None:
         if self._keeper is not None:
             self._io.submit(self._close(self._keeper))
 
-    async def _take(self, register: Coroutine[Any, Any, pb.RegisterReply]) -> pb.RegisterReply:
+    def report_soon(self) -> None:
+        """One report out of turn."""
+        if self._keeper is not None and self._registered:
+            self._io.spawn(self._report_now(self._keeper))
+
+    async def _report_now(self, keeper: SeatKeeper) -> None:
+        try:
+            await keeper.report(self.report())
+        except FleetError as refusal:
+            self._refused(refusal)
+
+    async def _take(self, register: Coroutine[Any, Any, pb.RegisterReply]) -> None:
         self._taking = taking = asyncio.get_running_loop().create_task(register)
         if self._leaving:
             taking.cancel()
-        return await taking
+        await taking
 
     def _give_up(self) -> None:
         self._leaving = True
@@ -97,18 +115,18 @@ class Tenancy:
             self._taking.cancel()
 
     async def _close(self, keeper: SeatKeeper) -> None:
-        if self._keeping is not None:
-            self._keeping.cancel()
-            await asyncio.gather(self._keeping, return_exceptions=True)
+        for task in self._keeping:
+            task.cancel()
+        await asyncio.gather(*self._keeping, return_exceptions=True)
         await keeper.close()
 
-    def _start_keeping(self) -> None:
-        self._keeping = self._io.loop.create_task(self._keep())
+    def _start_keeping(self, keeper: SeatKeeper) -> None:
+        loop = self._io.loop
+        self._keeping = [loop.create_task(self._keep(keeper)), loop.create_task(keeper.follow(self._on_order))]
 
-    async def _keep(self) -> None:
-        assert self._keeper is not None
+    async def _keep(self, keeper: SeatKeeper) -> None:
         try:
-            await self._keeper.keep(self.report)
+            await keeper.keep(self.report)
         except FleetError as error:
             self._refused(error)
 

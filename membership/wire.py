@@ -111,7 +111,7 @@ def make_server(options: Options) -> grpc.aio.Server:
 
 def add_port(server: grpc.aio.Server, host: str, port: int) -> int:
     """The port bound. Raises RuntimeError when it cannot be, ValueError for an address that strangers could reach."""
-    if _security.is_open and not _is_loopback(host):
+    if _security.is_open and not is_loopback(host):
         raise ValueError(f"host: {host} can be reached by strangers; give --tls-dir or --cluster-token (or 127.0.0.1)")
     if _security.tls_dir is None:
         return int(server.add_insecure_port(f"{host}:{port}"))
@@ -150,7 +150,7 @@ def _named(options: Options) -> list[tuple[str, Any]]:
     return [*options, ("grpc.ssl_target_name_override", _NAME)]
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

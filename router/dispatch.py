@@ -2,11 +2,13 @@
 
 Knows nothing of lanes' insides and of attention, and belongs to one thread, the engine's. A dispatch ends in exactly one of two
 ways: every route answered, or one FleetError; never with a row missing. 1. parts are sent; 2. answers and failures
-arrive; a failed part's unanswered routes go to another replica, or are asked again and again until the deadline; 3. the
+arrive; a failed part's unanswered routes go to another replica, or are asked again and again until the deadline, which moves on
+while nobody holds their experts, as far as the router's patience; 3. the
 engine awaits the dispatch, calls ``combined``, and closes it, as the answers lie in memory that is used again.
 """
 
 import functools
+import time
 from collections.abc import Callable, Generator
 from typing import Protocol
 
@@ -61,6 +63,10 @@ class Sender(Protocol):
 
     def park(self, dispatch: "Dispatch", pause_s: float) -> None: ...
 
+    def renew(self, dispatch: "Dispatch") -> None: ...
+
+    def are_lost(self, dispatch: "Dispatch", routes: Routes) -> bool: ...
+
     def forget(self, dispatch: "Dispatch") -> None: ...
 
 
@@ -85,6 +91,8 @@ class Dispatch:
         self.failed_seats: set[str] = set()
         self.error: FleetError | None = None
         self.deadline = 0.0
+        self.patience_ends_at = 0.0  # so long experts that nobody holds are waited for
+        self.waits_for_experts = False  # that nobody holds
         self.done = False
         self._router = router
         self._parts: dict[int, Part] = {}  # without an end
@@ -132,11 +140,19 @@ class Dispatch:
         """Somebody may be usable by now: whoever failed before is asked again, too."""
         waiting, self._waiting = self._waiting, np.empty(0, dtype=np.int64)
         self.failed_seats.clear()
-        if len(waiting) and not self.done:
-            self._reassign(waiting)
+        if not len(waiting) or self.done:
+            return
+        if self.waits_for_experts and not self._router.are_lost(self, waiting):
+            self.waits_for_experts = False
+            self._router.renew(self)  # whoever holds them now has as much time as anybody
+        self._reassign(waiting)
 
     def expire(self) -> None:
+        """The layer's deadline has passed; who waits for an expert that nobody holds may go on for a while."""
         if self.done:
+            return
+        if self.waits_for_experts and not self._parts and time.monotonic() < self.patience_ends_at:
+            self._router.renew(self)
             return
         seats = sorted({part.lane.seat for part in self._parts.values()})
         if len(self._waiting):
@@ -197,11 +213,11 @@ class Dispatch:
         self._reassign(unanswered)
 
     def _reassign(self, routes: Routes) -> None:
-        parts, orphans = self._router.build_parts(self, routes)
-        self.start(parts, orphans)
+        self.start(*self._router.build_parts(self, routes))
 
     def _park(self, routes: Routes) -> None:
         self._waiting = np.concatenate((self._waiting, routes))
+        self.waits_for_experts = self._router.are_lost(self, self._waiting)
         self._router.park(self, self._pause_s)
         self._pause_s = min(_MAX_PAUSE_S, 2 * self._pause_s)
 

@@ -4,6 +4,7 @@ Knows nothing of connections: it is told which members are usable now. Replicas 
 expert's first one are left out, so that whichever is chosen gives the same bits.
 """
 
+import zlib
 from collections.abc import Collection
 
 import numpy as np
@@ -18,20 +19,22 @@ _SEVERAL = -2
 class Plan:
     """One epoch's members and who of them is usable; replaced as a whole when either changes."""
 
-    def __init__(self, epoch: EpochId, members: tuple[Member, ...], usable: Collection[str]) -> None:
+    def __init__(
+        self, epoch: EpochId, members: tuple[Member, ...], usable: Collection[str], before: "Plan | None" = None
+    ) -> None:
+        """An expert stays in the class it had ``before`` as long as a member of that class holds it, or nobody does."""
         self.epoch = epoch
         self.members = members
         shape = members[0].held.mask.shape if members else (0, 0)
+        self._classes: tuple[str, ...] = tuple(sorted({*(member.numerics for member in members), *(before._classes if before else ())}))
+        self._class_of = self._choose_classes(shape, before)
         self._replicas = np.zeros((len(members), *shape), dtype=bool)  # [S, L, E]
-        classes = sorted({member.numerics for member in members})
-        class_of = np.full(shape, -1)  # [L, E]
         for number, member in enumerate(members):
-            index = classes.index(member.numerics)
-            class_of = np.where((class_of < 0) & member.held.mask, index, class_of)
             if member.seat in usable:
-                self._replicas[number] = member.held.mask & (class_of == index)
+                in_class = self._class_of == self._classes.index(member.numerics)
+                self._replicas[number] = member.held.mask & in_class
         self._owners = self._sole_owners()
-        self.numerics = "+".join(classes)
+        self.numerics = self._name()
 
     def assign(
         self, layer: int, experts: npt.NDArray[np.int64], excluded: Collection[str] = ()
@@ -54,6 +57,29 @@ class Plan:
             return False
         held = np.logical_or.reduce([member.held.mask for member in self.members])
         return bool((self._replicas.any(0) | ~held).all())
+
+    def _choose_classes(self, shape: tuple[int, ...], before: "Plan | None") -> npt.NDArray[np.int64]:
+        """[L, E]: each expert's class, -1 where it never had one."""
+        if not self.members:
+            return np.full(shape, -1) if before is None else before._class_of
+        masks = np.stack([member.held.mask for member in self.members])  # [S, L, E]
+        of_member = np.array([self._classes.index(member.numerics) for member in self.members])
+        anybody = masks.any(0)
+        chosen = np.where(anybody, of_member[masks.argmax(0)], -1)
+        if before is None or before._class_of.shape != shape:
+            return chosen
+        was = np.array([self._classes.index(name) for name in before._classes] + [-1])[before._class_of]
+        still = (masks & (of_member[:, None, None] == was)).any(0)
+        return np.where((was >= 0) & (still | ~anybody), was, chosen)
+
+    def _name(self) -> str:
+        """The class of a token's bits: where experts are of several, which expert is of which belongs to it."""
+        used = np.unique(self._class_of[self._class_of >= 0]).tolist()
+        names = [self._classes[index] for index in used]
+        if len(names) < 2:
+            return "".join(names)
+        ranks = np.searchsorted(used, self._class_of).astype(np.int32)
+        return f"{'+'.join(names)}#{zlib.crc32(np.where(self._class_of < 0, -1, ranks).tobytes()):08x}"
 
     def _sole_owners(self) -> npt.NDArray[np.int64]:
         """[L, E]: the only usable replica's index, NOBODY, or _SEVERAL."""

@@ -36,15 +36,22 @@ class Counters:
     frames: int = 0
     retried_parts: int = 0
     failed_dispatches: int = 0
-    wait_s: float = 0.0
 
 
 class Router:
     """Dispatches hidden rows to the expert shards of the current epoch."""
 
     def __init__(
-        self, io: IoThread, reactor: Reactor, hello: Hello, layer_deadline_s: float, *, local_lanes: bool = True
+        self,
+        io: IoThread,
+        reactor: Reactor,
+        hello: Hello,
+        layer_deadline_s: float,
+        lost_expert_wait_s: float = 0.0,
+        *,
+        local_lanes: bool = True,
     ) -> None:
+        """A layer's answers have ``layer_deadline_s``; experts that nobody holds are waited for ``lost_expert_wait_s`` besides."""
         self.counters = Counters()
         # One snapshot, replaced as a whole: a plan and the lane of each of its members.
         self._snapshot: tuple[Plan, tuple[Lane, ...]] = (Plan(NO_EPOCH, (), ()), ())
@@ -52,6 +59,7 @@ class Router:
         self._hello = hello
         self._fingerprint = short_fingerprint(hello.fingerprint)
         self._layer_deadline_s = layer_deadline_s
+        self._lost_expert_wait_s = lost_expert_wait_s
         self._local_lanes = local_lanes
         self._epoch: Epoch | None = None
         self._lanes: dict[tuple[str, str], Lane] = {}
@@ -65,10 +73,10 @@ class Router:
     ) -> Dispatch:
         """Sends rows ``x`` [T, H] to the experts ``topk_ids`` [T, K]; the result is awaited, ``combined``, then closed."""
         dispatch = Dispatch(self, layer, x, topk_ids, topk_weights, priority)
-        dispatch.deadline = time.monotonic() + self._layer_deadline_s
+        dispatch.patience_ends_at = time.monotonic() + self._layer_deadline_s + self._lost_expert_wait_s
         self.counters.dispatches += 1
         self.counters.routes += len(dispatch.experts)
-        self._timers[dispatch] = self._reactor.call_later(self._layer_deadline_s, dispatch.expire)
+        self.renew(dispatch)
         dispatch.start(*self.build_parts(dispatch, np.arange(len(dispatch.experts))))
         return dispatch
 
@@ -85,6 +93,19 @@ class Router:
     def plan(self) -> Plan:
         """For any thread."""
         return self._snapshot[0]
+
+    @property
+    def num_waiting(self) -> int:
+        """Dispatches that wait for an expert which nobody usable holds; for any thread."""
+        return sum(dispatch.waits_for_experts for dispatch in list(self._parked))
+
+    def renew(self, dispatch: Dispatch) -> None:
+        """The layer's deadline counts from now."""
+        if timer := self._timers.get(dispatch):
+            timer.cancel()
+        left_s = min(self._layer_deadline_s, dispatch.patience_ends_at - time.monotonic())
+        dispatch.deadline = time.monotonic() + left_s
+        self._timers[dispatch] = self._reactor.call_later(left_s, dispatch.expire)
 
     def build_parts(self, dispatch: Dispatch, routes: Routes) -> tuple[list[Part], Routes]:
         """Frames for ``routes`` under the current plan, and the routes that nobody can answer now."""
@@ -129,6 +150,10 @@ class Router:
     def on_failed_part(self, dispatch: Dispatch, seat: str, error: FleetError) -> None:
         self.counters.retried_parts += 1
         logger.warning("layer %d: %s failed, asking elsewhere: %s", dispatch.layer, seat, error)
+
+    def are_lost(self, dispatch: Dispatch, routes: Routes) -> bool:
+        """Whether nobody usable holds some expert of ``routes``."""
+        return bool((self.plan.assign(dispatch.layer, dispatch.experts[routes]) == NOBODY).any())
 
     def has_other(self, dispatch: Dispatch, routes: Routes) -> bool:
         """Whether the routes that failed could be asked of a replica that has not failed."""
@@ -177,7 +202,7 @@ class Router:
         if epoch is None:
             return
         up = {lane.seat for lane in self._lanes.values() if lane.up}
-        plan = Plan(epoch.id, epoch.experts, up)
+        plan = Plan(epoch.id, epoch.experts, up, before=self._snapshot[0])
         self._snapshot = (plan, tuple(self._lanes[member.seat, member.address] for member in epoch.experts))
         if epoch.complete and plan.covers_everything():
             self._ready.set()

@@ -25,7 +25,7 @@ class ExpertSet(_message.Message):
     def __init__(self, num_layers: _Optional[int] = ..., num_experts: _Optional[int] = ..., bits: _Optional[bytes] = ...) -> None: ...
 
 class RegisterRequest(_message.Message):
-    __slots__ = ("seat", "address", "pid", "node", "fingerprint", "dtype", "held")
+    __slots__ = ("seat", "address", "pid", "node", "fingerprint", "dtype", "held", "capacity")
     SEAT_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
@@ -33,6 +33,7 @@ class RegisterRequest(_message.Message):
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     HELD_FIELD_NUMBER: _ClassVar[int]
+    CAPACITY_FIELD_NUMBER: _ClassVar[int]
     seat: str
     address: str
     pid: int
@@ -40,17 +41,16 @@ class RegisterRequest(_message.Message):
     fingerprint: str
     dtype: str
     held: ExpertSet
-    def __init__(self, seat: _Optional[str] = ..., address: _Optional[str] = ..., pid: _Optional[int] = ..., node: _Optional[str] = ..., fingerprint: _Optional[str] = ..., dtype: _Optional[str] = ..., held: _Optional[_Union[ExpertSet, _Mapping]] = ...) -> None: ...
+    capacity: int
+    def __init__(self, seat: _Optional[str] = ..., address: _Optional[str] = ..., pid: _Optional[int] = ..., node: _Optional[str] = ..., fingerprint: _Optional[str] = ..., dtype: _Optional[str] = ..., held: _Optional[_Union[ExpertSet, _Mapping]] = ..., capacity: _Optional[int] = ...) -> None: ...
 
 class RegisterReply(_message.Message):
-    __slots__ = ("lease_id", "lease_s", "assignment")
+    __slots__ = ("lease_id", "lease_s")
     LEASE_ID_FIELD_NUMBER: _ClassVar[int]
     LEASE_S_FIELD_NUMBER: _ClassVar[int]
-    ASSIGNMENT_FIELD_NUMBER: _ClassVar[int]
     lease_id: int
     lease_s: float
-    assignment: ExpertSet
-    def __init__(self, lease_id: _Optional[int] = ..., lease_s: _Optional[float] = ..., assignment: _Optional[_Union[ExpertSet, _Mapping]] = ...) -> None: ...
+    def __init__(self, lease_id: _Optional[int] = ..., lease_s: _Optional[float] = ...) -> None: ...
 
 class ReportRequest(_message.Message):
     __slots__ = ("lease_id", "report")
@@ -65,6 +65,42 @@ class ReportReply(_message.Message):
     KNOWN_FIELD_NUMBER: _ClassVar[int]
     known: bool
     def __init__(self, known: bool = ...) -> None: ...
+
+class FollowRequest(_message.Message):
+    __slots__ = ("lease_id",)
+    LEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    lease_id: int
+    def __init__(self, lease_id: _Optional[int] = ...) -> None: ...
+
+class Order(_message.Message):
+    __slots__ = ("hold", "leave")
+    HOLD_FIELD_NUMBER: _ClassVar[int]
+    LEAVE_FIELD_NUMBER: _ClassVar[int]
+    hold: ExpertSet
+    leave: bool
+    def __init__(self, hold: _Optional[_Union[ExpertSet, _Mapping]] = ..., leave: bool = ...) -> None: ...
+
+class ScaleRequest(_message.Message):
+    __slots__ = ("expert_shards", "attention_workers", "replicas", "drain")
+    EXPERT_SHARDS_FIELD_NUMBER: _ClassVar[int]
+    ATTENTION_WORKERS_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    DRAIN_FIELD_NUMBER: _ClassVar[int]
+    expert_shards: int
+    attention_workers: int
+    replicas: float
+    drain: str
+    def __init__(self, expert_shards: _Optional[int] = ..., attention_workers: _Optional[int] = ..., replicas: _Optional[float] = ..., drain: _Optional[str] = ...) -> None: ...
+
+class ScaleReply(_message.Message):
+    __slots__ = ("expert_seats", "attention_seats", "replicas")
+    EXPERT_SEATS_FIELD_NUMBER: _ClassVar[int]
+    ATTENTION_SEATS_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    expert_seats: _containers.RepeatedScalarFieldContainer[str]
+    attention_seats: _containers.RepeatedScalarFieldContainer[str]
+    replicas: float
+    def __init__(self, expert_seats: _Optional[_Iterable[str]] = ..., attention_seats: _Optional[_Iterable[str]] = ..., replicas: _Optional[float] = ...) -> None: ...
 
 class WatchRequest(_message.Message):
     __slots__ = ("seat",)
@@ -144,19 +180,25 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class FleetStatus(_message.Message):
-    __slots__ = ("workers", "epoch", "ready", "missing")
+    __slots__ = ("workers", "epoch", "ready", "missing", "settled", "replicas", "coverage")
     WORKERS_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
     MISSING_FIELD_NUMBER: _ClassVar[int]
+    SETTLED_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    COVERAGE_FIELD_NUMBER: _ClassVar[int]
     workers: _containers.RepeatedCompositeFieldContainer[WorkerStatus]
     epoch: EpochId
     ready: bool
     missing: str
-    def __init__(self, workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., epoch: _Optional[_Union[EpochId, _Mapping]] = ..., ready: bool = ..., missing: _Optional[str] = ...) -> None: ...
+    settled: bool
+    replicas: float
+    coverage: float
+    def __init__(self, workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., epoch: _Optional[_Union[EpochId, _Mapping]] = ..., ready: bool = ..., missing: _Optional[str] = ..., settled: bool = ..., replicas: _Optional[float] = ..., coverage: _Optional[float] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
-    __slots__ = ("role", "seat", "pid", "node", "address", "state", "report", "num_experts")
+    __slots__ = ("role", "seat", "pid", "node", "address", "state", "report", "num_experts", "wanted")
     ROLE_FIELD_NUMBER: _ClassVar[int]
     SEAT_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
@@ -165,6 +207,7 @@ class WorkerStatus(_message.Message):
     STATE_FIELD_NUMBER: _ClassVar[int]
     REPORT_FIELD_NUMBER: _ClassVar[int]
     NUM_EXPERTS_FIELD_NUMBER: _ClassVar[int]
+    WANTED_FIELD_NUMBER: _ClassVar[int]
     role: str
     seat: str
     pid: int
@@ -173,7 +216,8 @@ class WorkerStatus(_message.Message):
     state: str
     report: WorkerReport
     num_experts: int
-    def __init__(self, role: _Optional[str] = ..., seat: _Optional[str] = ..., pid: _Optional[int] = ..., node: _Optional[str] = ..., address: _Optional[str] = ..., state: _Optional[str] = ..., report: _Optional[_Union[WorkerReport, _Mapping]] = ..., num_experts: _Optional[int] = ...) -> None: ...
+    wanted: bool
+    def __init__(self, role: _Optional[str] = ..., seat: _Optional[str] = ..., pid: _Optional[int] = ..., node: _Optional[str] = ..., address: _Optional[str] = ..., state: _Optional[str] = ..., report: _Optional[_Union[WorkerReport, _Mapping]] = ..., num_experts: _Optional[int] = ..., wanted: bool = ...) -> None: ...
 
 class DrainRequest(_message.Message):
     __slots__ = ("timeout_s",)

@@ -45,6 +45,16 @@ class MembershipStub(object):
                 request_serializer=expertfleet_dot_proto_dot_generated_dot_membership__pb2.ReportRequest.SerializeToString,
                 response_deserializer=expertfleet_dot_proto_dot_generated_dot_membership__pb2.ReportReply.FromString,
                 _registered_method=True)
+        self.Follow = channel.unary_stream(
+                '/expertfleet.v1.Membership/Follow',
+                request_serializer=expertfleet_dot_proto_dot_generated_dot_membership__pb2.FollowRequest.SerializeToString,
+                response_deserializer=expertfleet_dot_proto_dot_generated_dot_membership__pb2.Order.FromString,
+                _registered_method=True)
+        self.Scale = channel.unary_unary(
+                '/expertfleet.v1.Membership/Scale',
+                request_serializer=expertfleet_dot_proto_dot_generated_dot_membership__pb2.ScaleRequest.SerializeToString,
+                response_deserializer=expertfleet_dot_proto_dot_generated_dot_membership__pb2.ScaleReply.FromString,
+                _registered_method=True)
         self.Watch = channel.unary_stream(
                 '/expertfleet.v1.Membership/Watch',
                 request_serializer=expertfleet_dot_proto_dot_generated_dot_membership__pb2.WatchRequest.SerializeToString,
@@ -70,6 +80,21 @@ class MembershipServicer(object):
 
     def Report(self, request, context):
         """Renews the lease of a seat and reports state and counters.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Follow(self, request, context):
+        """What the holder of a lease shall do: now, and whenever that changes. The stream ends with the lease. When it breaks,
+        the controller looks at once whether the process is still there.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Scale(self, request, context):
+        """Changes how many workers the fleet shall have, while it serves.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -101,6 +126,16 @@ def add_MembershipServicer_to_server(servicer, server):
                     servicer.Report,
                     request_deserializer=expertfleet_dot_proto_dot_generated_dot_membership__pb2.ReportRequest.FromString,
                     response_serializer=expertfleet_dot_proto_dot_generated_dot_membership__pb2.ReportReply.SerializeToString,
+            ),
+            'Follow': grpc.unary_stream_rpc_method_handler(
+                    servicer.Follow,
+                    request_deserializer=expertfleet_dot_proto_dot_generated_dot_membership__pb2.FollowRequest.FromString,
+                    response_serializer=expertfleet_dot_proto_dot_generated_dot_membership__pb2.Order.SerializeToString,
+            ),
+            'Scale': grpc.unary_unary_rpc_method_handler(
+                    servicer.Scale,
+                    request_deserializer=expertfleet_dot_proto_dot_generated_dot_membership__pb2.ScaleRequest.FromString,
+                    response_serializer=expertfleet_dot_proto_dot_generated_dot_membership__pb2.ScaleReply.SerializeToString,
             ),
             'Watch': grpc.unary_stream_rpc_method_handler(
                     servicer.Watch,
@@ -168,6 +203,60 @@ class Membership(object):
             '/expertfleet.v1.Membership/Report',
             expertfleet_dot_proto_dot_generated_dot_membership__pb2.ReportRequest.SerializeToString,
             expertfleet_dot_proto_dot_generated_dot_membership__pb2.ReportReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Follow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/expertfleet.v1.Membership/Follow',
+            expertfleet_dot_proto_dot_generated_dot_membership__pb2.FollowRequest.SerializeToString,
+            expertfleet_dot_proto_dot_generated_dot_membership__pb2.Order.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Scale(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/expertfleet.v1.Membership/Scale',
+            expertfleet_dot_proto_dot_generated_dot_membership__pb2.ScaleRequest.SerializeToString,
+            expertfleet_dot_proto_dot_generated_dot_membership__pb2.ScaleReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,7 +27,8 @@ class CountingWorker(generate_pb2_grpc.AttentionWorkerServicer):
     """Any role: registers, reports ready at once, and as an attention worker streams the ids 100, 101, …"""
 
     def __init__(self, config: Any) -> None:
-        self.config, self.tokens, self.state = config, 0, "ready"
+        self.config, self.tokens = config, 0
+        self.state = "loading" if config.seat.startswith("expert") else "ready"
         secure(config.wire)
         self.held = ExpertSet.empty()
         self.loop = asyncio.new_event_loop()
@@ -43,9 +44,19 @@ class CountingWorker(generate_pb2_grpc.AttentionWorkerServicer):
         await self.server.start()
         fingerprint = CheckpointFiles.open(self.config.model).fingerprint
         keeper = SeatKeeper(self.config.controller, self.config.seat)
-        reply = await keeper.register(self.address(), os.getpid(), "node", fingerprint, self.config.dtype)
-        self.held = ExpertSet.from_proto(reply.assignment)
-        self.keeping = asyncio.create_task(keeper.keep(self.report, interval_s=0.2))
+        await keeper.register(self.address(), os.getpid(), "node", fingerprint, self.config.dtype)
+        self.keeping = [
+            asyncio.create_task(keeper.keep(self.report, interval_s=0.2)),
+            asyncio.create_task(keeper.follow(self.on_order)),
+        ]
+
+    def on_order(self, order: membership_pb2.Order) -> None:
+        if order.leave:
+            for task in self.keeping:
+                task.cancel()
+        elif order.HasField("hold"):
+            self.held = ExpertSet.from_proto(order.hold)
+            self.state = "ready"
 
     def report(self) -> membership_pb2.WorkerReport:
         return membership_pb2.WorkerReport(

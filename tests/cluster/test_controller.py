@@ -1,5 +1,6 @@
 import asyncio
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any, Self
 
 import grpc
@@ -7,57 +8,103 @@ import pytest
 
 from expertfleet.cluster.controller import Controller
 from expertfleet.cluster.seats import FleetShape
+from expertfleet.cluster.wanted import Wanted
 from expertfleet.membership.channel import open_channel
-from expertfleet.membership.epoch import Epoch, ExpertSet
+from expertfleet.membership.epoch import Epoch, EpochId, ExpertSet
 from expertfleet.membership.seat import SeatKeeper
 from expertfleet.membership.watch import EpochWatch
 from expertfleet.proto.errors import Code, FleetError
 from expertfleet.proto.generated import membership_pb2 as pb
 from expertfleet.proto.generated import membership_pb2_grpc as rpc
 
-SHAPE = FleetShape(4, 10, 1, "a" * 64, "bfloat16", attention_workers=1, expert_shards=3, replicas=1)
+SHAPE = FleetShape(4, 10, 1, "a" * 64, "bfloat16")
+WANTED = Wanted.first(attention_workers=1, expert_shards=3, replicas=1)
 
 
 class Worker:
-    """Sits on one seat, holds what it is assigned, and reports whatever ``state`` says."""
+    """Sits on one seat, holds what it is told to (if it ``loads``), and reports whatever ``state`` says."""
 
-    def __init__(self, controller: str, seat: str, pid: int = 1) -> None:
+    def __init__(self, controller: str, seat: str, pid: int = 1, capacity: int = 0) -> None:
         self.keeper = SeatKeeper(controller, seat)
-        self.seat, self.pid, self.state = seat, pid, "loading"
+        self.seat, self.pid, self.state, self.capacity = seat, pid, "loading", capacity
         self.held = ExpertSet.empty()
-        self.task: asyncio.Task[None] | None = None
+        self.newest = EpochId(0, 0)
+        self.told = ExpertSet.empty()
+        self.loads, self.left = True, False
+        self.tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> "Worker":
-        reply = await self.keeper.register(f"h:{self.pid}", self.pid, "n", SHAPE.fingerprint, SHAPE.dtype)
-        self.held = ExpertSet.from_proto(reply.assignment)
-        self.task = asyncio.create_task(self.keeper.keep(self.report, interval_s=0.05))
+        self.server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0)
+        self.address = "{}:{}".format(*self.server.sockets[0].getsockname())
+        await self.keeper.register(
+            self.address, self.pid, f"node-{self.pid}", SHAPE.fingerprint, SHAPE.dtype, capacity=self.capacity
+        )
+        self.tasks = [
+            asyncio.create_task(self.keeper.keep(self.report, interval_s=0.05)),
+            asyncio.create_task(self.keeper.follow(self.on_order)),
+        ]
+        if self.seat.startswith("attention"):
+            watch = EpochWatch(self.keeper.controller, self.seat)
+            self.tasks.append(asyncio.create_task(watch.run(self.on_epoch)))
         return self
 
+    def on_order(self, order: pb.Order) -> None:
+        self.left = self.left or order.leave
+        if order.HasField("hold"):
+            self.told = ExpertSet.from_proto(order.hold)
+            self.held = self.told if self.loads else self.held
+
+    def on_epoch(self, epoch: Epoch) -> None:
+        self.newest = epoch.id
+
     def report(self) -> pb.WorkerReport:
-        return pb.WorkerReport(seat=self.seat, state=self.state, held=self.held.to_proto(), numerics="x", pid=self.pid)
+        held = self.held.to_proto() if self.seat.startswith("expert") else None
+        return pb.WorkerReport(
+            seat=self.seat, state=self.state, held=held, numerics="x", pid=self.pid, epoch=self.newest.to_proto()
+        )
 
     async def die(self) -> None:
-        assert self.task is not None
-        self.task.cancel()
-        await asyncio.gather(self.task, return_exceptions=True)
+        self.server.close()
+        await self.fall_silent()
+
+    async def fall_silent(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
         await self.keeper.close()
 
 
 class Fleet:
     """A controller with a worker on every seat and one watcher."""
 
-    def __init__(self, shape: FleetShape = SHAPE, lease_s: float = 0.6) -> None:
-        self.shape, self.lease_s = shape, lease_s
-        self.controller = Controller(shape, lease_s=lease_s)
+    def __init__(
+        self, wanted: Wanted = WANTED, lease_s: float = 0.6, capacity: int = 0, state_file: Path | None = None
+    ) -> None:
+        self.wanted, self.lease_s, self.capacity = wanted, lease_s, capacity
+        self.controller = Controller(SHAPE, wanted, lease_s=lease_s, state_file=state_file)
         self.workers: dict[str, Worker] = {}
         self.epochs: list[Epoch] = []
 
     async def __aenter__(self) -> Self:
         await self.controller.start()
         self.watch = asyncio.create_task(EpochWatch(self.controller.address, "test").run(self.epochs.append))
-        for seat in ["attention-0", *(f"expert-{i}" for i in range(self.shape.expert_shards))]:
-            self.workers[seat] = await Worker(self.controller.address, seat).start()
+        for seat in (*self.wanted.seats("attention"), *self.wanted.seats("expert")):
+            await self.join(seat)
         return self
+
+    async def join(self, seat: str, state: str = "loading", **settings: Any) -> Worker:
+        settings = {"pid": len(self.workers) + 1, "capacity": self.capacity, **settings}
+        worker = self.workers[seat] = Worker(self.controller.address, seat, **settings)
+        worker.state = state
+        return await worker.start()
+
+    async def scale(self, **wish: Any) -> pb.ScaleReply:
+        async with open_channel(self.controller.address) as channel:
+            reply: pb.ScaleReply = await rpc.MembershipStub(channel).Scale(pb.ScaleRequest(**wish))
+            return reply
+
+    def held(self) -> dict[str, int]:
+        return {seat: worker.held.count for seat, worker in self.workers.items() if seat.startswith("expert")}
 
     async def __aexit__(self, *_: object) -> None:
         self.watch.cancel()
@@ -108,7 +155,7 @@ def test_a_burst_of_ready_workers_makes_one_complete_epoch() -> None:
 
 def test_a_silent_shard_leaves_the_epoch_and_comes_back_in_a_newer_one() -> None:
     async def scenario() -> None:
-        async with Fleet() as fleet:
+        async with Fleet(capacity=10) as fleet:  # nobody has room for more
             fleet.all_ready()
             whole = await fleet.until_complete()
             await fleet.workers["expert-1"].die()
@@ -120,11 +167,10 @@ def test_a_silent_shard_leaves_the_epoch_and_comes_back_in_a_newer_one() -> None
             assert {w.seat: w.state for w in status.workers}["expert-1"] == "lost"
             assert not status.ready
             assert status.missing == "10 of 30 experts have no live replica (expert-1 lost)"
-            fleet.workers["expert-1"] = await Worker(fleet.controller.address, "expert-1", pid=2).start()
-            fleet.workers["expert-1"].state = "ready"
+            await fleet.join("expert-1", "ready", pid=20)
             again = await fleet.until_complete()
             assert again.id > broken.id
-            assert again.experts[1].address == "h:2"
+            assert again.experts[1].address == fleet.workers["expert-1"].address
 
     in_loop(scenario)
 
@@ -149,7 +195,7 @@ def test_a_restarted_controller_waits_for_its_workers_before_it_speaks() -> None
             held = {name: worker.held for name, worker in fleet.workers.items()}
             port = int(fleet.controller.address.rpartition(":")[2])
             await fleet.controller.stop()
-            fleet.controller = Controller(SHAPE, port=port, lease_s=6.0)
+            fleet.controller = Controller(SHAPE, WANTED, port=port, lease_s=6.0)
             seen = len(fleet.epochs)
             await fleet.controller.start()
             await fleet.until(lambda: len(fleet.epochs) > seen)
@@ -195,7 +241,7 @@ def test_a_malformed_report_is_refused_over_the_wire() -> None:
 def test_status_lists_every_seat_the_controller_and_gateways() -> None:
     async def scenario() -> None:
         async with Fleet() as fleet:
-            fleet.workers["gateway-0"] = await Worker(fleet.controller.address, "gateway-0").start()
+            await fleet.join("gateway-0")
             fleet.all_ready()
             await fleet.until_complete()
             status = await fleet.status()
@@ -210,6 +256,8 @@ def test_status_lists_every_seat_the_controller_and_gateways() -> None:
             assert status.ready
             assert status.missing == ""
             assert [w.num_experts for w in status.workers] == [0, 0, 10, 10, 10, 0]
+            assert [w.wanted for w in status.workers] == [False, True, True, True, True, False]
+            assert status.coverage == pytest.approx(2 / 3)
 
     in_loop(scenario)
 
@@ -219,6 +267,173 @@ def test_a_taken_port_is_one_clear_error() -> None:
         async with Fleet() as fleet:
             port = int(fleet.controller.address.rpartition(":")[2])
             with pytest.raises(OSError, match=f"127.0.0.1:{port} cannot be bound"):
-                await Controller(SHAPE, port=port).start()
+                await Controller(SHAPE, WANTED, port=port).start()
 
     in_loop(scenario)
+
+
+def test_the_experts_of_a_lost_shard_go_to_those_that_have_room() -> None:
+    async def scenario() -> None:
+        async with Fleet() as fleet:
+            fleet.all_ready()
+            whole = await fleet.until_complete()
+            before = {seat: worker.held.mask for seat, worker in fleet.workers.items() if seat.startswith("expert")}
+            await fleet.workers["expert-1"].die()
+            await fleet.until(lambda: fleet.epochs[-1].complete and fleet.epochs[-1].id > whole.id)
+            assert [member.seat for member in fleet.epochs[-1].experts] == ["expert-0", "expert-2"]
+            for seat in ("expert-0", "expert-2"):
+                assert fleet.workers[seat].held.count == 15
+                assert (fleet.workers[seat].held.mask >= before[seat]).all()
+
+    in_loop(scenario)
+
+
+def test_a_process_that_is_gone_is_missed_at_once_and_a_stalled_one_is_not() -> None:
+    async def scenario() -> None:
+        async with Fleet(lease_s=30.0) as fleet:
+            fleet.all_ready()
+            await fleet.until_complete()
+            await fleet.workers["expert-1"].fall_silent()
+            await fleet.workers["expert-2"].die()
+            await fleet.until(lambda: "expert-2" not in {member.seat for member in fleet.epochs[-1].experts}, 4.0)
+            assert "expert-1" in {member.seat for member in fleet.epochs[-1].experts}
+
+    in_loop(scenario)
+
+
+def test_a_new_shard_is_asked_only_when_it_holds_its_share_and_the_old_ones_give_it_up_afterwards() -> None:
+    async def scenario() -> None:
+        async with Fleet() as fleet:
+            fleet.all_ready()
+            await fleet.until_complete()
+            reply = await fleet.scale(expert_shards=4)
+            assert list(reply.expert_seats) == ["expert-0", "expert-1", "expert-2", "expert-3"]
+            joined = await fleet.join("expert-3", "loading")
+            joined.loads = False
+            await asyncio.sleep(0.5)
+            assert len(fleet.epochs[-1].experts) == 3
+            assert sum(fleet.held().values()) == 30
+            joined.loads, joined.held, joined.state = True, joined.told, "ready"
+            await fleet.until(lambda: fleet.held()["expert-3"] > 0 and sum(fleet.held().values()) == 30)
+            await fleet.until(lambda: len(fleet.epochs[-1].experts) == 4)
+            assert all(epoch.complete for epoch in fleet.epochs if len(epoch.experts) >= 3)
+            assert max(fleet.held().values()) <= 8
+
+    in_loop(scenario)
+
+
+def test_a_fleet_that_shrinks_moves_experts_first_and_then_lets_shards_go() -> None:
+    async def scenario() -> None:
+        async with Fleet() as fleet:
+            fleet.all_ready()
+            whole = await fleet.until_complete()
+            await fleet.scale(expert_shards=2)
+            leaver = fleet.workers["expert-2"]
+            await fleet.until(lambda: leaver.left)
+            assert [member.seat for member in fleet.epochs[-1].experts] == ["expert-0", "expert-1"]
+            assert leaver.held.count == 0
+            assert all(epoch.complete for epoch in fleet.epochs if epoch.id >= whole.id)
+            await leaver.die()
+            await fleet.until(lambda: "expert-2" not in fleet.controller._book.seats)
+            assert (await fleet.status()).settled
+
+    in_loop(scenario)
+
+
+def test_a_shard_that_wants_to_leave_is_relieved_and_its_seat_waits_for_the_next() -> None:
+    async def scenario() -> None:
+        async with Fleet() as fleet:
+            fleet.all_ready()
+            whole = await fleet.until_complete()
+            fleet.workers["expert-0"].state = "leaving"
+            await fleet.until(lambda: fleet.workers["expert-0"].left)
+            assert all(epoch.complete for epoch in fleet.epochs if epoch.id >= whole.id)
+            await fleet.workers["expert-0"].die()
+            await fleet.until(lambda: fleet.controller._book.seats["expert-0"].state == "lost")
+            assert not (await fleet.status()).settled
+
+    in_loop(scenario)
+
+
+def test_without_room_elsewhere_a_leaving_shard_serves_on() -> None:
+    async def scenario() -> None:
+        async with Fleet(capacity=10) as fleet:
+            fleet.all_ready()
+            await fleet.until_complete()
+            fleet.workers["expert-0"].state = "leaving"
+            await asyncio.sleep(1.0)
+            assert not fleet.workers["expert-0"].left
+            assert fleet.epochs[-1].complete
+            assert "expert-0" in {member.seat for member in fleet.epochs[-1].experts}
+
+    in_loop(scenario)
+
+
+def test_a_drained_attention_worker_leaves_the_epoch_before_it_is_told_to_go() -> None:
+    async def scenario() -> None:
+        wanted = Wanted.first(attention_workers=2, expert_shards=3, replicas=1)
+        async with Fleet(wanted) as fleet:
+            fleet.all_ready()
+            await fleet.until_complete()
+            await fleet.scale(drain="attention-0")
+            await fleet.until(lambda: fleet.workers["attention-0"].left)
+            assert [member.seat for member in fleet.epochs[-1].attention] == ["attention-1"]
+            assert not fleet.workers["attention-1"].left
+
+    in_loop(scenario)
+
+
+@pytest.mark.parametrize(
+    ("wish", "message"),
+    [
+        ({"expert_shards": 2}, "expert_shards: 2 expert shards have room for 24 of 30 experts; at least 3 are needed"),
+        ({"expert_shards": 0}, "expert_shards: 0 is not within 1 to 4096"),
+        ({"attention_workers": 5000}, "attention_workers: 5000 is not within 1 to 4096"),
+        ({"replicas": 4.0}, "replicas: 3 expert shards cannot hold 4 copies of each expert, .* at least 4 are needed"),
+        ({"replicas": 0.5}, "replicas: 0.5 is not within 1 to 4096"),
+        ({"drain": "expert-1"}, "drain expert-1: 2 expert shards have room for 24 of 30"),
+        ({"drain": "attention-0"}, "drain: attention-0 is the last of its kind"),
+        ({"drain": "expert-7"}, "drain: 'expert-7' is no seat of this fleet"),
+    ],
+)
+def test_what_cannot_be_is_refused_and_changes_nothing(wish: dict[str, Any], message: str) -> None:
+    async def scenario() -> None:
+        async with Fleet(capacity=12) as fleet:
+            fleet.all_ready()
+            whole = await fleet.until_complete()
+            with pytest.raises(grpc.aio.AioRpcError, match=message):
+                await fleet.scale(**wish)
+            await asyncio.sleep(0.3)
+            assert fleet.epochs[-1] == whole
+            assert fleet.controller._book.wanted == WANTED
+
+    in_loop(scenario)
+
+
+def test_what_is_wanted_outlives_the_controller(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with Fleet(lease_s=6.0, state_file=tmp_path / "state.json") as fleet:
+            fleet.all_ready()
+            await fleet.until_complete()
+            await fleet.scale(expert_shards=4, replicas=2)
+            await fleet.join("expert-3", "ready")
+            await fleet.until(lambda: sum(fleet.held().values()) == 60 and fleet.held()["expert-3"] == 15)
+            held = {seat: fleet.workers[seat].held for seat in fleet.held()}
+            port = int(fleet.controller.address.rpartition(":")[2])
+            await fleet.controller.stop()
+            fleet.controller = Controller(SHAPE, WANTED, port=port, lease_s=6.0, state_file=tmp_path / "state.json")
+            await fleet.controller.start()
+            seen = len(fleet.epochs)
+            await fleet.until(lambda: len(fleet.epochs) > seen)
+            assert fleet.controller._book.wanted == Wanted((0,), (0, 1, 2, 3), 2.0)
+            await asyncio.sleep(1.0)
+            assert {seat: fleet.workers[seat].held for seat in held} == held
+            assert fleet.epochs[-1].complete
+
+    in_loop(scenario)
+
+
+def test_a_state_file_of_something_else_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"state\.json: is not the state of a fleet"):
+        Controller(SHAPE, WANTED, state_file=tmp_path / "state.json")

@@ -12,11 +12,11 @@ from expertfleet.cluster.plan import (
     GIB,
     WORKER_BYTES,
     available_cores,
-    available_memory,
     make_plan,
     threads_per_worker,
 )
 from expertfleet.expert_workers.config import ExpertConfig
+from expertfleet.expert_workers.memory import available_memory
 
 NODES = {0: tuple(range(8))}
 
@@ -89,6 +89,13 @@ def test_explicit_threads_win(tiny: Path, checkpoint: CheckpointFiles) -> None:
 def test_the_machine_has_cores_and_memory() -> None:
     assert available_cores() >= 1
     assert available_memory() > 0
+
+
+def test_a_machines_memory_is_shared_out_among_the_shards(tiny: Path, checkpoint: CheckpointFiles) -> None:
+    plan = make_plan(config(tiny, expert_shards=2), checkpoint, 2, NODES)
+    largest = max(share.weight_bytes for share in plan.shares if share.num_experts) / GIB
+    assert plan.memory_for_experts(plan.memory_bytes) == pytest.approx(largest, abs=0.002)
+    assert plan.memory_for_experts(plan.memory_bytes + 224 * GIB) == pytest.approx(largest + 100, rel=0.001)
 
 
 @pytest.mark.parametrize(

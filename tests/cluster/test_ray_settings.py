@@ -1,16 +1,13 @@
-import json
 from pathlib import Path
 
 from expertfleet.cluster.ray_settings import (
     RaySettings,
-    missing_seats,
     prepare_driver,
     prepare_remote_driver,
-    seat_resource,
     thread_environment,
 )
 
-SETTINGS = RaySettings(Path("/run/x"), ("controller", "expert-0"), threads=3)
+SETTINGS = RaySettings(Path("/run/x"), threads=3)
 
 
 def test_the_head_survives_what_ray_would_die_of() -> None:
@@ -44,21 +41,14 @@ def test_a_foreign_ray_keeps_its_token() -> None:
 
 
 def test_every_cluster_has_a_token_of_its_own() -> None:
-    assert len({RaySettings(Path("/x"), ()).token for _ in range(8)}) == 8
+    assert len({RaySettings(Path("/x")).token for _ in range(8)}) == 8
 
 
-def test_seats_are_resources_and_no_dashboard_runs() -> None:
+def test_the_head_listens_on_loopback_and_no_dashboard_runs() -> None:
     command = SETTINGS.start_command("python")
-    (resources,) = (json.loads(word.partition("=")[2]) for word in command if word.startswith("--resources="))
-    assert resources == {"seat-controller": 1, "seat-expert-0": 1}
     assert "--include-dashboard=false" in command
     assert "--node-ip-address=127.0.0.1" in command
     assert any(word.startswith("--object-store-memory=") and int(word.partition("=")[2]) < 1 << 27 for word in command)
-
-
-def test_missing_seats_are_those_no_node_offers() -> None:
-    offered = {seat_resource("expert-0"): 1.0, "CPU": 4.0}
-    assert missing_seats(("expert-0", "expert-1"), offered) == ["expert-1"]
 
 
 def test_waiting_threads_sleep() -> None:

@@ -1,13 +1,15 @@
-import dataclasses
-
+import numpy as np
 import pytest
 
 from expertfleet.cluster.seats import FleetShape, SeatBook
+from expertfleet.cluster.wanted import Wanted
 from expertfleet.membership.epoch import ExpertSet
 from expertfleet.proto.errors import Code, FleetError
 from expertfleet.proto.generated import membership_pb2 as pb
 
-SHAPE = FleetShape(4, 10, 1, "a" * 64, "bfloat16", attention_workers=1, expert_shards=3, replicas=1)
+SHAPE = FleetShape(4, 10, 1, "a" * 64, "bfloat16")
+WANTED = Wanted.first(attention_workers=1, expert_shards=3, replicas=1)
+SHARES = [ExpertSet.from_mask(SHAPE.all_experts() & (np.arange(10) % 3 == index)) for index in range(3)]
 
 
 def request(seat: str, pid: int = 7, **changes: object) -> pb.RegisterRequest:
@@ -27,28 +29,17 @@ def report(seat: str, state: str, held: ExpertSet | None = None) -> pb.WorkerRep
     return pb.WorkerReport(seat=seat, state=state, held=(held or ExpertSet.empty()).to_proto())
 
 
-def all_ready(book: SeatBook) -> dict[str, int]:
+def all_ready(book: SeatBook, copies: int = 1) -> dict[str, int]:
     leases = {}
-    for name, seat in book.seats.items():
+    for name in book.seats:
         leases[name] = take(book, name)
-        book.report(leases[name], report(name, "ready", seat.assigned), 0.0)
+        held = ExpertSet.empty()
+        if name.startswith("expert"):
+            first = int(name[-1])
+            masks = [SHARES[(first + copy) % 3].mask for copy in range(copies)]
+            held = ExpertSet.from_mask(np.logical_or.reduce(masks))
+        book.report(leases[name], report(name, "ready", held), 0.0)
     return leases
-
-
-def test_a_shard_is_told_its_share_of_the_placement() -> None:
-    book = SeatBook(SHAPE, 3.0)
-    shares = [ExpertSet.from_proto(book.register(request(f"expert-{i}", 10 + i), 0.0).assignment) for i in range(3)]
-    assert sum(share.count for share in shares) == 30
-    assert max(share.count for share in shares) - min(share.count for share in shares) <= 1
-    assert shares == SHAPE.assignments()
-
-
-def test_a_shard_that_holds_experts_keeps_those() -> None:
-    book = SeatBook(SHAPE, 3.0)
-    held = ExpertSet.from_pairs([(1, 3), (2, 9)], 4, 10)
-    asked = request("expert-0")
-    asked.held.CopyFrom(held.to_proto())
-    assert ExpertSet.from_proto(book.register(asked, 0.0).assignment) == held
 
 
 @pytest.mark.parametrize(
@@ -62,7 +53,7 @@ def test_a_shard_that_holds_experts_keeps_those() -> None:
 )  # fmt: skip
 def test_a_stranger_is_refused(change: dict[str, str], code: Code, message: str) -> None:
     with pytest.raises(FleetError, match=message) as caught:
-        SeatBook(SHAPE, 3.0).register(request(**{"seat": "expert-1", **change}), 0.0)
+        SeatBook(SHAPE, WANTED, 3.0).register(request(**{"seat": "expert-1", **change}), 0.0)
     assert caught.value.code is code
 
 
@@ -70,11 +61,11 @@ def test_experts_of_another_grid_are_refused() -> None:
     asked = request("expert-1")
     asked.held.CopyFrom(ExpertSet.full(5, 10).to_proto())
     with pytest.raises(FleetError, match="held: 5 layers × 10 experts, the fleet has 4 layers × 10 experts"):
-        SeatBook(SHAPE, 3.0).register(asked, 0.0)
+        SeatBook(SHAPE, WANTED, 3.0).register(asked, 0.0)
 
 
 def test_a_new_process_takes_the_seat_over_and_the_old_one_cannot_take_it_back() -> None:
-    book = SeatBook(SHAPE, 3.0)
+    book = SeatBook(SHAPE, WANTED, 3.0)
     old = take(book, "expert-1", pid=7)
     new = take(book, "expert-1", pid=8)
     assert not book.report(old, report("expert-1", "ready"), 0.1)
@@ -86,7 +77,7 @@ def test_a_new_process_takes_the_seat_over_and_the_old_one_cannot_take_it_back()
 
 
 def test_a_lease_runs_out_without_reports_and_lasts_with_them() -> None:
-    book = SeatBook(SHAPE, 3.0)
+    book = SeatBook(SHAPE, WANTED, 3.0)
     silent, talking = take(book, "expert-0"), take(book, "expert-1")
     book.report(talking, report("expert-1", "loading"), 2.0)
     assert [seat.name for seat in book.expire(4.0)] == ["expert-0"]
@@ -96,7 +87,7 @@ def test_a_lease_runs_out_without_reports_and_lasts_with_them() -> None:
 
 
 def test_a_failed_worker_stays_failed_with_its_reason_after_its_lease() -> None:
-    book = SeatBook(SHAPE, 3.0)
+    book = SeatBook(SHAPE, WANTED, 3.0)
     lease = take(book, "expert-0")
     book.report(lease, pb.WorkerReport(seat="expert-0", state="failed", error="no memory"), 0.0)
     book.expire(9.0)
@@ -104,46 +95,45 @@ def test_a_failed_worker_stays_failed_with_its_reason_after_its_lease() -> None:
 
 
 def test_a_controller_that_stood_still_blames_nobody() -> None:
-    book = SeatBook(SHAPE, 3.0)
+    book = SeatBook(SHAPE, WANTED, 3.0)
     take(book, "expert-0")
     book.forgive(20.0)
     assert book.expire(21.0) == []
 
 
 def test_missing_is_empty_only_when_every_expert_and_an_attention_worker_are_ready() -> None:
-    book = SeatBook(SHAPE, 3.0)
+    book = SeatBook(SHAPE, WANTED, 3.0)
     assert book.missing().startswith("no attention worker is ready; 30 of 30 experts have no live replica")
     leases = all_ready(book)
     assert book.missing() == ""
     progress = pb.WorkerReport(seat="expert-2", state="loading", bytes_loaded=42, bytes_total=100)
     book.report(leases["expert-2"], progress, 0.0)
-    assert book.missing() == "10 of 30 experts have no live replica (expert-2 loading 42 %)"
+    assert book.missing() == "9 of 30 experts have no live replica (expert-2 loading 42 %)"
 
 
 def test_with_replicas_one_lost_shard_leaves_nothing_missing() -> None:
-    book = SeatBook(dataclasses.replace(SHAPE, replicas=2), 3.0)
-    leases = all_ready(book)
+    book = SeatBook(SHAPE, WANTED, 3.0)
+    leases = all_ready(book, copies=2)
     book.report(leases["expert-0"], report("expert-0", "draining"), 0.0)
     assert book.missing() == ""
 
 
 def test_a_half_loaded_shard_covers_only_what_it_holds() -> None:
-    book = SeatBook(SHAPE, 3.0)
+    book = SeatBook(SHAPE, WANTED, 3.0)
     leases = all_ready(book)
-    whole = book.seats["expert-1"].assigned
-    part = ExpertSet.from_pairs(whole.pairs()[:4], 4, 10)
+    part = ExpertSet.from_pairs(SHARES[1].pairs()[:4], 4, 10)
     book.report(leases["expert-1"], report("expert-1", "ready", part), 0.0)
-    assert book.missing() == "6 of 30 experts have no live replica"
+    assert book.missing() == "5 of 30 experts have no live replica"
 
 
 def test_an_unknown_state_is_refused() -> None:
-    book = SeatBook(SHAPE, 3.0)
+    book = SeatBook(SHAPE, WANTED, 3.0)
     with pytest.raises(FleetError, match="state: 'happy' is not one of starting, loading, ready"):
         book.report(take(book, "expert-0"), report("expert-0", "happy"), 0.0)
 
 
 def test_gateways_come_and_go_without_a_fixed_number() -> None:
-    book = SeatBook(SHAPE, 3.0)
+    book = SeatBook(SHAPE, WANTED, 3.0)
     take(book, "gateway-0")
     assert book.seats["gateway-0"].role == "gateway"
     book.expire(9.0)
@@ -151,7 +141,7 @@ def test_gateways_come_and_go_without_a_fixed_number() -> None:
 
 
 def test_a_lease_of_an_earlier_controller_is_nobodys() -> None:
-    before, after = SeatBook(SHAPE, 3.0, incarnation=1000), SeatBook(SHAPE, 3.0, incarnation=1001)
+    before, after = SeatBook(SHAPE, WANTED, 3.0, incarnation=1000), SeatBook(SHAPE, WANTED, 3.0, incarnation=1001)
     old = [take(before, f"expert-{i}", pid=10 + i) for i in range(3)]
     new = [take(after, f"expert-{i}", pid=10 + i) for i in (2, 0, 1)]
     assert not set(old) & set(new)
@@ -159,6 +149,28 @@ def test_a_lease_of_an_earlier_controller_is_nobodys() -> None:
 
 
 def test_a_report_for_another_seat_is_not_taken() -> None:
-    book = SeatBook(SHAPE, 3.0)
+    book = SeatBook(SHAPE, WANTED, 3.0)
     lease = take(book, "expert-0")
     assert not book.report(lease, report("expert-1", "ready"), 0.1)
+
+
+def test_a_seat_that_nobody_wants_is_there_as_long_as_somebody_has_it() -> None:
+    book = SeatBook(SHAPE, WANTED, 3.0)
+    lease = take(book, "expert-2")
+    book.want(WANTED.scaled("expert", 2))
+    assert not book.seats["expert-2"].wanted
+    assert book.report(lease, report("expert-2", "ready"), 0.1)
+    book.expire(9.0)
+    assert "expert-2" not in book.seats
+    with pytest.raises(FleetError, match="'expert-2' does not exist"):
+        take(book, "expert-2")
+
+
+def test_who_holds_experts_of_an_earlier_controller_keeps_its_seat_without_being_wanted() -> None:
+    book = SeatBook(SHAPE, WANTED, 3.0)
+    asked = request("expert-5")
+    asked.held.CopyFrom(SHARES[0].to_proto())
+    book.register(asked, 0.0)
+    assert book.wanted == WANTED
+    assert not book.seats["expert-5"].wanted
+    assert list(book.seats) == ["attention-0", "expert-0", "expert-1", "expert-2", "expert-5"]

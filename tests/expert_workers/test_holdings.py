@@ -7,13 +7,17 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from expertfleet.attention_workers.config import AttentionConfig
 from expertfleet.attention_workers.server import AttentionServer
 from expertfleet.checkpoint.make_tiny import make_tiny
 from expertfleet.checkpoint.tensors import Checkpoint
 from expertfleet.expert_workers.config import ExpertConfig
+from expertfleet.expert_workers.holdings import Holdings
 from expertfleet.expert_workers.server import ExpertServer
+from expertfleet.kernels.grouped_gemm import make_backend
+from expertfleet.membership.epoch import ExpertSet
 
 
 def ranges(checkpoint: Checkpoint, names: list[str]) -> set[tuple[str, int]]:
@@ -60,6 +64,40 @@ def test_a_shard_reads_the_bytes_of_its_experts_and_no_others(minute_checkpoint:
     ]
     assert bytes_read(checkpoint) == ranges(checkpoint, names)
     server.stop(0)
+
+
+def test_a_shard_becomes_what_it_is_told_and_reads_only_what_is_new(minute_checkpoint: Path) -> None:
+    checkpoint = Checkpoint.open(minute_checkpoint)
+    config = checkpoint.config
+    backend = make_backend("reference", "cpu", torch.bfloat16, config.hidden_size, config.moe_intermediate_size, 32)
+    holdings, given_back = Holdings(checkpoint, "bfloat16"), []
+
+    def become(*experts: int, stale_after: int = 1000) -> bool:
+        wanted = ExpertSet.from_pairs(
+            [(layer, expert) for layer in config.moe_layers for expert in experts], config.num_layers, config.num_experts
+        )
+        checks = iter(range(1000))
+        return holdings.become(wanted, backend, give_back, lambda: next(checks) >= stale_after)
+
+    def give_back(layer: int, experts: list[int]) -> None:
+        assert not any(holdings.held.holds(layer, expert) for expert in experts)
+        given_back.append((layer, experts))
+        for expert in experts:
+            holdings.layers[layer].remove(expert)
+
+    assert become(1, 3, 5)
+    assert (holdings.held.count, holdings.bytes_loaded) == (6, 6 * config.expert_bytes)
+    checkpoint.ranges_read.clear()
+    assert become(3, 6)
+    assert given_back == [(1, [1, 5]), (2, [1, 5])]
+    names = [name for layer in (1, 2) for pair in checkpoint.expert_names(layer, 6) for name in pair]
+    assert bytes_read(checkpoint) == ranges(checkpoint, names)
+    assert holdings.held.experts(1) == holdings.held.experts(2) == (3, 6)
+    assert (holdings.bytes_loaded, holdings.bytes_total) == (4 * config.expert_bytes, 4 * config.expert_bytes)
+    assert not become(3, 6, 7, stale_after=1)
+    assert holdings.held.count == 5
+    with pytest.raises(ValueError, match="an order for"):
+        holdings.become(ExpertSet.empty(1, 1), backend, give_back, lambda: False)
 
 
 def test_an_attention_worker_reads_everything_but_routed_experts(minute_checkpoint: Path) -> None:

@@ -74,3 +74,32 @@ def test_an_answer_that_cannot_be_made_is_an_error_and_the_loop_lives(monkeypatc
         error = decode(answers.get_nowait(), 1 << 20)
         assert isinstance(error, Error)
         assert (error.frame_id, error.code) == (frame_id, Code.INTERNAL)
+
+
+def test_an_expert_is_given_back_only_when_no_queued_frame_asks_for_it(monkeypatch) -> None:
+    computed: list[list[int]] = []
+    removed_after: list[int] = []
+
+    class Layer:
+        def remove(self, expert: int) -> None:
+            assert expert == 0
+            removed_after.append(len(computed))
+
+    def compute(x, route_rows, experts, layer, out):
+        computed.append(experts.tolist())
+        time.sleep(0.2)
+        return x[route_rows]
+
+    monkeypatch.setattr(module, "grouped_gemm", compute)
+    answers: queue.Queue[bytes] = queue.Queue()
+    reactor = Reactor()
+    pool = Pool(100, reactor.wake)
+    runtime = Runtime(reactor, pool, {1: Layer()}, 1, 0.001)  # type: ignore[dict-item]
+    monkeypatch.setattr(module, "MIN_SLICE_ROUTES", 1)
+    for frame_id in range(3):
+        pool.put(make_job(answers, frame_id, 1.0, num_routes=1))
+    runtime.start()
+    assert runtime.remove(1, [0]).wait(10)
+    assert removed_after == [3]
+    pool.close()
+    assert runtime.join(10)

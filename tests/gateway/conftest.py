@@ -110,6 +110,8 @@ class FakeController(mrpc.MembershipServicer):
         self.epoch = mpb.Epoch()
         self.reports: list[mpb.WorkerReport] = []
         self.missing = ""
+        self.wishes: list[mpb.ScaleRequest] = []
+        self.refusal: FleetError | None = None
         self.workers: list[mpb.WorkerStatus] = []
         self.address = ""
         self.server: grpc.aio.Server | None = None
@@ -141,6 +143,14 @@ class FakeController(mrpc.MembershipServicer):
                 sent = self.epoch.id.counter
                 yield self.epoch
             await asyncio.sleep(0.01)
+
+    async def Scale(self, request: mpb.ScaleRequest, context: Any) -> mpb.ScaleReply:
+        if self.refusal is not None:
+            await context.abort(self.refusal.status, self.refusal.details)
+        self.wishes.append(request)
+        return mpb.ScaleReply(
+            expert_seats=["expert-0", "expert-1"], attention_seats=["attention-0"], replicas=request.replicas
+        )
 
     async def Status(self, request: Any, context: Any) -> mpb.FleetStatus:
         return mpb.FleetStatus(
@@ -181,6 +191,8 @@ class Rig:
             worker.num_cancelled = 0
         self.controller.publish(self.workers)
         self.controller.missing = ""
+        self.controller.wishes.clear()
+        self.controller.refusal = None
         fleet = self.gateway.service.fleet
         until(lambda: fleet.epoch is not None and fleet.epoch.id.counter == self.controller.epoch.id.counter)
 

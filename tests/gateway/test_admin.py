@@ -4,7 +4,9 @@ import os
 from typing import Any
 
 import httpx
+import pytest
 
+from expertfleet.proto.errors import Code, FleetError
 from expertfleet.proto.generated import membership_pb2 as pb
 
 
@@ -82,6 +84,63 @@ def test_metrics_have_vllms_names_and_those_of_workers(rig: Any) -> None:
 def test_metrics_and_status_are_not_on_the_api_port(rig: Any) -> None:
     assert rig.client.get("/metrics").status_code == 404
     assert rig.client.get("/status").status_code == 404
+
+
+def test_scale_hands_the_wish_to_the_controller_and_its_answer_back(rig: Any) -> None:
+    reply = rig.admin.post("/scale", json={"expert_shards": 4, "replicas": 1.5})
+    assert reply.status_code == 200
+    assert reply.json() == {"expert_seats": ["expert-0", "expert-1"], "attention_seats": ["attention-0"], "replicas": 1.5}
+    asked = rig.controller.wishes[-1]
+    assert (asked.expert_shards, asked.replicas) == (4, 1.5)
+    assert not asked.HasField("attention_workers")
+    rig.controller.refusal = FleetError(Code.BAD_REQUEST, "expert_shards: 1 shard has room for 24 of 48 experts")
+    refused = rig.admin.post("/scale", json={"expert_shards": 1})
+    assert refused.status_code == 400
+    assert refused.json()["error"]["message"] == "expert_shards: 1 shard has room for 24 of 48 experts"
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({}, "expert_shards: nothing is given"),
+        ({"expert_shards": 0}, "expert_shards: 0 is not a whole number from 1 to 4096"),
+        ({"expert_shards": True}, "expert_shards: True is not a whole number"),
+        ({"attention_workers": 1.5}, "attention_workers: 1.5 is not a whole number"),
+        ({"replicas": "two"}, "replicas: 'two' is not a number from 1 to 4096"),
+        ({"drain": ["expert-1"]}, "drain: ['expert-1'] is not the name of a seat"),
+        ({"shards": 3}, "shards: unknown; expert_shards, attention_workers, replicas and drain can be given"),
+    ],
+)
+def test_a_bad_wish_is_a_400_that_names_it(rig: Any, body: dict[str, Any], message: str) -> None:
+    reply = rig.admin.post("/scale", json=body)
+    assert reply.status_code == 400
+    assert reply.json()["error"]["message"].startswith(message)
+    assert not rig.controller.wishes
+
+
+def test_scale_takes_no_text_and_is_not_on_the_api_port(rig: Any) -> None:
+    refused = rig.admin.post("/scale", content='{"expert_shards": 4}', headers={"content-type": "text/plain"})
+    assert refused.status_code == 415
+    assert rig.client.post("/scale", json={"expert_shards": 4}).status_code == 404
+    assert not rig.controller.wishes
+
+
+def test_scale_needs_a_key_where_there_are_keys_or_a_network(model_dir: Any, scripts: Any) -> None:
+    rig = scripts.Rig(model_dir, api_key=("secret",))
+    try:
+        assert rig.admin.post("/scale", json={"expert_shards": 4}).status_code == 401
+        with_key = {"Authorization": "Bearer secret"}
+        assert rig.admin.post("/scale", json={"expert_shards": 4}, headers=with_key).status_code == 200
+        assert rig.admin.get("/status").status_code == 200
+    finally:
+        rig.close()
+    rig = scripts.Rig(model_dir, admin_host="0.0.0.0")
+    try:
+        refused = rig.admin.post("/scale", json={"expert_shards": 4})
+        assert refused.status_code == 403
+        assert "no API key guards the admin port on 0.0.0.0" in refused.json()["error"]["message"]
+    finally:
+        rig.close()
 
 
 def test_reports_count_delivered_tokens(rig: Any, scripts: Any) -> None:

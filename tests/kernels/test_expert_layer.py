@@ -29,6 +29,36 @@ def test_held_experts_and_their_bytes(name: str, most: float) -> None:
     assert own <= layer.bytes_held <= most * own
 
 
+@pytest.mark.parametrize("name", ["cpu-native", "cpu-int4pack", "reference"])
+def test_experts_come_and_go_and_the_others_stay_as_they_are(name: str) -> None:
+    layer = make_backend(name, "cpu", torch.bfloat16, HIDDEN, WIDTH, GROUP).new_layer()
+    given = {expert_id: _projections() for expert_id in range(5)}
+    x = torch.randn(1, HIDDEN).bfloat16()
+
+    def output(expert_id: int) -> torch.Tensor:
+        return grouped_gemm(x, torch.zeros(1, dtype=torch.int64), torch.tensor([expert_id]), layer)
+
+    for expert_id in range(4):
+        layer.add(expert_id, **given[expert_id])
+    before = {expert_id: output(expert_id) for expert_id in range(4)}
+    one = layer.bytes_held // 4
+    layer.remove(1)
+    layer.remove(3)
+    assert layer.bytes_held == 2 * one
+    assert [layer.holds(expert_id) for expert_id in range(5)] == [True, False, True, False, False]
+    for missing in (1, 4):
+        with pytest.raises(KernelError, match=f"expert {missing} is not held"):
+            output(missing)
+        with pytest.raises(KernelError, match=f"expert {missing} is not held"):
+            layer.remove(missing)
+    layer.add(4, **given[4])
+    layer.add(3, **given[3])
+    layer.add(1, **given[1])
+    assert layer.bytes_held == 5 * one
+    for expert_id, wanted in before.items():
+        assert torch.equal(output(expert_id), wanted)
+
+
 @pytest.mark.parametrize("name", ["cpu-native", "cpu-int4pack"])
 def test_the_checkpoint_s_tensors_may_be_freed_or_overwritten(name: str) -> None:
     layer = make_backend(name, "cpu", torch.bfloat16, HIDDEN, WIDTH, GROUP).new_layer()

@@ -19,6 +19,8 @@ class FakeController(rpc.MembershipServicer):
         self.known: set[int] = set()
         self.refusal: FleetError | None = None
         self.epochs: list[pb.Epoch] = []
+        self.orders: list[pb.Order] = []
+        self.followed: list[int] = []
         self.watchers = 0
         self.port = 0
         self._server: grpc.aio.Server | None = None
@@ -48,6 +50,13 @@ class FakeController(rpc.MembershipServicer):
     async def Report(self, request: pb.ReportRequest, context: grpc.aio.ServicerContext) -> pb.ReportReply:
         self.reports.append(request)
         return pb.ReportReply(known=request.lease_id in self.known)
+
+    async def Follow(self, request: pb.FollowRequest, context: grpc.aio.ServicerContext) -> AsyncIterator[pb.Order]:
+        self.followed.append(request.lease_id)
+        for order in self.orders:
+            yield order
+        while request.lease_id in self.known:
+            await asyncio.sleep(0.02)
 
     async def Watch(self, request: pb.WatchRequest, context: grpc.aio.ServicerContext) -> AsyncIterator[pb.Epoch]:
         self.watchers += 1

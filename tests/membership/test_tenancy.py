@@ -2,13 +2,21 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from expertfleet.membership.tenancy import Tenancy
 from expertfleet.proto.errors import Code, FleetError
+from expertfleet.proto.generated import membership_pb2 as pb
 from expertfleet.proto.io_thread import IoThread
+
+
+def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    give_up = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < give_up, f"not within {timeout_s} s"
+        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -20,7 +28,7 @@ def io() -> Iterator[IoThread]:
 
 def test_a_refused_report_fails_the_worker_and_not_the_caller(io: IoThread, controller) -> None:
     io.submit(controller.start())
-    tenancy = Tenancy(io, "expert-0", controller.address, lambda report: None)
+    tenancy = Tenancy(io, "expert-0", controller.address, lambda report: None, lambda order: None)
     tenancy.take("127.0.0.1:1", "ab", "bfloat16")
     controller.refusal = FleetError(Code.BAD_REQUEST, "the seat is taken")
     controller.known.clear()
@@ -32,7 +40,7 @@ def test_a_refused_report_fails_the_worker_and_not_the_caller(io: IoThread, cont
 
 
 def test_a_worker_that_leaves_does_not_wait_for_an_absent_controller(io: IoThread) -> None:
-    tenancy = Tenancy(io, "expert-0", "127.0.0.1:1", lambda report: None)
+    tenancy = Tenancy(io, "expert-0", "127.0.0.1:1", lambda report: None, lambda order: None)
     ended = threading.Event()
 
     def take() -> None:
@@ -49,10 +57,25 @@ def test_a_worker_that_leaves_does_not_wait_for_an_absent_controller(io: IoThrea
 
 def test_after_close_nothing_is_reported(io: IoThread, controller) -> None:
     io.submit(controller.start())
-    tenancy = Tenancy(io, "expert-0", controller.address, lambda report: None)
+    tenancy = Tenancy(io, "expert-0", controller.address, lambda report: None, lambda order: None)
     tenancy.take("127.0.0.1:1", "ab", "bfloat16")
     tenancy.close()
     before = len(controller.reports)
     time.sleep(1.2)
     assert len(controller.reports) == before
+    io.submit(controller.stop())
+
+
+def test_orders_come_and_are_followed_over_a_new_lease(io: IoThread, controller) -> None:
+    controller.orders = [pb.Order(leave=True)]
+    io.submit(controller.start())
+    orders: list[pb.Order] = []
+    tenancy = Tenancy(io, "expert-0", controller.address, lambda report: None, orders.append)
+    tenancy.take("127.0.0.1:1", "ab", "bfloat16", capacity=7)
+    assert controller.registrations[0].capacity == 7
+    until(lambda: len(orders) == 1)
+    controller.known.clear()  # as after a restart of the controller
+    until(lambda: len(orders) == 2)
+    assert controller.followed == [1, 2]
+    tenancy.close()
     io.submit(controller.stop())

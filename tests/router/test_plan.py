@@ -73,3 +73,22 @@ def test_no_members_no_owner() -> None:
     plan = Plan(EpochId(0, 0), (), ())
     assert not plan.covers_everything()
     assert (plan.assign(1, np.arange(4)) == NOBODY).all()
+
+
+def test_an_expert_keeps_its_class_while_somebody_of_it_holds_it_or_nobody_does() -> None:
+    full = np.ones((2, 4), dtype=bool)
+    first = Plan(EpochId(1, 1), (member(1, full, "b"),), {"expert-1"})
+    assert first.numerics == "b"
+    joined = Plan(EpochId(1, 2), (member(0, full, "a"), member(1, full, "b")), {"expert-0", "expert-1"}, before=first)
+    assert joined.numerics == "b"
+    assert joined.assign(1, np.arange(4)).tolist() == [1, 1, 1, 1]
+    half = full.copy()
+    half[:, 2:] = False
+    lost = Plan(EpochId(1, 3), (member(1, half, "b"),), {"expert-1"}, before=joined)
+    assert lost.numerics == "b"
+    mixed = Plan(EpochId(1, 4), (member(0, ~half, "a"), member(1, half, "b")), {"expert-0", "expert-1"}, before=lost)
+    assert mixed.assign(1, np.arange(4)).tolist() == [1, 1, 0, 0]
+    assert mixed.numerics.startswith("a+b#")
+    swapped = Plan(EpochId(1, 5), (member(0, half, "a"), member(1, ~half, "b")), {"expert-0", "expert-1"})
+    assert swapped.numerics.startswith("a+b#")
+    assert swapped.numerics != mixed.numerics

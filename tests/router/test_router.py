@@ -32,11 +32,11 @@ FINGERPRINT = "ab" * 32
 class Fleet:
     """A router and fake shards on one IO thread."""
 
-    def __init__(self, deadline_s: float = 10.0) -> None:
+    def __init__(self, deadline_s: float = 10.0, wait_s: float = 0.0) -> None:
         self.io = IoThread("test-io")
         self.reactor = Reactor()
         hello = Hello("attention-0", FINGERPRINT, "bfloat16", fake_shard.LIMIT)
-        self.router = Router(self.io, self.reactor, hello, deadline_s)
+        self.router = Router(self.io, self.reactor, hello, deadline_s, wait_s)
         self.shards: list = []
         self.counter = 0
 
@@ -213,6 +213,52 @@ def test_nobody_holding_an_expert_is_named() -> None:
     with pytest.raises(FleetError, match=r"no usable shard holds experts \[0") as caught:
         fleet.outcome(dispatch)
     assert caught.value.code is Code.NO_REPLICA
+    fleet.close()
+
+
+def test_an_expert_that_nobody_holds_is_waited_for_beyond_the_layers_deadline() -> None:
+    fleet = Fleet(deadline_s=0.3, wait_s=20.0)
+    fleet.add_shards(2)
+    fleet.commit(lambda layer, expert: [expert % 2])
+    assert fleet.wait_usable()
+    fleet.io.submit(fleet.shards[1].stop())
+    dispatch, expected = fleet.ask(9)
+    fleet.run(1.5)
+    assert not dispatch.done
+    assert fleet.router.num_waiting == 1
+    sent_before = len(fleet.shards[0].frames)
+    fleet.commit(lambda layer, expert: [0])
+    assert torch.equal(fleet.outcome(dispatch), expected)
+    assert fleet.router.num_waiting == 0
+    assert len(fleet.shards[0].frames) == sent_before + 1
+    fleet.close()
+
+
+def test_the_wait_for_an_expert_has_an_end() -> None:
+    fleet = Fleet(deadline_s=0.2, wait_s=0.5)
+    fleet.add_shards(1)
+    fleet.commit(lambda layer, expert: [0] if expert else [])
+    dispatch = fleet.router.dispatch(1, torch.zeros(1, H).bfloat16(), torch.arange(K).view(1, K), torch.ones(1, K))
+    fleet.run(0.4)
+    assert not dispatch.done
+    with pytest.raises(FleetError, match=r"no usable shard holds experts \[0"):
+        fleet.outcome(dispatch, 5.0)
+    fleet.close()
+
+
+@pytest.mark.parametrize("refuses", [True, False])
+def test_a_holder_that_refuses_or_is_silent_is_not_waited_for_any_longer(refuses: bool) -> None:
+    fleet = Fleet(deadline_s=0.3, wait_s=60.0)
+    fleet.add_shards(1)
+    fleet.commit(lambda layer, expert: [0])
+    assert fleet.wait_usable()
+    if refuses:
+        fleet.shards[0].refuse = FleetError(Code.INTERNAL, "broken")
+    else:
+        fleet.shards[0].pause.clear()
+    with pytest.raises(FleetError):
+        fleet.outcome(fleet.ask()[0], 5.0)
+    fleet.io.post(fleet.shards[0].pause.set)
     fleet.close()
 
 

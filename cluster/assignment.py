@@ -1,0 +1,98 @@
+"""Who shall hold which experts, who is asked for them meanwhile, and what each shard is told: pure functions over seats.
+
+Knows nothing of time, gRPC and epochs' numbers. An expert changes its place in four steps, and at every one of them somebody who
+holds it is asked for it: 1. ``targets`` names the new place; 2. ``orders`` has the new shard load it, while the old one keeps
+it; 3. once it is there, ``routes`` sends its work to the new place alone; 4. when no epoch that anybody still uses names the
+old place, its ``orders`` leave the expert out.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ..membership.epoch import ExpertSet
+from ..proto.errors import Code, FleetError
+from ..proto.generated import membership_pb2 as pb
+from ..router.placement import Placement, Shard, place
+from .seats import Seat
+
+Mask = npt.NDArray[np.bool_]  # [num_layers, num_experts]
+Targets = Mapping[str, Mask]  # by seat
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A placement by seat; ``inputs`` are what it was made of, so that it is made again only for a reason."""
+
+    targets: Targets
+    placement: Placement
+    live: frozenset[str]  # seats that were taken, and so were told their target
+    inputs: tuple[object, ...]
+
+
+def lay_out(seats: Sequence[Seat], wanted: Mask, replicas: float, before: "Layout | None") -> Layout:
+    """Where experts shall be, on ``seats`` that stay. What was planned before counts as held: it is on its way."""
+    replicas = min(replicas, max(1, len(seats)))
+    inputs = (replicas, *((seat.name, seat.capacity, seat.report.numerics, seat.node, seat.live) for seat in seats))
+    if before is not None and before.inputs == inputs:
+        return before
+    shards = [_shard(seat, wanted, before) for seat in seats]
+    placement = place(shards, wanted, replicas)
+    targets = {seat.name: held for seat, held in zip(seats, placement.held, strict=True)}
+    return Layout(targets, placement, frozenset(seat.name for seat in seats if seat.live), inputs)
+
+
+def check_fits(seats: Sequence[Seat], wanted: Mask, replicas: float, name: str) -> None:
+    """Raises FleetError BAD_REQUEST when ``seats`` cannot hold every expert, with the number of seats that would."""
+    if replicas > len(seats):
+        raise FleetError(
+            Code.BAD_REQUEST,
+            f"{name}: {len(seats)} expert shards cannot hold {replicas:g} copies of each expert, every one on another; "
+            f"at least {int(np.ceil(replicas))} are needed",
+        )
+    uncovered = place([_shard(seat, wanted, None) for seat in seats], wanted).uncovered
+    if uncovered.any():
+        total, lacking = int(wanted.sum()), int(uncovered.sum())
+        mean = max(1.0, (total - lacking) / max(1, len(seats)))
+        raise FleetError(
+            Code.BAD_REQUEST,
+            f"{name}: {len(seats)} expert shards have room for {total - lacking} of {total} experts; "
+            f"at least {int(np.ceil(total / mean))} are needed",
+        )
+
+
+def routes(seats: Sequence[Seat], targets: Targets) -> dict[str, ExpertSet]:
+    """What each of ``seats``, which serve, is asked for: an expert's new places alone as soon as all of them have it."""
+    masks = {seat.name: seat.held.mask for seat in seats if seat.held.count}
+    if not masks:
+        return {seat.name: ExpertSet.empty() for seat in seats}
+    nothing = np.zeros_like(next(iter(masks.values())))
+    planned = {name: mask & targets.get(name, nothing) for name, mask in masks.items()}
+    arrived = np.logical_or.reduce(list(planned.values()))
+    for name, target in targets.items():
+        arrived &= ~target | masks.get(name, nothing)
+    asked = {name: np.where(arrived, planned[name], masks[name]) for name in masks}
+    return {seat.name: ExpertSet.from_mask(asked.get(seat.name, nothing)) for seat in seats}
+
+
+def order(seat: Seat, target: Mask, in_use: Iterable[Mask]) -> pb.Order:
+    """For a live shard; ``in_use`` is what epochs that somebody may still use ask of it."""
+    hold = target.copy()
+    for mask in in_use:
+        hold |= mask
+    is_needed = seat.stays or bool(hold.any())
+    return pb.Order(hold=ExpertSet.from_mask(hold).to_proto(), leave=not is_needed)
+
+
+def _shard(seat: Seat, wanted: Mask, before: Layout | None) -> Shard:
+    planned = before.targets.get(seat.name) if before is not None and seat.name in before.live else None
+    held = seat.held.mask if seat.held.count else np.zeros_like(wanted)
+    return Shard(
+        seat=seat.name,
+        capacity=seat.capacity or int(wanted.sum()),
+        numerics=seat.report.numerics,
+        domain=seat.node,
+        held=held if planned is None else held | planned,
+    )

@@ -1,0 +1,110 @@
+"""From what is to what is wanted, step by step: the next epoch, and each worker's orders.
+
+Knows nothing of gRPC and clocks (the caller says what time it is). All of it follows from the book of seats, so a controller that
+starts anew comes to the same: until the fleet is whole for the first time, or a lease has passed, it commits nothing half and takes
+nothing from anybody.
+"""
+
+import functools
+
+import numpy as np
+
+from ..membership.epoch import NO_EPOCH, Epoch, EpochId
+from ..proto.generated import membership_pb2 as pb
+from .assignment import Layout, Mask, lay_out, order, routes
+from .seats import Seat, SeatBook
+
+
+class Convergence:
+    def __init__(self, book: SeatBook, incarnation: int, gathered_at: float) -> None:
+        """Whoever served before has registered again by ``gathered_at``."""
+        self._book = book
+        self._incarnation = incarnation
+        self._gathered_at = gathered_at
+        self._was_complete = False
+        self._layout: Layout | None = None
+        self._newest = Epoch(NO_EPOCH, book.shape.fingerprint, book.shape.dtype, (), (), complete=False)
+        self._in_use: list[Epoch] = []  # published, and perhaps still used by somebody
+
+    def next_epoch(self, now: float) -> Epoch | None:
+        """What is to be published, if anything has changed; from then on it is in use."""
+        self._lay_out()
+        epoch = self._picture()
+        self._was_complete = self._was_complete or epoch.complete
+        gathering = self._newest.id == NO_EPOCH and not epoch.complete and now < self._gathered_at
+        if gathering or epoch.same_members(self._newest):
+            return None
+        self._newest = epoch
+        self._in_use.append(epoch)
+        return epoch
+
+    def forget_before(self, epoch: EpochId) -> None:
+        """Nobody uses older epochs any more."""
+        self._in_use = [each for each in self._in_use if each.id >= epoch]
+
+    def orders(self, now: float) -> dict[int, pb.Order]:
+        """By lease."""
+        gathering = not self._was_complete and now < self._gathered_at
+        orders: dict[int, pb.Order] = {}
+        for seat in self._book.seats.values():
+            if seat.live and seat.role == "attention":
+                in_epoch = any(member.seat == seat.name for member in self._newest.attention)
+                orders[seat.lease_id] = pb.Order(leave=not seat.wanted and not in_epoch)
+            elif seat.live and seat.role == "expert" and self._layout is not None:
+                # What somebody holds is left alone until it is known who else holds what.
+                is_left_alone = gathering and seat.held.count
+                target = seat.held.mask if is_left_alone else self._target(seat)
+                orders[seat.lease_id] = order(seat, target, self._asked_of(seat))
+        return orders
+
+    def settled(self) -> bool:
+        """Whether everybody holds what was planned and is asked for it, and nobody is on the way in or out."""
+        if self._layout is None or not self._newest.complete or len(self._in_use) > 1:
+            return False
+        workers = [seat for seat in self._book.seats.values() if seat.role != "gateway"]
+        shards = self._book.of_role("expert")
+        return all(seat.wanted and seat.serves and seat.stays for seat in workers) and all(
+            np.array_equal(seat.held.mask, self._target(seat)) for seat in shards
+        )
+
+    def coverage(self) -> float:
+        """The share of the experts that would survive the loss of any one node, once all is as planned."""
+        return self._layout.placement.coverage() if self._layout is not None else 0.0
+
+    def num_planned(self, seat: Seat) -> int:
+        return int(self._target(seat).sum()) if self._layout is not None else 0
+
+    def _lay_out(self) -> None:
+        """Until the fleet was whole for the first time, seats that nobody has taken yet are counted on."""
+        staying = [seat for seat in self._book.of_role("expert") if seat.stays]
+        if self._was_complete:
+            staying = [seat for seat in staying if seat.live]
+        if staying:
+            self._layout = lay_out(staying, self._all_experts, self._book.wanted.replicas, self._layout)
+
+    def _target(self, seat: Seat) -> Mask:
+        planned = self._layout.targets.get(seat.name) if self._layout is not None else None
+        return planned if planned is not None else np.zeros_like(self._all_experts)
+
+    def _asked_of(self, seat: Seat) -> list[Mask]:
+        """What every epoch in use asks of the process that sits there; nothing once nobody is left to ask."""
+        if self._was_complete and not any(each.live for each in self._book.of_role("attention")):
+            return []
+        members = (member for epoch in self._in_use for member in epoch.experts)
+        return [member.held.mask for member in members if (member.seat, member.address) == (seat.name, seat.address)]
+
+    def _picture(self) -> Epoch:
+        shards = [seat for seat in self._book.of_role("expert") if seat.serves]
+        asked = routes(shards, self._layout.targets if self._layout is not None else {})
+        return Epoch(
+            EpochId(self._incarnation, self._newest.id.counter + 1),
+            self._book.shape.fingerprint,
+            self._book.shape.dtype,
+            experts=tuple(seat.member(asked[seat.name]) for seat in shards if asked[seat.name].count),
+            attention=tuple(seat.member() for seat in self._book.of_role("attention") if seat.serves and seat.stays),
+            complete=not self._book.missing(),
+        )
+
+    @functools.cached_property
+    def _all_experts(self) -> Mask:
+        return self._book.shape.all_experts()

@@ -1,0 +1,92 @@
+"""What the fleet shall be: which seats, and how many copies of each expert. An immutable value that a file can keep.
+
+Knows nothing of who sits there. Growing takes the lowest free ordinals, shrinking gives up the highest, as a StatefulSet does.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from ..proto.errors import Code, FleetError
+
+MAX_SEATS = 4096
+SeatRole = Literal["expert", "attention"]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Ordinals in ascending order."""
+
+    attention: tuple[int, ...]
+    expert: tuple[int, ...]
+    replicas: float = 1.0
+
+    @staticmethod
+    def first(attention_workers: int, expert_shards: int, replicas: float) -> "Wanted":
+        return Wanted(tuple(range(attention_workers)), tuple(range(expert_shards)), replicas)
+
+    def seats(self, role: SeatRole) -> tuple[str, ...]:
+        return tuple(f"{role}-{ordinal}" for ordinal in getattr(self, role))
+
+    def has(self, seat: str) -> bool:
+        role, ordinal = split_seat(seat)
+        return role in ("attention", "expert") and ordinal in getattr(self, role)
+
+    def scaled(self, role: SeatRole, count: int) -> "Wanted":
+        """Raises FleetError BAD_REQUEST."""
+        if not 1 <= count <= MAX_SEATS:
+            name = "expert_shards" if role == "expert" else "attention_workers"
+            raise FleetError(Code.BAD_REQUEST, f"{name}: {count} is not within 1 to {MAX_SEATS}")
+        now: tuple[int, ...] = getattr(self, role)
+        free = (ordinal for ordinal in range(MAX_SEATS) if ordinal not in now)
+        more = tuple(ordinal for ordinal, _ in zip(free, range(count - len(now)), strict=False))
+        return self._with(role, tuple(sorted((*now[:count], *more))))
+
+    def without(self, seat: str) -> "Wanted":
+        """Raises FleetError BAD_REQUEST for a seat that is not wanted, or the last of its role."""
+        if not self.has(seat):
+            raise FleetError(Code.BAD_REQUEST, f"drain: {seat!r} is no seat of this fleet, or leaves already")
+        role, ordinal = split_seat(seat)
+        left = tuple(each for each in getattr(self, role) if each != ordinal)
+        if not left:
+            raise FleetError(Code.BAD_REQUEST, f"drain: {seat} is the last of its kind; add another one first")
+        return self._with(role, left)
+
+    def with_replicas(self, replicas: float) -> "Wanted":
+        """Raises FleetError BAD_REQUEST."""
+        if not 1 <= replicas <= MAX_SEATS:
+            raise FleetError(Code.BAD_REQUEST, f"replicas: {replicas:g} is not within 1 to {MAX_SEATS}")
+        return replace(self, replicas=replicas)
+
+    def save(self, path: Path) -> None:
+        """Whole or not at all, whatever happens meanwhile."""
+        draft = path.with_suffix(".new")
+        with draft.open("w") as file:
+            json.dump(asdict(self), file)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+
+    @staticmethod
+    def load(path: Path) -> "Wanted | None":
+        """None where nothing was saved. Raises ValueError for a file that is not one of ours."""
+        try:
+            text = path.read_text()
+        except FileNotFoundError:
+            return None
+        try:
+            fields = json.loads(text)
+            return Wanted(tuple(fields["attention"]), tuple(fields["expert"]), float(fields["replicas"]))
+        except (TypeError, KeyError, ValueError) as error:
+            raise ValueError(f"{path}: is not the state of a fleet ({error!r})") from error
+
+    def _with(self, role: str, ordinals: tuple[int, ...]) -> "Wanted":
+        return replace(self, expert=ordinals) if role == "expert" else replace(self, attention=ordinals)
+
+
+def split_seat(seat: str) -> tuple[str, int]:
+    """Role and ordinal; the ordinal is -1 where there is none."""
+    role, _, ordinal = seat.rpartition("-")
+    return (role, int(ordinal)) if ordinal.isdecimal() and len(ordinal) < 10 else (seat, -1)

@@ -1,0 +1,210 @@
+"""Whatever joins, leaves, dies or loads in whatever order: nobody is asked for what it does not hold, and all comes to an end."""
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from expertfleet.cluster.convergence import Convergence
+from expertfleet.cluster.seats import FleetShape, SeatBook
+from expertfleet.cluster.wanted import Wanted
+from expertfleet.membership.epoch import Epoch, EpochId, ExpertSet
+from expertfleet.proto.errors import FleetError
+from expertfleet.proto.generated import membership_pb2 as pb
+
+SHAPE = FleetShape(3, 6, 1, "a" * 64, "bfloat16")
+MOST = 5
+
+
+class Shard:
+    """A process: what it holds, what it was told, and whether it serves."""
+
+    def __init__(self, seat: str, number: int) -> None:
+        self.seat, self.pid, self.address = seat, number, f"h:{number}"
+        self.lease = 0
+        self.state = "loading"
+        self.held = np.zeros((SHAPE.num_layers, SHAPE.num_experts), dtype=bool)
+        self.told = self.held
+        self.left = False
+
+    def obey(self, order: pb.Order) -> None:
+        self.left = self.left or order.leave
+        if order.HasField("hold"):
+            self.told = ExpertSet.from_proto(order.hold).mask
+
+    def work(self, most: int) -> None:
+        """Gives back at once, loads at most so many."""
+        self.held = self.held & self.told
+        missing = np.argwhere(self.told & ~self.held)[:most]
+        self.held[tuple(missing.T)] = True
+        if self.state == "loading" and (self.held == self.told).all() and self.told.any():
+            self.state = "ready"
+
+
+class FleetMachine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.now, self.count, self.incarnation = 0.0, 0, 1
+        self.wanted = Wanted.first(1, 3, 1)
+        self.shards: dict[str, Shard] = {}
+        self.epochs: dict[EpochId, Epoch] = {}
+        self.router = Epoch(EpochId(), SHAPE.fingerprint, SHAPE.dtype, (), (), complete=False)
+        self.start_controller()
+        for _ in range(3):
+            for index in range(3):
+                self.a_process_comes(index)
+            self.everybody_works(50)
+            self.follow()
+        assert self.router.complete
+
+    def start_controller(self) -> None:
+        self.book = SeatBook(SHAPE, self.wanted, 3.0, self.incarnation)
+        self.fleet = Convergence(self.book, self.incarnation, self.now + 3.0)
+        self.attention = self.book.register(self.request("attention-0", 999, "h:999", None), self.now).lease_id
+        for shard in list(self.shards.values()):
+            try:
+                self.register(shard)
+            except FleetError:  # it holds nothing, and nobody wants it any more
+                assert not shard.held.any()
+                assert not self.wanted.has(shard.seat)
+                del self.shards[shard.seat]
+        self.report()
+
+    def request(self, seat: str, pid: int, address: str, held: ExpertSet | None) -> pb.RegisterRequest:
+        return pb.RegisterRequest(
+            seat=seat, address=address, pid=pid, node=f"n{pid}", fingerprint=SHAPE.fingerprint, dtype=SHAPE.dtype,
+            held=held.to_proto() if held is not None else None,
+        )  # fmt: skip
+
+    def register(self, shard: Shard) -> None:
+        held = ExpertSet.from_mask(shard.held) if shard.held.any() else None
+        shard.lease = self.book.register(self.request(shard.seat, shard.pid, shard.address, held), self.now).lease_id
+
+    def report(self) -> None:
+        told = pb.WorkerReport(seat="attention-0", state="ready", numerics="a", epoch=self.router.id.to_proto())
+        self.book.report(self.attention, told, self.now)
+        for shard in self.shards.values():
+            held = ExpertSet.from_mask(shard.held).to_proto()
+            report = pb.WorkerReport(seat=shard.seat, state=shard.state, numerics="x", held=held)
+            self.book.report(shard.lease, report, self.now)
+
+    def step(self) -> None:
+        self.now += 0.5
+        self.report()
+        epoch = self.fleet.next_epoch(self.now)
+        if epoch is not None:
+            assert epoch.id not in self.epochs
+            assert epoch.id > max(self.epochs, default=EpochId())
+            self.epochs[epoch.id] = epoch
+            self.check(epoch)
+        for lease, order in self.fleet.orders(self.now).items():
+            for shard in self.shards.values():
+                if shard.lease == lease:
+                    shard.obey(order)
+
+    def check(self, epoch: Epoch) -> None:
+        """No route to an expert that its member does not hold; complete means that everybody can be reached."""
+        covered = np.zeros_like(SHAPE.all_experts())
+        for member in epoch.experts:
+            shard = self.shards.get(member.seat)
+            if shard is not None and shard.address == member.address:
+                assert not (member.held.mask & ~shard.held).any()
+            covered |= member.held.mask
+        assert epoch.complete == bool((covered >= SHAPE.all_experts()).all())
+
+    def follow(self) -> None:
+        """The router takes the newest epoch and acknowledges it; the fence lets older ones be forgotten."""
+        newest = max(self.epochs, default=None)
+        if newest is not None:
+            self.router = self.epochs[newest]
+            self.fleet.forget_before(newest)
+
+    @rule(most=st.integers(1, 12))
+    def everybody_works(self, most: int) -> None:
+        for shard in self.shards.values():
+            shard.work(most)
+        self.step()
+
+    @rule(most=st.integers(1, 12))
+    def everybody_works_on(self, most: int) -> None:
+        """Workers work more often than anything else happens."""
+        self.everybody_works(most)
+        self.everybody_works(most)
+
+    @rule(index=st.integers(0, MOST - 1), most=st.integers(1, 12))
+    def one_works(self, index: int, most: int) -> None:
+        if shard := self.shards.get(f"expert-{index}"):
+            shard.work(most)
+        self.step()
+
+    @rule()
+    def the_router_follows(self) -> None:
+        self.follow()
+
+    @rule(index=st.integers(0, MOST - 1))
+    def a_process_comes(self, index: int) -> None:
+        seat = f"expert-{index}"
+        if seat not in self.shards and self.wanted.has(seat):
+            self.count += 1
+            self.shards[seat] = Shard(seat, self.count)
+            self.register(self.shards[seat])
+
+    @rule(index=st.integers(0, 5 * MOST))
+    def a_process_dies(self, index: int) -> None:
+        """Now and then."""
+        shard = self.shards.pop(f"expert-{index}", None)
+        seat = self.book.holder(shard.lease) if shard is not None else None
+        if seat is not None:
+            self.book.lose(seat)
+
+    @rule(count=st.integers(2, MOST), replicas=st.sampled_from([1.0, 1.0, 1.5, 2.0]))
+    def somebody_scales(self, count: int, replicas: float) -> None:
+        self.wanted = self.wanted.scaled("expert", count).with_replicas(replicas)
+        self.book.want(self.wanted)
+
+    @rule(index=st.integers(0, 2 * MOST))
+    def a_process_wants_to_leave(self, index: int) -> None:
+        shard = self.shards.get(f"expert-{index}")
+        if shard is not None and shard.state == "ready":
+            shard.state = "leaving"
+
+    @rule(now=st.sampled_from([True, False, False, False]))
+    def the_controller_starts_anew(self, now: bool) -> None:
+        if now:
+            self.incarnation += 1
+            self.start_controller()
+
+    @invariant()
+    def what_the_router_uses_is_still_held(self) -> None:
+        """Whoever lives at an address that the router's epoch names still holds what it names there."""
+        for member in self.router.experts:
+            shard = self.shards.get(member.seat)
+            if shard is not None and shard.address == member.address and self.router.id.incarnation == self.incarnation:
+                assert not (member.held.mask & ~shard.held).any()
+
+    def teardown(self) -> None:
+        """Left alone, every fleet comes to rest as it is wanted, and serves; who wants to leave does not wait for ever."""
+        for turn in range(40):
+            for seat in self.wanted.seats("expert"):
+                self.a_process_comes(int(seat.rpartition("-")[2]))
+            for name in [name for name, shard in self.shards.items() if shard.left or self.is_tired(shard, turn)]:
+                shard = self.shards.pop(name)
+                if (seat := self.book.holder(shard.lease)) is not None:
+                    self.book.lose(seat)
+            self.everybody_works(50)
+            self.follow()
+        assert sorted(self.shards) == sorted(self.wanted.seats("expert"))
+        assert self.fleet.settled()
+        assert max(self.epochs.values(), key=lambda epoch: epoch.id).complete
+
+
+    @staticmethod
+    def is_tired(shard: Shard, turn: int) -> bool:
+        return shard.state == "leaving" and turn > 15
+
+
+TestFleet = pytest.mark.filterwarnings("ignore")(FleetMachine.TestCase)
+FleetMachine.TestCase.settings = settings(
+    max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+)
