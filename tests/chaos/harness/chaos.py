@@ -1,0 +1,70 @@
+"""One plan from start to end: a fleet, the load in calm, the same load under the plan's steps, the judgement.
+
+Knows nothing of command lines and reports.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from .driver import Driver
+from .fleet import Fleet, FleetError, private_folder
+from .judge import Judgement, judge
+from .plan import Plan
+from .requests import make_requests
+from .steps import Happened, Steps
+from .stream import Recording
+
+
+@dataclass(frozen=True)
+class Outcome:
+    plan: Plan
+    judgement: Judgement
+    happened: tuple[Happened, ...]
+    end: tuple[str, ...]
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        return (*self.judgement.failures, *(f"at the end {wrong}" for wrong in self.end))
+
+
+async def run_plan(plan: Plan, model: Path, flags: tuple[str, ...], say: Callable[[str], None]) -> Outcome:
+    """Raises FleetError when there is no fleet to be tested, or when it errs in calm already."""
+    bodies = make_requests(plan.load, model)
+    with private_folder() as tmp:
+        say("starting a fleet")
+        fleet = Fleet(model, (*plan.fleet.flags, *flags), tmp)
+        try:
+            await fleet.wait_ready()
+            async with Driver(fleet.url, bodies) as driver:
+                say(f"{plan.load.streams} streams in calm")
+                calm = await _calm(driver)
+                say("the same under chaos")
+                chaos, happened = await _chaos(plan, fleet, driver)
+            say("ending the fleet")
+            return Outcome(plan, judge(plan.expect, calm, chaos, happened), tuple(happened), tuple(await fleet.end()))
+        finally:
+            await fleet.close()
+
+
+async def _calm(driver: Driver) -> list[Recording]:
+    run, once = driver.new_run(), asyncio.Event()
+    once.set()
+    await run.drive(once)
+    if lost := [recording for recording in run.recordings if recording.error]:
+        raise FleetError(f"{len(lost)} requests failed in calm already; stream {lost[0].request}: {lost[0].error}")
+    return run.recordings
+
+
+async def _chaos(plan: Plan, fleet: Fleet, driver: Driver) -> tuple[list[Recording], list[Happened]]:
+    """The load goes on until the fleet has got over the last step."""
+    run, over = driver.new_run(), asyncio.Event()
+    load = asyncio.create_task(run.drive(over))
+    steps = Steps(fleet, plan, run.has_delivered)
+    try:
+        await steps.run()
+    finally:
+        over.set()
+        await load
+    return run.recordings, steps.happened

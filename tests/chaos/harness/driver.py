@@ -1,0 +1,64 @@
+"""Drives a load: all streams at once, each its own request, once or again and again.
+
+Knows nothing of what happens to the fleet meanwhile, and judges nothing.
+"""
+
+import asyncio
+from typing import Any, Self
+
+import httpx
+
+from .stream import Recording, record
+
+_PAUSE_S = 0.2
+_TIMEOUT = httpx.Timeout(10.0, read=None)
+
+
+class Driver:
+    """One client for all streams."""
+
+    def __init__(self, url: str, bodies: list[dict[str, Any]]) -> None:
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+        self._client = httpx.AsyncClient(trust_env=False, timeout=_TIMEOUT, limits=limits)
+        self._url, self._bodies = url, bodies
+
+    async def __aenter__(self) -> Self:
+        names = (await self._client.get(f"{self._url}/v1/models")).raise_for_status().json()
+        self._bodies = [{"model": names["data"][0]["id"], **body} for body in self._bodies]
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self._client.aclose()
+
+    def new_run(self) -> "Run":
+        return Run(self._client, self._url, self._bodies)
+
+
+class Run:
+    """``recordings`` are in the order in which requests were sent."""
+
+    def __init__(self, client: httpx.AsyncClient, url: str, bodies: list[dict[str, Any]]) -> None:
+        self._client, self._url, self._bodies = client, url, bodies
+        self._first: dict[int, Recording] = {}
+        self.recordings: list[Recording] = []
+
+    async def drive(self, enough: asyncio.Event) -> None:
+        """Every stream at least once, then again until ``enough``; what has begun is finished."""
+        await asyncio.gather(*(self._repeat(index, enough) for index in range(len(self._bodies))))
+
+    def has_delivered(self, num_tokens: int) -> bool:
+        """Whether every stream's first answer has so many tokens or is over."""
+        return len(self._first) == len(self._bodies) and all(
+            recording.ended is not None or len(recording.token_ids) >= num_tokens for recording in self._first.values()
+        )
+
+    async def _repeat(self, index: int, enough: asyncio.Event) -> None:
+        while True:
+            recording = Recording(index)
+            self._first.setdefault(index, recording)
+            self.recordings.append(recording)
+            await record(self._client, self._url, self._bodies[index], recording)
+            if enough.is_set():
+                return
+            if recording.error:
+                await asyncio.sleep(_PAUSE_S)  # a fleet that refuses at once is not to be flooded

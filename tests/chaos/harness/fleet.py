@@ -1,0 +1,153 @@
+"""A fleet under test: ``expertfleet serve`` in a temporary folder of its own, its status, and the processes behind its seats.
+
+Knows nothing of loads and steps.
+"""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from expertfleet.cluster.guard import alive, descendants
+
+from .plan import HEAD
+
+_READY_S = 180.0
+_END_S = 60.0
+_ANSWER_S = 2.0
+_LAST_LINES = 5
+
+
+class FleetError(Exception):
+    """The fleet under test cannot be used; one line."""
+
+
+class Fleet:
+    def __init__(self, model: Path, flags: tuple[str, ...], tmp: Path) -> None:
+        environ = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "EXPERTFLEET_"))}
+        self._tmp = tmp
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "expertfleet.cluster", "serve", str(model), "--port=0", *flags],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**environ, "TMPDIR": str(tmp)},
+            start_new_session=True,
+        )
+        self._client = httpx.AsyncClient(trust_env=False, timeout=_ANSWER_S)
+        self._admin = ""
+        self._said: dict[str, list[str]] = {"stdout": [], "stderr": []}
+        for name, lines in self._said.items():
+            threading.Thread(target=self._read, args=(getattr(self._process, name), lines), daemon=True).start()
+        self.url = ""
+
+    async def wait_ready(self) -> None:
+        give_up = time.monotonic() + _READY_S
+        while not self._said["stdout"]:
+            if self._process.poll() is not None:
+                raise FleetError(f"serve ended with status {self._process.returncode}: {self.last_lines()}")
+            if time.monotonic() > give_up:
+                raise FleetError(f"serve was not ready within {_READY_S:g} s: {self.last_lines()}")
+            await asyncio.sleep(0.05)
+        self.url = self._said["stdout"][0].removeprefix("ready ").strip()
+        self._admin = (await self._client.get(f"{self.url}/health")).json()["admin"]
+
+    async def status(self) -> dict[str, Any] | None:
+        """What the admin port says; None while nothing answers there."""
+        try:
+            reply = await self._client.get(f"{self._admin}/status")
+        except httpx.TransportError:
+            return None
+        return reply.json() if reply.status_code == 200 else None
+
+    async def pid(self, target: str) -> int:
+        """Of the process that has the seat now, or of Ray's head."""
+        if target == HEAD:
+            found = heads(self._process.pid)
+        else:
+            found = [worker["pid"] for worker in seats(await self.status(), target) if worker["pid"]]
+        if len(found) != 1 or not alive(found[0]):
+            raise FleetError(f"{target} has no running process")
+        return int(found[0])
+
+    def head(self) -> int | None:
+        """The pid of Ray's head while it runs."""
+        return next(iter(heads(self._process.pid)), None)
+
+    async def command(self, *arguments: str) -> None:
+        """Runs ``expertfleet …`` against this fleet. Raises FleetError with what it said when it fails."""
+        words = ("-m", "expertfleet.cluster", *arguments, "--url", self.url)
+        pipe = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(sys.executable, *words, stdout=pipe, stderr=pipe)
+        _, said = await process.communicate()
+        if process.returncode:
+            told = " ".join(said.decode(errors="replace").split())
+            raise FleetError(f"expertfleet {' '.join(arguments)} ended with status {process.returncode}: {told}")
+
+    def last_lines(self) -> str:
+        return " | ".join(line.strip() for line in self._said["stderr"][-_LAST_LINES:])
+
+    async def end(self) -> list[str]:
+        """What is wrong with the fleet's end after SIGTERM: its exit status, and what is left of it."""
+        pids = descendants(self._process.pid)
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            status = await asyncio.to_thread(self._process.wait, _END_S)
+        except subprocess.TimeoutExpired:
+            return [f"serve had not ended {_END_S:g} s after SIGTERM: {self.last_lines()}"]
+        wrong = [f"serve ended with status {status}: {self.last_lines()}"] if status else []
+        wrong += [f"process {pid} was left" for pid in pids if alive(pid)]
+        return wrong + [f"{path} was left" for path in self._tmp.iterdir()]
+
+    async def close(self) -> None:
+        """Whatever happened, nothing stays: the guard clears up after a killed ``serve``."""
+        await self._client.aclose()
+        if self._process.poll() is None:
+            self._process.kill()
+        await asyncio.to_thread(self._process.wait, _END_S)
+        give_up = time.monotonic() + _END_S
+        while list(self._tmp.iterdir()) and time.monotonic() < give_up:
+            await asyncio.sleep(0.1)
+
+    @staticmethod
+    def _read(stream: Any, lines: list[str]) -> None:
+        with stream:
+            lines.extend(stream)
+
+
+def seats(status: dict[str, Any] | None, seat: str = "") -> list[dict[str, Any]]:
+    """The workers of a status, or the one at ``seat``."""
+    workers = status["workers"] if status is not None else []
+    return [worker for worker in workers if seat in ("", worker["seat"])]
+
+
+def heads(root: int) -> list[int]:
+    """Every gcs_server below a process."""
+    return [pid for pid in descendants(root) if Path(_command(pid)).name == HEAD]
+
+
+def _command(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return os.fsdecode(Path("/proc", str(pid), "cmdline").read_bytes()).split("\0")[0]
+    return ""
+
+
+@contextlib.contextmanager
+def private_folder() -> Iterator[Path]:
+    """Short, because sockets' paths must be."""
+    folder = Path(tempfile.mkdtemp(prefix="c", dir="/tmp"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

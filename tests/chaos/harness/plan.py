@@ -1,0 +1,216 @@
+"""What a chaos plan says: a fleet, a load on it, steps that hurt it, and what must hold all the same.
+
+Knows nothing of files or processes. Every value is checked where it stands, and what contradicts another part of the plan in
+``Plan``; messages begin with the key.
+"""
+
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from expertfleet.settings.reader import within
+
+Action = Literal["kill", "terminate", "stop", "scale", "drain"]
+HEAD = "gcs_server"
+_SEAT = re.compile(r"(expert|attention|gateway)-(0|[1-9][0-9]{0,3})")
+_RANDOM = {"random expert": "expert", "random attention": "attention"}
+_WHEN = ("at_s", "at_token", "after_recovery_s")
+
+
+@dataclass(frozen=True)
+class FleetSize:
+    """``[fleet]``: what ``expertfleet serve`` starts."""
+
+    expert_shards: int = 3
+    replicas: int = 2
+    attention_workers: int = 1
+
+    def __post_init__(self) -> None:
+        within("expert_shards", self.expert_shards, 1, 64)
+        within("replicas", self.replicas, 1, self.expert_shards)
+        within("attention_workers", self.attention_workers, 1, 64)
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        return (
+            f"--expert-shards={self.expert_shards}",
+            f"--replicas={self.replicas}",
+            f"--attention-workers={self.attention_workers}",
+        )
+
+
+@dataclass(frozen=True)
+class Load:
+    """``[load]``: so many streams at once, each the same request again and again while steps are under way.
+
+    Prompts have at least ``prompt_tokens`` tokens, stream after stream the next of the list. ``mixed`` samples every second
+    stream. ``seed`` draws prompts, the requests' seeds and the steps' random targets.
+    """
+
+    max_tokens: int
+    streams: int = 8
+    prompt_tokens: tuple[int, ...] = (40, 400)
+    sampling: Literal["greedy", "seeded", "mixed"] = "mixed"
+    ignore_eos: bool = True
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        within("max_tokens", self.max_tokens, 1, 1 << 20)
+        within("streams", self.streams, 1, 1024)
+        within("seed", self.seed, 0, (1 << 31) - 1)
+        if not self.prompt_tokens:
+            raise ValueError("prompt_tokens: [] names no length")
+        for length in self.prompt_tokens:
+            within("prompt_tokens", length, 1, 1 << 20)
+
+
+@dataclass(frozen=True)
+class Step:
+    """``[[step]]``: one action at one target, at one time.
+
+    ``at_s`` counts from the start of the load; ``at_token`` is the moment when no stream is left whose first answer has fewer
+    tokens; ``after_recovery_s`` counts from the moment when the fleet has got over every step before. ``kill`` is SIGKILL,
+    ``terminate`` SIGTERM, ``stop`` SIGSTOP and ``for_s`` seconds later SIGCONT; ``drain`` and ``scale`` (``to`` so many expert
+    shards) are the ``expertfleet`` commands of that name.
+    """
+
+    do: Action
+    target: str = ""
+    at_s: float | None = None
+    at_token: int | None = None
+    after_recovery_s: float | None = None
+    for_s: float | None = None
+    to: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("at_s", "after_recovery_s"):
+            if (seconds := getattr(self, name)) is not None:
+                within(name, seconds, 0, 86_400)
+        if self.at_token is not None:
+            within("at_token", self.at_token, 1, 1 << 20)
+        self._check_only("for_s", "stop", self.for_s)
+        self._check_only("to", "scale", self.to)
+        if self.for_s is not None:
+            within("for_s", self.for_s, 0.1, 3600)
+        if self.to is not None:
+            within("to", self.to, 1, 64)
+        self._check_target()
+
+    @property
+    def when(self) -> list[str]:
+        return [name for name in _WHEN if getattr(self, name) is not None]
+
+    def drawn(self, rng: random.Random, size: FleetSize) -> "Step":
+        """The same with a random target decided."""
+        if self.target not in _RANDOM:
+            return self
+        role = _RANDOM[self.target]
+        return replace(self, target=f"{role}-{rng.randrange(_count(role, size))}")
+
+    def check_in(self, size: FleetSize) -> None:
+        if (match := _SEAT.fullmatch(self.target)) and int(match[2]) >= _count(match[1], size):
+            count = _count(match[1], size)
+            raise ValueError(f"target: {self.target!r} is not in a fleet whose {match[1]} seats are 0 to {count - 1}")
+
+    def _check_only(self, name: str, action: Action, value: float | None) -> None:
+        if (self.do == action) == (value is None):
+            told = f"{self.do!r} needs it" if value is None else f"{value} is for {action!r} alone, not for {self.do!r}"
+            raise ValueError(f"{name}: {told}")
+
+    def _check_target(self) -> None:
+        if self.do == "scale":
+            if self.target:
+                raise ValueError(f"target: {self.target!r} is not for 'scale', which is told the whole fleet's size")
+            return
+        if self.target in ("controller", HEAD) and self.do != "drain":
+            return
+        if self.target in _RANDOM or _SEAT.fullmatch(self.target):
+            return
+        allowed = "expert-N, attention-N, gateway-N, random expert, random attention"
+        others = "" if self.do == "drain" else f", controller, {HEAD}"
+        raise ValueError(f"target: {self.target!r} is not one of {allowed}{others}, as {self.do!r} needs")
+
+
+@dataclass(frozen=True)
+class Soak:
+    """``[soak]``: for so many minutes one of the ``[[soak.step]]``, drawn by the load's seed, then a pause within ``pause_s``.
+
+    The pause begins when the fleet has got over the step.
+    """
+
+    minutes: float
+    step: tuple[Step, ...]
+    pause_s: tuple[float, ...] = (1.0, 5.0)
+
+    def __post_init__(self) -> None:
+        within("minutes", self.minutes, 0.1, 10_000)
+        if not self.step:
+            raise ValueError("step: a soak needs at least one to draw from")
+        for index, step in enumerate(self.step):
+            if step.when:
+                raise ValueError(f"step[{index}].{step.when[0]}: a soak's steps come when the pause is over")
+        if len(self.pause_s) != 2 or not 0 <= self.pause_s[0] <= self.pause_s[1] <= 3600:
+            raise ValueError(f"pause_s: {list(self.pause_s)} is not [shortest, longest] within 0 to 3600")
+
+    def draw(self, rng: random.Random, size: FleetSize) -> Iterator[Step]:
+        """Steps without end."""
+        while True:
+            pause_s = rng.uniform(*self.pause_s)
+            yield replace(rng.choice(self.step).drawn(rng, size), after_recovery_s=pause_s)
+
+
+@dataclass(frozen=True)
+class Expect:
+    """``[expect]``: the most of each that the plan tolerates; what is not given is only reported.
+
+    ``gap_beyond_calm_ms`` is the worst gap between two chunks of a stream less the calm run's 99.9th percentile.
+    """
+
+    lost: int
+    different: int
+    worst_gap_ms: float | None = None
+    gap_beyond_calm_ms: float | None = None
+    recovery_s: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("lost", "different", "worst_gap_ms", "gap_beyond_calm_ms", "recovery_s"):
+            within(name, getattr(self, name) or 0, 0, 1 << 30)
+
+
+@dataclass(frozen=True)
+class Plan:
+    title: str
+    load: Load
+    expect: Expect
+    fleet: FleetSize = FleetSize()
+    step: tuple[Step, ...] = ()
+    soak: Soak | None = None
+
+    def __post_init__(self) -> None:
+        if not self.step and self.soak is None:
+            raise ValueError("step: the plan has neither steps nor a soak")
+        for index, step in enumerate(self.step):
+            _named(f"step[{index}]", step, self.fleet)
+            if len(step.when) != 1:
+                given = " and ".join(step.when) or "nothing"
+                raise ValueError(f"step[{index}]: {given} says when; give one of {', '.join(_WHEN)}")
+            if step.at_token is not None and step.at_token >= self.load.max_tokens:
+                last = self.load.max_tokens - 1
+                raise ValueError(
+                    f"step[{index}].at_token: {step.at_token} is past {last}, the last but one of max_tokens"
+                )
+        for index, step in enumerate(self.soak.step if self.soak else ()):
+            _named(f"soak.step[{index}]", step, self.fleet)
+
+
+def _named(name: str, step: Step, size: FleetSize) -> None:
+    try:
+        step.check_in(size)
+    except ValueError as error:
+        raise ValueError(f"{name}.{error}") from None
+
+
+def _count(role: str, size: FleetSize) -> int:
+    return {"expert": size.expert_shards, "attention": size.attention_workers, "gateway": 1}[role]

@@ -1,0 +1,171 @@
+"""Performs a plan's steps at their time and watches how long the fleet needs to get over each.
+
+Knows nothing of the load but how far it is. The fleet has got over a step when its seat is ready again (with another pid, if
+its process was ended), and is whole when its status says ready, every seat is ready and no ended process is listed.
+"""
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from .fleet import FleetError, seats
+from .plan import HEAD, Plan, Soak, Step
+
+RECOVERY_LIMIT_S = 180.0
+_POLL_S = 0.1
+_SIGNALS = {"kill": signal.SIGKILL, "terminate": signal.SIGTERM, "stop": signal.SIGSTOP}
+
+
+@dataclass
+class Happened:
+    """One step and what came of it, in seconds: ``at_s`` since the load began, the others since the fleet could recover."""
+
+    step: Step
+    at_s: float
+    pid: int | None = None
+    seat_s: float | None = None
+    whole_s: float | None = None
+    error: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"scale to {self.step.to}" if self.step.do == "scale" else f"{self.step.do} {self.step.target}"
+
+
+class AnyFleet(Protocol):
+    async def status(self) -> dict[str, Any] | None: ...
+    async def pid(self, target: str) -> int: ...
+    def head(self) -> int | None: ...
+    async def command(self, *arguments: str) -> None: ...
+
+
+@dataclass
+class Steps:
+    """One run of a plan's steps; ``happened`` fills as they come."""
+
+    fleet: AnyFleet
+    plan: Plan
+    has_delivered: Callable[[int], bool]
+    happened: list[Happened] = field(default_factory=list)
+    _recoveries: list[asyncio.Task[None]] = field(default_factory=list)
+    _ended: set[int] = field(default_factory=set)
+    _away: set[str] = field(default_factory=set)
+    _began: float = 0.0
+
+    async def run(self) -> None:
+        """Returns when the last step is performed and the fleet has got over all of them, or has had its time."""
+        self._began = time.monotonic()
+        rng = random.Random(f"{self.plan.load.seed} steps")
+        try:
+            for step in self.plan.step:
+                await self._wait(step)
+                await self._perform(step.drawn(rng, self.plan.fleet))
+            if self.plan.soak is not None:
+                await self._soak(self.plan.soak, rng)
+            await self._recovered()
+        finally:
+            for task in self._recoveries:
+                task.cancel()
+
+    async def _soak(self, soak: Soak, rng: random.Random) -> None:
+        """Ends with its time, or with a step that the fleet did not get over."""
+        give_up = time.monotonic() + 60 * soak.minutes
+        for step in soak.draw(rng, self.plan.fleet):
+            await self._wait(step)
+            if time.monotonic() > give_up or any(one.error for one in self.happened):
+                return
+            await self._perform(step)
+
+    async def _wait(self, step: Step) -> None:
+        if step.at_s is not None:
+            await asyncio.sleep(self._began + step.at_s - time.monotonic())
+        if step.at_token is not None:
+            while not self.has_delivered(step.at_token):
+                await asyncio.sleep(0.005)
+        if step.after_recovery_s is not None:
+            await self._recovered()
+            await asyncio.sleep(step.after_recovery_s)
+
+    async def _recovered(self) -> None:
+        await asyncio.gather(*self._recoveries)
+        self._recoveries.clear()
+
+    async def _perform(self, step: Step) -> None:
+        happened = Happened(step, self._now())
+        self.happened.append(happened)
+        try:
+            if step.do in _SIGNALS:
+                happened.pid = await self.fleet.pid(step.target)
+                happened.at_s = self._now()
+                os.kill(happened.pid, _SIGNALS[step.do])
+                if step.do != "stop":
+                    self._ended.add(happened.pid)
+            self._recoveries.append(asyncio.create_task(self._recovery(happened)))
+        except (FleetError, ProcessLookupError) as error:
+            happened.error = str(error)
+
+    async def _recovery(self, happened: Happened) -> None:
+        step = happened.step
+        try:
+            await self._allow(happened)
+            began, status = time.monotonic(), None
+            while (elapsed := time.monotonic() - began) < RECOVERY_LIMIT_S:
+                status = await self.fleet.status()
+                if happened.seat_s is None and self._has_seat(step, status):
+                    happened.seat_s = elapsed
+                if happened.seat_s is not None and self._is_whole(status):
+                    happened.whole_s = elapsed
+                    return
+                await asyncio.sleep(_POLL_S)
+            happened.error = f"not over it after {RECOVERY_LIMIT_S:g} s: {_picture(status)}"
+        except FleetError as error:
+            happened.error = str(error)
+
+    async def _allow(self, happened: Happened) -> None:
+        """What has to be over before a recovery can begin."""
+        step = happened.step
+        if step.do == "stop":
+            assert step.for_s is not None
+            assert happened.pid is not None
+            try:
+                await asyncio.sleep(step.for_s)
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(happened.pid, signal.SIGCONT)
+        elif step.do == "scale":
+            await self.fleet.command("scale", "--expert-shards", str(step.to))
+        elif step.do == "drain":
+            await self.fleet.command("drain", step.target)
+            self._away.add(step.target)
+
+    def _has_seat(self, step: Step, status: dict[str, Any] | None) -> bool:
+        if step.do == "scale":
+            return len([worker for worker in seats(status) if worker["role"] == "expert"]) == step.to
+        if step.do == "drain":
+            return True
+        if step.target == HEAD:
+            return self.fleet.head() not in (None, *self._ended)
+        return any(self._is_ready(worker) for worker in seats(status, step.target))
+
+    def _is_whole(self, status: dict[str, Any] | None) -> bool:
+        rest = [worker for worker in seats(status) if worker["seat"] not in self._away]
+        return status is not None and status["ready"] and all(map(self._is_ready, rest))
+
+    def _is_ready(self, worker: dict[str, Any]) -> bool:
+        return worker["state"] == "ready" and worker["pid"] not in self._ended
+
+    def _now(self) -> float:
+        return time.monotonic() - self._began
+
+
+def _picture(status: dict[str, Any] | None) -> str:
+    if status is None:
+        return "no status"
+    states = ", ".join(f"{worker['seat']} {worker['state']} (pid {worker['pid']})" for worker in seats(status))
+    return f"{status.get('missing') or 'ready'}; {states}"

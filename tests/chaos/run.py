@@ -1,0 +1,82 @@
+"""Runs a chaos plan against a fleet of its own: python tests/chaos/run.py tests/chaos/plans/kill-shard.toml
+
+Knows nothing of what plans mean. Flags lay other values over the plan's; what follows ``--`` goes to ``expertfleet serve``.
+Ends with 0 if all held that the plan expects, with 1 if not, with 2 if it could not be run. docs/chaos.md has the keys.
+"""
+
+import argparse
+import asyncio
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from harness.chaos import run_plan
+from harness.fleet import FleetError
+from harness.plan import Plan
+from harness.plan_file import PlanError, read_plan
+from harness.report import as_json, as_lines
+
+from expertfleet.demo.bundled import NANO_K2
+
+_OVER = {
+    "fleet": ("expert_shards", "replicas", "attention_workers"),
+    "load": ("streams", "max_tokens", "seed"),
+    "soak": ("minutes",),
+}
+
+
+def main() -> int:
+    parser = _parser()
+    options = parser.parse_args()
+    try:
+        plan = overlaid(read_plan(options.plan), vars(options))
+        outcome = asyncio.run(run_plan(plan, options.model, tuple(options.serve_flags), _say))
+    except (PlanError, FleetError) as error:
+        print(f"chaos: error: {error}", file=sys.stderr)
+        return 2
+    print("\n".join(as_lines(outcome)))
+    if options.report is not None:
+        options.report.write_text(json.dumps(as_json(outcome), indent=2) + "\n")
+    return 1 if outcome.failures else 0
+
+
+def overlaid(plan: Plan, given: dict[str, Any]) -> Plan:
+    """The plan with the values of flags that were given."""
+    for part, names in _OVER.items():
+        values = {name: given[name] for name in names if given[name] is not None}
+        if not values:
+            continue
+        if getattr(plan, part) is None:
+            raise PlanError(f"--{next(iter(values))}: the plan has no [{part}]")
+        try:
+            plan = dataclasses.replace(plan, **{part: dataclasses.replace(getattr(plan, part), **values)})
+        except ValueError as error:
+            raise PlanError(f"with {', '.join(map(_flag, values))}: {error}") from None
+    return plan
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("plan", type=Path, help="TOML file")
+    parser.add_argument("--model", type=Path, default=NANO_K2, help="checkpoint (default: the bundled nano-k2)")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write the outcome as JSON")
+    for names in _OVER.values():
+        for name in names:
+            kind = float if name == "minutes" else int
+            parser.add_argument(_flag(name), type=kind, help="instead of the plan's")
+    parser.add_argument("serve_flags", nargs="*", metavar="-- FLAG", help="further flags of expertfleet serve")
+    return parser
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _say(line: str) -> None:
+    print(f"# {line}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

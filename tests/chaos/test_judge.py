@@ -1,0 +1,106 @@
+"""The judge can fail: every fault of a fake server is found, and named for what it is."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from harness.judge import judge
+from harness.plan import Expect, Step
+from harness.steps import Happened
+from harness.stream import Recording
+
+NOTHING = Expect(lost=0, different=0)
+Drive = Callable[..., Any]
+
+
+def test_the_same_answers_pass(drive_twice: Drive) -> None:
+    calm, again = drive_twice("", streams=3)
+    judgement = judge(NOTHING, calm, again, [])
+    assert not judgement.failures
+    assert not judgement.lost
+    assert not judgement.different
+    assert judgement.calm.num_tokens == judgement.chaos.num_tokens == 36
+    assert [worst.request for worst in judgement.chaos.worst] == [0, 1, 2]
+    assert calm[0].texts == {"content": "t10 t12 t14 t16 t18 t20 ", "reasoning": "t11 t13 t15 t17 t19 t21 "}
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("refused", "status 503: .*no_replica"),
+        ("error frame", "deadline_exceeded: layer 3: no answer"),
+        ("broken off", r"the stream ended without \[DONE\]"),
+        ("no end", r"the stream ended without \[DONE\]"),
+        ("no reason", "no finish reason after 12 tokens"),
+        ("not JSON", "a chunk is not JSON: '{'"),
+        ("lost chunk", "usage counts 12 tokens, 11 came"),
+        ("no usage", "usage counts None tokens, 12 came"),
+        ("early end", "ended after 6 of 12 tokens, finish reason length"),
+    ],
+)
+def test_a_lost_request_is_found_with_its_reason(drive_twice: Drive, fault: str, words: str) -> None:
+    judgement = judge(NOTHING, *drive_twice(fault), [])
+    (found,) = judgement.lost
+    assert re.search(words, found.what), found.what
+    assert not judgement.different
+    assert judgement.failures[0].startswith("1 requests lost, at most 0 tolerated; stream 0: ")
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("other token", "token 5 of 12 is -1, was 15"),
+        ("other reason", "finish reason stop, was length"),
+        ("other text", "the same tokens, but other reasoning: "),
+    ],
+)
+def test_a_different_answer_is_found_with_its_place(drive_twice: Drive, fault: str, words: str) -> None:
+    judgement = judge(NOTHING, *drive_twice(fault), [])
+    (found,) = judgement.different
+    assert found.what.startswith(words)
+    assert not judgement.lost
+    assert len(judgement.failures) == 1
+
+
+def test_tolerated_losses_are_no_failure(drive_twice: Drive) -> None:
+    judgement = judge(Expect(lost=2, different=0), *drive_twice("error frame", streams=2), [])
+    assert len(judgement.lost) == 2
+    assert not judgement.failures
+
+
+def test_a_gap_is_measured_where_it_was(drive_twice: Drive) -> None:
+    calm, again = drive_twice("gap", streams=2)
+    limits = Expect(lost=0, different=0, worst_gap_ms=500, gap_beyond_calm_ms=100)
+    judgement = judge(limits, calm, again, [])
+    assert len(judgement.failures) == 2
+    for stream, worst in enumerate(judgement.chaos.worst):
+        assert worst.request == stream
+        assert worst.gap_ms >= 600
+        assert worst.at_s < 0.6
+    assert not judge(NOTHING, calm, again, []).failures
+
+
+def test_percentiles_are_ranks() -> None:
+    calm = [Recording(0, stamps=[float(second) for second in range(1001)], ended=1000.0)]
+    calm[0].stamps[-1] += 6
+    gaps = judge(NOTHING, calm, calm, []).calm.gaps
+    assert (gaps.p50, gaps.p99, gaps.p999, gaps.worst) == (1000, 1000, 1000, 7000)
+
+
+def test_a_step_that_was_not_got_over_fails_the_plan() -> None:
+    calm = [Recording(0, stamps=[0.0, 0.1], ended=0.2)]
+    steps = [
+        Happened(Step("kill", "expert-1", at_s=1), 1.0, pid=7, seat_s=2.0, whole_s=12.5),
+        Happened(Step("scale", to=4, at_s=2), 2.0, error="no such command"),
+    ]
+    judgement = judge(Expect(lost=0, different=0, recovery_s=10), calm, calm, steps)
+    assert judgement.failures == (
+        "scale to 4: no such command",
+        "kill expert-1: whole again after 12.5 s, at most 10 tolerated",
+    )
+
+
+def test_without_a_gap_nothing_was_measured() -> None:
+    calm = [Recording(0, stamps=[0.0], ended=0.2)]
+    assert judge(NOTHING, calm, calm, []).failures == ("no stream had two chunks, so no gap was measured",)

@@ -1,0 +1,143 @@
+import random
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from harness.plan import FleetSize, Step
+from harness.plan_file import PlanError, read_plan
+
+PLANS = sorted(Path(__file__).with_name("plans").glob("*.toml"))
+GOOD = """
+title = "t"
+[fleet]
+expert_shards = 3
+[load]
+max_tokens = 50
+[[step]]
+do = "kill"
+target = "expert-1"
+at_token = 10
+[expect]
+lost = 0
+different = 0
+"""
+SOAK = """
+title = "t"
+[load]
+max_tokens = 50
+[soak]
+minutes = 1
+[[soak.step]]
+do = "kill"
+target = "random expert"
+[expect]
+lost = 0
+different = 0
+"""
+
+
+@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
+def test_the_plans_that_come_along_can_be_read(path: Path) -> None:
+    assert read_plan(path).title
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("max_tokens", "max_token", "load.max_token: unknown key, with the value 50; did you mean 'max_tokens'?"),
+        ('title = "t"', 'titel = "t"', "titel: unknown key, with the value 't'; did you mean 'title'?"),
+        ("lost = 0", "lots = 0\nzzz = 1", "expect.lots: unknown key, with the value 0; did you mean 'lost'?"),
+        ('title = "t"', "", "title: this key is required"),
+        ("lost = 0", "", "expect.lost: this key is required"),
+        ("max_tokens = 50", "max_tokens = '50'", "load.max_tokens: '50' is not a whole number"),
+        ("max_tokens = 50", "max_tokens = 50.0", "load.max_tokens: 50.0 is not a whole number"),
+        ("max_tokens = 50", "max_tokens = true", "load.max_tokens: True is not a whole number"),
+        ("max_tokens = 50", "max_tokens = 0", "load.max_tokens: 0 is not within 1 to 1048576"),
+        ("max_tokens = 50", "max_tokens = 50\nstreams = 0", "load.streams: 0 is not within 1 to 1024"),
+        ("max_tokens = 50", "max_tokens = 50\nsampling = 'hot'", "load.sampling: 'hot' is not one of greedy, seeded"),
+        ("max_tokens = 50", "max_tokens = 50\nprompt_tokens = 4", "load.prompt_tokens: 4 is not a list"),
+        ("max_tokens = 50", "max_tokens = 50\nprompt_tokens = []", "load.prompt_tokens: [] names no length"),
+        ("max_tokens = 50", "max_tokens = 50\nprompt_tokens = [1, 'a']", "load.prompt_tokens[1]: 'a' is not a whole"),
+        ("max_tokens = 50", "max_tokens = 50\nignore_eos = 1", "load.ignore_eos: 1 is not true or false"),
+        ("[fleet]", "[[fleet]]", "fleet: [{'expert_shards': 3}] is not a table"),
+        ("[[step]]", "[step]", "step: {'do': 'kill', 'target': 'expert-1', 'at_token': 10} is not a list"),
+        ("expert_shards = 3", "expert_shards = 1", "fleet.replicas: 2 is not within 1 to 1"),
+        ('"expert-1"', '"expert-3"', "step[0].target: 'expert-3' is not in a fleet whose expert seats are 0 to 2"),
+        (
+            '"expert-1"',
+            '"attention-1"',
+            "step[0].target: 'attention-1' is not in a fleet whose attention seats are 0 to 0",
+        ),
+        ('"expert-1"', '"gateway-1"', "step[0].target: 'gateway-1' is not in a fleet whose gateway seats are 0 to 0"),
+        ('"expert-1"', '"expert-01"', "step[0].target: 'expert-01' is not one of expert-N"),
+        ('"expert-1"', '"raylet"', "step[0].target: 'raylet' is not one of expert-N"),
+        ('target = "expert-1"', "", "step[0].target: '' is not one of expert-N"),
+        ('"kill"', '"slay"', "step[0].do: 'slay' is not one of kill, terminate, stop, scale, drain"),
+        ('"kill"', '"stop"', "step[0].for_s: 'stop' needs it"),
+        ('"kill"', '"stop"\nfor_s = 0', "step[0].for_s: 0 is not within 0.1 to 3600"),
+        ('"kill"', '"kill"\nfor_s = 2', "step[0].for_s: 2 is for 'stop' alone, not for 'kill'"),
+        ('"kill"', '"scale"\nto = 2', "step[0].target: 'expert-1' is not for 'scale'"),
+        ('"kill"\ntarget = "expert-1"', '"scale"', "step[0].to: 'scale' needs it"),
+        ('"kill"\ntarget = "expert-1"', '"scale"\nto = 65', "step[0].to: 65 is not within 1 to 64"),
+        ('"kill"\ntarget = "expert-1"', '"drain"\ntarget = "controller"', "step[0].target: 'controller' is not one of"),
+        ("at_token = 10", "", "step[0]: nothing says when; give one of at_s, at_token, after_recovery_s"),
+        ("at_token = 10", "at_token = 10\nat_s = 1", "step[0]: at_s and at_token says when; give one of"),
+        ("at_token = 10", "at_token = 50", "step[0].at_token: 50 is past 49, the last but one of max_tokens"),
+        ("at_token = 10", "at_s = -1", "step[0].at_s: -1 is not within 0 to 86400"),
+        ("at_token = 10", "at_s = nan", "step[0].at_s: nan is not within 0 to 86400"),
+        ("different = 0", "different = -1", "expect.different: -1 is not within 0 to"),
+        ("different = 0", "different = 0\nworst_gap_ms = -1", "expect.worst_gap_ms: -1 is not within 0 to"),
+    ],
+)
+def test_a_mistake_names_file_key_and_value(tmp_path: Path, old: str, new: str, words: str) -> None:
+    check_refused(tmp_path, GOOD, old, new, words)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("minutes = 1", "minutes = 0", "soak.minutes: 0 is not within 0.1 to 10000"),
+        ("minutes = 1", "minutes = 1\npause_s = [2, 1]", "soak.pause_s: [2, 1] is not [shortest, longest]"),
+        ("minutes = 1", "minutes = 1\npause_s = [1]", "soak.pause_s: [1] is not [shortest, longest]"),
+        (
+            '"random expert"',
+            '"random expert"\nat_s = 1',
+            "soak.step[0].at_s: a soak's steps come when the pause is over",
+        ),
+        ('"random expert"', '"expert-7"', "soak.step[0].target: 'expert-7' is not in a fleet"),
+        ('[[soak.step]]\ndo = "kill"\ntarget = "random expert"', "step = []", "soak.step: a soak needs at least one"),
+        (SOAK[SOAK.index("[soak]") : SOAK.index("[expect]")], "", "step: the plan has neither steps nor a soak"),
+    ],
+)
+def test_a_mistake_in_a_soak_as_well(tmp_path: Path, old: str, new: str, words: str) -> None:
+    check_refused(tmp_path, SOAK, old, new, words)
+
+
+def check_refused(tmp_path: Path, text: str, old: str, new: str, words: str) -> None:
+    path = tmp_path / "plan.toml"
+    path.write_text(text)
+    read_plan(path)
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
+    with pytest.raises(PlanError) as refusal:
+        read_plan(path)
+    assert str(refusal.value).startswith(f"{path}: {words}"), refusal.value
+
+
+def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match=r"absent\.toml: No such file"):
+        read_plan(tmp_path / "absent.toml")
+    (tmp_path / "broken.toml").write_text("title =")
+    with pytest.raises(PlanError, match=r"broken\.toml: not TOML: "):
+        read_plan(tmp_path / "broken.toml")
+
+
+def test_random_targets_are_the_seeds(tmp_path: Path) -> None:
+    (tmp_path / "plan.toml").write_text(SOAK)
+    soak = read_plan(tmp_path / "plan.toml").soak
+    assert soak is not None
+    once, again, other = (list(islice(soak.draw(random.Random(seed), FleetSize()), 20)) for seed in (1, 1, 2))
+    assert once == again != other
+    assert {step.target for step in once} == {"expert-0", "expert-1", "expert-2"}
+    assert all(1 <= (step.after_recovery_s or 0) <= 5 for step in once)
+    assert Step("kill", "controller", at_s=1).drawn(random.Random(1), FleetSize()).target == "controller"

@@ -1,0 +1,201 @@
+"""Steps hit real processes, which a fake fleet starts again."""
+
+import asyncio
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import steps
+from harness.fleet import FleetError
+from harness.plan import Expect, FleetSize, Load, Plan, Soak, Step
+from harness.steps import Happened, Steps
+
+
+class FakeFleet:
+    """``stale``: so many times the status tells of an ended process as if it still were there."""
+
+    def __init__(self, *names: str) -> None:
+        self.processes = {name: self._start() for name in names}
+        self.stale = 0
+        self.restarts = True
+        self.commands: list[tuple[str, ...]] = []
+        self.num_experts = 2
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(["sleep", "60"])
+
+    async def status(self) -> dict[str, Any] | None:
+        if any(process.poll() is not None for process in self.processes.values()):
+            if self.stale:
+                self.stale -= 1
+            elif self.restarts:
+                self.processes = {
+                    name: process if process.poll() is None else self._start()
+                    for name, process in self.processes.items()
+                }
+        experts = range(self.num_experts)
+        workers = [{"role": "expert", "seat": f"expert-{n}", "state": "ready", "pid": self._pid(n)} for n in experts]
+        return {"ready": True, "missing": None, "workers": workers}
+
+    def _pid(self, ordinal: int) -> int | None:
+        process = self.processes.get(f"expert-{ordinal}")
+        return process.pid if process else None
+
+    async def pid(self, target: str) -> int:
+        if target not in self.processes:
+            raise FleetError(f"{target} has no running process")
+        return self.processes[target].pid
+
+    def head(self) -> int | None:
+        return self.processes["gcs_server"].pid
+
+    async def command(self, *arguments: str) -> None:
+        self.commands.append(arguments)
+        if arguments == ("scale", "--expert-shards", "5"):
+            raise FleetError("expertfleet scale ended with status 1: too many")
+        self.num_experts = 4
+
+    def state(self, name: str) -> str:
+        stat = Path("/proc", str(self.processes[name].pid), "stat").read_text()
+        return stat.rpartition(")")[2].split()[0]
+
+    def end(self) -> None:
+        for process in self.processes.values():
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def fleet() -> Iterator[FakeFleet]:
+    fake = FakeFleet("expert-0", "expert-1", "gcs_server")
+    yield fake
+    fake.end()
+
+
+def make(fleet: FakeFleet, *planned: Step, has_delivered: Any = lambda num_tokens: True, soak: Any = None) -> Steps:
+    plan = Plan("t", Load(max_tokens=50), Expect(0, 0), FleetSize(expert_shards=2), planned, soak)
+    return Steps(fleet, plan, has_delivered)
+
+
+def run(run_of: Steps) -> list[Happened]:
+    asyncio.run(run_of.run())
+    return run_of.happened
+
+
+def test_a_killed_seat_is_back_with_another_process_only(fleet: FakeFleet) -> None:
+    fleet.stale = 3
+    pid = fleet.processes["expert-1"].pid
+    killed = fleet.processes["expert-1"]
+    (happened,) = run(make(fleet, Step("kill", "expert-1", at_s=0)))
+    assert killed.wait(1) == -signal.SIGKILL
+    assert happened.pid == pid != fleet.processes["expert-1"].pid
+    assert happened.seat_s is not None
+    assert happened.seat_s >= 0.3
+    assert happened.whole_s is not None
+    assert not happened.error
+
+
+def test_terminate_is_sigterm(fleet: FakeFleet) -> None:
+    ended = fleet.processes["gcs_server"]
+    (happened,) = run(make(fleet, Step("terminate", "gcs_server", at_s=0)))
+    assert ended.wait(1) == -signal.SIGTERM
+    assert happened.seat_s is not None
+
+
+def test_a_stopped_process_stands_still_and_goes_on(fleet: FakeFleet) -> None:
+    one = make(fleet, Step("stop", "expert-0", for_s=0.5, at_s=0))
+    states = []
+
+    async def watch() -> None:
+        task = asyncio.create_task(one.run())
+        await asyncio.sleep(0.25)
+        states.append(fleet.state("expert-0"))
+        await task
+        states.append(fleet.state("expert-0"))
+
+    asyncio.run(watch())
+    assert states == ["T", "S"]
+    assert one.happened[0].whole_s is not None
+
+
+def test_a_stopped_process_goes_on_when_the_run_is_cut_short(fleet: FakeFleet) -> None:
+    one = make(fleet, Step("stop", "expert-0", for_s=60, at_s=0))
+
+    async def cut() -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(one.run(), 0.3)
+        await asyncio.sleep(0.1)
+
+    asyncio.run(cut())
+    assert fleet.state("expert-0") == "S"
+
+
+def test_a_seat_that_stays_away_is_an_error(fleet: FakeFleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "RECOVERY_LIMIT_S", 0.4)
+    fleet.restarts = False
+    (happened,) = run(make(fleet, Step("kill", "expert-1", at_s=0)))
+    assert happened.seat_s is None
+    assert happened.error.startswith("not over it after 0.4 s: ready; expert-0 ready (pid ")
+
+
+def test_a_target_without_a_process_is_an_error(fleet: FakeFleet) -> None:
+    (happened,) = run(make(fleet, Step("kill", "controller", at_s=0)))
+    assert happened.error == "controller has no running process"
+
+
+def test_a_command_that_fails_is_an_error_with_its_words(fleet: FakeFleet) -> None:
+    grown, failed, drained = run(
+        make(
+            fleet,
+            Step("scale", to=4, at_s=0),
+            Step("scale", to=5, after_recovery_s=0),
+            Step("drain", "expert-0", after_recovery_s=0),
+        )
+    )
+    assert fleet.commands == [
+        ("scale", "--expert-shards", "4"), ("scale", "--expert-shards", "5"), ("drain", "expert-0"),
+    ]  # fmt: skip
+    assert (grown.error, grown.whole_s is not None) == ("", True)
+    assert (failed.error, failed.whole_s) == ("expertfleet scale ended with status 1: too many", None)
+    assert (drained.error, drained.whole_s is not None) == ("", True)
+
+
+def test_steps_come_when_they_are_due(fleet: FakeFleet) -> None:
+    began, asked = time.monotonic(), []
+
+    def has_delivered(num_tokens: int) -> bool:
+        asked.append(num_tokens)
+        return time.monotonic() - began > 0.4
+
+    first, second, third = run(
+        make(
+            fleet,
+            Step("kill", "expert-0", at_token=7),
+            Step("kill", "expert-1", after_recovery_s=0.3),
+            Step("kill", "gcs_server", at_s=1.5),
+            has_delivered=has_delivered,
+        )
+    )
+    assert set(asked) == {7}
+    assert first.whole_s is not None
+    assert 0.4 <= first.at_s <= second.at_s - first.whole_s - 0.3
+    assert third.at_s >= 1.5
+
+
+def test_a_soak_draws_until_its_time_is_over(fleet: FakeFleet) -> None:
+    soak = Soak(minutes=0.1, step=(Step("kill", "random expert"), Step("kill", "gcs_server")), pause_s=(0.1, 0.2))
+    happened = run(make(fleet, soak=soak))
+    assert len({one.name for one in happened}) == 3
+    assert 5 <= happened[-1].at_s <= 6.5
+    assert all(one.whole_s is not None for one in happened)
+
+
+def test_a_soak_ends_with_what_the_fleet_did_not_get_over(fleet: FakeFleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "RECOVERY_LIMIT_S", 0.3)
+    fleet.restarts = False
+    soak = Soak(minutes=60, step=(Step("kill", "expert-0"),), pause_s=(0, 0))
+    assert len(run(make(fleet, soak=soak))) == 1
