@@ -8,11 +8,12 @@ import argparse
 import asyncio
 import dataclasses
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
-from harness.chaos import run_plan
+from harness.chaos import Outcome, run_plan
 from harness.fleet import FleetError
 from harness.plan import Plan
 from harness.plan_file import PlanError, read_plan
@@ -20,6 +21,7 @@ from harness.report import as_json, as_lines
 
 from expertfleet.demo.bundled import NANO_K2
 
+_READY_S = 180.0
 _OVER = {
     "fleet": ("expert_shards", "replicas", "attention_workers"),
     "load": ("streams", "max_tokens", "seed"),
@@ -32,14 +34,24 @@ def main() -> int:
     options = parser.parse_args()
     try:
         plan = overlaid(read_plan(options.plan), vars(options))
-        outcome = asyncio.run(run_plan(plan, options.model, tuple(options.serve_flags), _say))
+        outcome = asyncio.run(_run(plan, options))
     except (PlanError, FleetError) as error:
         print(f"chaos: error: {error}", file=sys.stderr)
         return 2
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        return 130
     print("\n".join(as_lines(outcome)))
     if options.report is not None:
         options.report.write_text(json.dumps(as_json(outcome), indent=2) + "\n")
     return 1 if outcome.failures else 0
+
+
+async def _run(plan: Plan, options: argparse.Namespace) -> Outcome:
+    """SIGTERM cancels it, so that its fleet is ended whatever happens."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await run_plan(plan, options.model, tuple(options.serve_flags), options.ready_s, _say)
 
 
 def overlaid(plan: Plan, given: dict[str, Any]) -> Plan:
@@ -62,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("plan", type=Path, help="TOML file")
     parser.add_argument("--model", type=Path, default=NANO_K2, help="checkpoint (default: the bundled nano-k2)")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write the outcome as JSON")
+    parser.add_argument("--ready-s", type=float, default=_READY_S, help=f"wait so long for the fleet ({_READY_S:g})")
     for names in _OVER.values():
         for name in names:
             kind = float if name == "minutes" else int

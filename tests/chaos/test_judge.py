@@ -5,13 +5,18 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from harness.judge import judge
+from harness.judge import Judgement, judge
 from harness.plan import Expect, Step
 from harness.steps import Happened
 from harness.stream import Recording
 
 NOTHING = Expect(lost=0, different=0)
 Drive = Callable[..., Any]
+
+
+def judge_twice(expect: Expect, runs: tuple[list[Recording], list[Recording]]) -> Judgement:
+    calm, again = runs
+    return judge(expect, calm, again, [])
 
 
 def test_the_same_answers_pass(drive_twice: Drive) -> None:
@@ -40,7 +45,7 @@ def test_the_same_answers_pass(drive_twice: Drive) -> None:
     ],
 )
 def test_a_lost_request_is_found_with_its_reason(drive_twice: Drive, fault: str, words: str) -> None:
-    judgement = judge(NOTHING, *drive_twice(fault), [])
+    judgement = judge_twice(NOTHING, drive_twice(fault))
     (found,) = judgement.lost
     assert re.search(words, found.what), found.what
     assert not judgement.different
@@ -56,7 +61,7 @@ def test_a_lost_request_is_found_with_its_reason(drive_twice: Drive, fault: str,
     ],
 )
 def test_a_different_answer_is_found_with_its_place(drive_twice: Drive, fault: str, words: str) -> None:
-    judgement = judge(NOTHING, *drive_twice(fault), [])
+    judgement = judge_twice(NOTHING, drive_twice(fault))
     (found,) = judgement.different
     assert found.what.startswith(words)
     assert not judgement.lost
@@ -64,7 +69,7 @@ def test_a_different_answer_is_found_with_its_place(drive_twice: Drive, fault: s
 
 
 def test_tolerated_losses_are_no_failure(drive_twice: Drive) -> None:
-    judgement = judge(Expect(lost=2, different=0), *drive_twice("error frame", streams=2), [])
+    judgement = judge_twice(Expect(lost=2, different=0), drive_twice("error frame", streams=2))
     assert len(judgement.lost) == 2
     assert not judgement.failures
 

@@ -4,6 +4,7 @@ Knows nothing of what happens to the fleet meanwhile, and judges nothing.
 """
 
 import asyncio
+import time
 from typing import Any, Self
 
 import httpx
@@ -11,6 +12,7 @@ import httpx
 from .stream import Recording, record
 
 _PAUSE_S = 0.2
+_TICK_S = 0.02
 _TIMEOUT = httpx.Timeout(10.0, read=None)
 
 
@@ -35,22 +37,33 @@ class Driver:
 
 
 class Run:
-    """``recordings`` are in the order in which requests were sent."""
+    """``recordings`` are in the order in which requests were sent; ``lag_s`` is the most that this client itself was late."""
 
     def __init__(self, client: httpx.AsyncClient, url: str, bodies: list[dict[str, Any]]) -> None:
         self._client, self._url, self._bodies = client, url, bodies
         self._first: dict[int, Recording] = {}
         self.recordings: list[Recording] = []
+        self.lag_s = 0.0
 
     async def drive(self, enough: asyncio.Event) -> None:
         """Every stream at least once, then again until ``enough``; what has begun is finished."""
-        await asyncio.gather(*(self._repeat(index, enough) for index in range(len(self._bodies))))
+        watch = asyncio.create_task(self._watch_lag())
+        try:
+            await asyncio.gather(*(self._repeat(index, enough) for index in range(len(self._bodies))))
+        finally:
+            watch.cancel()
 
     def has_delivered(self, num_tokens: int) -> bool:
         """Whether every stream's first answer has so many tokens or is over."""
         return len(self._first) == len(self._bodies) and all(
             recording.ended is not None or len(recording.token_ids) >= num_tokens for recording in self._first.values()
         )
+
+    async def _watch_lag(self) -> None:
+        while True:
+            due = time.monotonic() + _TICK_S
+            await asyncio.sleep(_TICK_S)
+            self.lag_s = max(self.lag_s, time.monotonic() - due)
 
     async def _repeat(self, index: int, enough: asyncio.Event) -> None:
         while True:

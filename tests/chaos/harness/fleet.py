@@ -23,10 +23,9 @@ from expertfleet.cluster.guard import alive, descendants
 
 from .plan import HEAD
 
-_READY_S = 180.0
 _END_S = 60.0
 _ANSWER_S = 2.0
-_LAST_LINES = 5
+_LAST_LINES = 2
 
 
 class FleetError(Exception):
@@ -52,13 +51,13 @@ class Fleet:
             threading.Thread(target=self._read, args=(getattr(self._process, name), lines), daemon=True).start()
         self.url = ""
 
-    async def wait_ready(self) -> None:
-        give_up = time.monotonic() + _READY_S
+    async def wait_ready(self, within_s: float) -> None:
+        give_up = time.monotonic() + within_s
         while not self._said["stdout"]:
             if self._process.poll() is not None:
                 raise FleetError(f"serve ended with status {self._process.returncode}: {self.last_lines()}")
             if time.monotonic() > give_up:
-                raise FleetError(f"serve was not ready within {_READY_S:g} s: {self.last_lines()}")
+                raise FleetError(f"serve was not ready within {within_s:g} s: {self.last_lines()}")
             await asyncio.sleep(0.05)
         self.url = self._said["stdout"][0].removeprefix("ready ").strip()
         self._admin = (await self._client.get(f"{self.url}/health")).json()["admin"]

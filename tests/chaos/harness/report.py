@@ -27,6 +27,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "chaos": dataclasses.asdict(judgement.chaos),
         "lost": [dataclasses.asdict(one) for one in judgement.lost],
         "different": [dataclasses.asdict(one) for one in judgement.different],
+        "client_lag_ms": 1e3 * outcome.client_lag_s,
         "steps": [_step(one) for one in outcome.happened],
     }
 
@@ -39,6 +40,7 @@ def _step(happened: Any) -> dict[str, Any]:
 def as_lines(outcome: Outcome) -> list[str]:
     judgement = outcome.judgement
     lines = [outcome.plan.title, *_loads(judgement.calm, judgement.chaos), *_steps(outcome), *_streams(judgement.chaos)]
+    lines.append(f"the client itself was late by at most {1e3 * outcome.client_lag_s:.0f} ms")
     for what, found in (("lost", judgement.lost), ("different", judgement.different)):
         lines.append(f"{what}: {len(found)} of {judgement.chaos.num_requests} requests")
         lines += [f"  stream {one.request}: {one.what}" for one in found[:_SHOWN]]
