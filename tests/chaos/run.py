@@ -10,11 +10,13 @@ import dataclasses
 import json
 import signal
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from harness.chaos import Outcome, run_plan
 from harness.fleet import FleetError
+from harness.network import NetworkError
 from harness.plan import Plan
 from harness.plan_file import PlanError, read_plan
 from harness.report import as_json, as_lines
@@ -34,8 +36,10 @@ def main() -> int:
     options = parser.parse_args()
     try:
         plan = overlaid(read_plan(options.plan), vars(options))
+        if plan.fleet.machines and options.serve_flags:
+            raise PlanError(f"{options.serve_flags[0]}: a fleet of machines is not started by serve")
         outcome = asyncio.run(_run(plan, options))
-    except (PlanError, FleetError) as error:
+    except (PlanError, FleetError, NetworkError) as error:
         print(f"chaos: error: {error}", file=sys.stderr)
         return 2
     except (asyncio.CancelledError, KeyboardInterrupt):
@@ -88,7 +92,7 @@ def _flag(name: str) -> str:
 
 
 def _say(line: str) -> None:
-    print(f"# {line}", file=sys.stderr, flush=True)
+    print(f"# {datetime.now():%H:%M:%S} {line}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

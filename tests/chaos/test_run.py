@@ -56,6 +56,12 @@ def test_flags_that_contradict_the_plan_are_one_line(flags: list[str], words: st
     assert done.stderr.count("\n") == 1
 
 
+def test_flags_for_serve_are_refused_where_there_is_none() -> None:
+    done = run(HERE / "plans" / "cut-shard.toml", "--", "--pin")
+    assert done.returncode == 2
+    assert done.stderr == "chaos: error: --pin: a fleet of machines is not started by serve\n"
+
+
 def test_a_fleet_that_cannot_start_is_one_line_with_its_reason() -> None:
     done = run(KILL_SHARD, "--", "--max-model-len=0")
     assert done.returncode == 2

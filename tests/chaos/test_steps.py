@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from harness import steps
 from harness.fleet import FleetError
+from harness.network import Network
 from harness.plan import Expect, FleetSize, Load, Plan, Soak, Step
 from harness.steps import Happened, Steps
 
@@ -78,7 +79,7 @@ def fleet() -> Iterator[FakeFleet]:
 
 def make(fleet: FakeFleet, *planned: Step, has_delivered: Any = lambda num_tokens: True, soak: Any = None) -> Steps:
     plan = Plan("t", Load(max_tokens=50), Expect(0, 0), FleetSize(expert_shards=2), planned, soak)
-    return Steps(fleet, plan, has_delivered)
+    return Steps(fleet, plan, has_delivered, lambda line: None)
 
 
 def run(run_of: Steps) -> list[Happened]:
@@ -132,6 +133,32 @@ def test_a_stopped_process_goes_on_when_the_run_is_cut_short(fleet: FakeFleet) -
 
     asyncio.run(cut())
     assert fleet.state("expert-0") == "S"
+
+
+def test_a_cut_machine_is_joined_again(fleet: FakeFleet) -> None:
+    calls: list[tuple[float, str, int]] = []
+
+    class FakeNetwork(Network):
+        def cut(self, number: int) -> None:
+            calls.append((time.monotonic(), "cut", number))
+
+        def join(self, number: int) -> None:
+            calls.append((time.monotonic(), "join", number))
+
+    plan = Plan(
+        "t",
+        Load(max_tokens=50),
+        Expect(0, 0),
+        FleetSize(2, machines=True),
+        (Step("cut", "expert-1", for_s=0.5, at_s=0),),
+    )
+    one = Steps(fleet, plan, lambda num_tokens: True, lambda line: None, FakeNetwork(2))
+    (happened,) = run(one)
+    (cut_at, *cut), (joined_at, *joined) = calls
+    assert (cut, joined) == (["cut", 1], ["join", 1])
+    assert joined_at - cut_at >= 0.5
+    assert happened.whole_s is not None
+    assert happened.pid is None
 
 
 def test_a_seat_that_stays_away_is_an_error(fleet: FakeFleet, monkeypatch: pytest.MonkeyPatch) -> None:

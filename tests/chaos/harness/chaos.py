@@ -5,12 +5,15 @@ Knows nothing of command lines and reports.
 
 import asyncio
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from .driver import Driver, Run
 from .fleet import Fleet, FleetError, private_folder
 from .judge import Judgement, judge
+from .machines import Machines
+from .network import Network, networked
 from .plan import Plan
 from .requests import make_requests
 from .steps import Happened, Steps
@@ -36,16 +39,17 @@ async def run_plan(
 ) -> Outcome:
     """Raises FleetError when the fleet is not there after ``ready_s``, or errs in calm already."""
     bodies = make_requests(plan.load, model)
-    with private_folder() as tmp:
+    size = plan.fleet
+    with private_folder() as tmp, networked(size.expert_shards) if size.machines else nullcontext() as network:
         say("starting a fleet")
-        fleet = Fleet(model, (*plan.fleet.flags, *flags), tmp)
+        fleet = Fleet(model, (*size.flags, *flags), tmp) if network is None else Machines(model, size, network, tmp)
         try:
             await fleet.wait_ready(ready_s)
             async with Driver(fleet.url, bodies) as driver:
                 say(f"{plan.load.streams} streams in calm")
                 calm = await _calm(driver)
                 say("the same under chaos")
-                chaos, happened = await _chaos(plan, fleet, driver)
+                chaos, happened = await _chaos(plan, fleet, driver, network, say)
             say("ending the fleet")
             end = await fleet.end()
         finally:
@@ -63,10 +67,12 @@ async def _calm(driver: Driver) -> Run:
     return run
 
 
-async def _chaos(plan: Plan, fleet: Fleet, driver: Driver) -> tuple[Run, list[Happened]]:
+async def _chaos(
+    plan: Plan, fleet: Fleet | Machines, driver: Driver, network: Network | None, say: Callable[[str], None]
+) -> tuple[Run, list[Happened]]:
     """The load goes on until the fleet has got over the last step."""
     run, over = driver.new_run(), asyncio.Event()
-    steps = Steps(fleet, plan, run.has_delivered)
+    steps = Steps(fleet, plan, run.has_delivered, say, network)
     async with asyncio.TaskGroup() as group:
         group.create_task(run.drive(over))
         await steps.run()

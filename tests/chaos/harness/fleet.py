@@ -32,34 +32,15 @@ class FleetError(Exception):
     """The fleet under test cannot be used; one line."""
 
 
-class Fleet:
-    def __init__(self, model: Path, flags: tuple[str, ...], tmp: Path) -> None:
-        environ = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "EXPERTFLEET_"))}
-        self._tmp = tmp
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "expertfleet.cluster", "serve", str(model), "--port=0", *flags],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**environ, "TMPDIR": str(tmp)},
-            start_new_session=True,
-        )
-        self._client = httpx.AsyncClient(trust_env=False, timeout=_ANSWER_S)
-        self._admin = ""
-        self._said: dict[str, list[str]] = {"stdout": [], "stderr": []}
-        for name, lines in self._said.items():
-            threading.Thread(target=self._read, args=(getattr(self._process, name), lines), daemon=True).start()
-        self.url = ""
+class Observed:
+    """A fleet as both kinds show themselves: an API, and an admin port that tells their status."""
 
-    async def wait_ready(self, within_s: float) -> None:
-        give_up = time.monotonic() + within_s
-        while not self._said["stdout"]:
-            if self._process.poll() is not None:
-                raise FleetError(f"serve ended with status {self._process.returncode}: {self.last_lines()}")
-            if time.monotonic() > give_up:
-                raise FleetError(f"serve was not ready within {within_s:g} s: {self.last_lines()}")
-            await asyncio.sleep(0.05)
-        self.url = self._said["stdout"][0].removeprefix("ready ").strip()
+    def __init__(self) -> None:
+        self.url = ""
+        self._admin = ""
+        self._client = httpx.AsyncClient(trust_env=False, timeout=_ANSWER_S)
+
+    async def find_admin(self) -> None:
         self._admin = (await self._client.get(f"{self.url}/health")).json()["admin"]
 
     async def status(self) -> dict[str, Any] | None:
@@ -72,17 +53,16 @@ class Fleet:
 
     async def pid(self, target: str) -> int:
         """Of the process that has the seat now, or of Ray's head."""
-        if target == HEAD:
-            found = heads(self._process.pid)
-        else:
-            found = [worker["pid"] for worker in seats(await self.status(), target) if worker["pid"]]
-        if len(found) != 1 or not alive(found[0]):
+        found = (
+            self.head() if target == HEAD else next((one["pid"] for one in seats(await self.status(), target)), None)
+        )
+        if found is None or not alive(found):
             raise FleetError(f"{target} has no running process")
-        return int(found[0])
+        return int(found)
 
     def head(self) -> int | None:
         """The pid of Ray's head while it runs."""
-        return next(iter(heads(self._process.pid)), None)
+        return None
 
     async def command(self, *arguments: str) -> None:
         """Runs ``expertfleet …`` against this fleet. Raises FleetError with what it said when it fails."""
@@ -93,6 +73,43 @@ class Fleet:
         if process.returncode:
             told = " ".join(said.decode(errors="replace").split())
             raise FleetError(f"expertfleet {' '.join(arguments)} ended with status {process.returncode}: {told}")
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+
+class Fleet(Observed):
+    """On this machine, as people start it."""
+
+    def __init__(self, model: Path, flags: tuple[str, ...], tmp: Path) -> None:
+        super().__init__()
+        self._tmp = tmp
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "expertfleet.cluster", "serve", str(model), "--port=0", *flags],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**clean_environment(), "TMPDIR": str(tmp)},
+            start_new_session=True,
+        )
+        self._said: dict[str, list[str]] = {"stdout": [], "stderr": []}
+        for name, lines in self._said.items():
+            threading.Thread(target=self._read, args=(getattr(self._process, name), lines), daemon=True).start()
+
+    async def wait_ready(self, within_s: float) -> None:
+        give_up = time.monotonic() + within_s
+        while not self._said["stdout"]:
+            if self._process.poll() is not None:
+                raise FleetError(f"serve ended with status {self._process.returncode}: {self.last_lines()}")
+            if time.monotonic() > give_up:
+                raise FleetError(f"serve was not ready within {within_s:g} s: {self.last_lines()}")
+            await asyncio.sleep(0.05)
+        self.url = self._said["stdout"][0].removeprefix("ready ").strip()
+        await self.find_admin()
+
+    def head(self) -> int | None:
+        found = (pid for pid in descendants(self._process.pid) if Path(_command(pid)).name == HEAD)
+        return next(found, None)
 
     def last_lines(self) -> str:
         return " | ".join(line.strip() for line in self._said["stderr"][-_LAST_LINES:])
@@ -111,7 +128,7 @@ class Fleet:
 
     async def close(self) -> None:
         """Whatever happened, nothing stays: the guard clears up after a killed ``serve``."""
-        await self._client.aclose()
+        await super().close()
         if self._process.poll() is None:
             self._process.kill()
         await asyncio.to_thread(self._process.wait, _END_S)
@@ -131,9 +148,9 @@ def seats(status: dict[str, Any] | None, seat: str = "") -> list[dict[str, Any]]
     return [worker for worker in workers if seat in ("", worker["seat"])]
 
 
-def heads(root: int) -> list[int]:
-    """Every gcs_server below a process."""
-    return [pid for pid in descendants(root) if Path(_command(pid)).name == HEAD]
+def clean_environment() -> dict[str, str]:
+    """Without settings for another fleet."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "EXPERTFLEET_"))}
 
 
 def _command(pid: int) -> str:

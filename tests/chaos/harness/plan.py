@@ -12,7 +12,7 @@ from typing import Literal
 
 from expertfleet.settings.reader import within
 
-Action = Literal["kill", "terminate", "stop", "scale", "drain"]
+Action = Literal["kill", "terminate", "stop", "cut", "scale", "drain"]
 HEAD = "gcs_server"
 _SEAT = re.compile(r"(expert|attention|gateway)-(0|[1-9][0-9]{0,3})")
 _RANDOM = {"random expert": "expert", "random attention": "attention"}
@@ -21,11 +21,16 @@ _WHEN = ("at_s", "at_token", "after_recovery_s")
 
 @dataclass(frozen=True)
 class FleetSize:
-    """``[fleet]``: what ``expertfleet serve`` starts."""
+    """``[fleet]``: what ``expertfleet serve`` starts on this machine.
+
+    With ``machines`` nothing is started again: each expert shard is a plain process on a machine of its own (a network
+    namespace), the others are where the client is.
+    """
 
     expert_shards: int = 3
     replicas: int = 2
     attention_workers: int = 1
+    machines: bool = False
 
     def __post_init__(self) -> None:
         within("expert_shards", self.expert_shards, 1, 64)
@@ -72,7 +77,8 @@ class Step:
 
     ``at_s`` counts from the start of the load; ``at_token`` is the moment when no stream is left whose first answer has fewer
     tokens; ``after_recovery_s`` counts from the moment when the fleet has got over every step before. ``kill`` is SIGKILL,
-    ``terminate`` SIGTERM, ``stop`` SIGSTOP and ``for_s`` seconds later SIGCONT; ``drain`` and ``scale`` (``to`` so many expert
+    ``terminate`` SIGTERM, ``stop`` SIGSTOP and ``for_s`` seconds later SIGCONT; ``cut`` takes a machine off the network for
+    ``for_s`` seconds; ``drain`` and ``scale`` (``to`` so many expert
     shards) are the ``expertfleet`` commands of that name.
     """
 
@@ -90,8 +96,8 @@ class Step:
                 within(name, seconds, 0, 86_400)
         if self.at_token is not None:
             within("at_token", self.at_token, 1, 1 << 20)
-        self._check_only("for_s", "stop", self.for_s)
-        self._check_only("to", "scale", self.to)
+        self._check_only("for_s", ("stop", "cut"), self.for_s)
+        self._check_only("to", ("scale",), self.to)
         if self.for_s is not None:
             within("for_s", self.for_s, 0.1, 3600)
         if self.to is not None:
@@ -113,24 +119,29 @@ class Step:
         if (match := _SEAT.fullmatch(self.target)) and int(match[2]) >= _count(match[1], size):
             count = _count(match[1], size)
             raise ValueError(f"target: {self.target!r} is not in a fleet whose {match[1]} seats are 0 to {count - 1}")
+        if size.machines and self.do not in ("stop", "cut"):
+            raise ValueError(f"do: {self.do!r} is not for a fleet of machines, where nothing is started again")
+        if self.do == "cut" and not size.machines:
+            raise ValueError("do: 'cut' is for a fleet of machines alone; give [fleet] machines = true")
 
-    def _check_only(self, name: str, action: Action, value: float | None) -> None:
-        if (self.do == action) == (value is None):
-            told = f"{self.do!r} needs it" if value is None else f"{value} is for {action!r} alone, not for {self.do!r}"
-            raise ValueError(f"{name}: {told}")
+    def _check_only(self, name: str, actions: tuple[Action, ...], value: float | None) -> None:
+        if (self.do in actions) == (value is None):
+            only = f"{value} is for {' and '.join(map(repr, actions))} alone, not for {self.do!r}"
+            raise ValueError(f"{name}: {f'{self.do!r} needs it' if value is None else only}")
 
     def _check_target(self) -> None:
         if self.do == "scale":
             if self.target:
                 raise ValueError(f"target: {self.target!r} is not for 'scale', which is told the whole fleet's size")
             return
-        if self.target in ("controller", HEAD) and self.do != "drain":
-            return
-        if self.target in _RANDOM or _SEAT.fullmatch(self.target):
-            return
-        allowed = "expert-N, attention-N, gateway-N, random expert, random attention"
-        others = "" if self.do == "drain" else f", controller, {HEAD}"
-        raise ValueError(f"target: {self.target!r} is not one of {allowed}{others}, as {self.do!r} needs")
+        allowed = ["expert-N", "random expert"]
+        if self.do != "cut":
+            allowed += ["attention-N", "gateway-N", "random attention"]
+        if self.do not in ("cut", "drain"):
+            allowed += ["controller", HEAD]
+        match = _SEAT.fullmatch(self.target)
+        if (f"{match[1]}-N" if match else self.target) not in allowed:
+            raise ValueError(f"target: {self.target!r} is not one of {', '.join(allowed)}, as {self.do!r} needs")
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from .fleet import FleetError, seats
+from .network import Network
 from .plan import HEAD, Plan, Soak, Step
 
 RECOVERY_LIMIT_S = 180.0
@@ -52,6 +53,8 @@ class Steps:
     fleet: AnyFleet
     plan: Plan
     has_delivered: Callable[[int], bool]
+    say: Callable[[str], None]
+    network: Network | None = None
     happened: list[Happened] = field(default_factory=list)
     _recoveries: list[asyncio.Task[None]] = field(default_factory=list)
     _ended: set[int] = field(default_factory=set)
@@ -106,6 +109,7 @@ class Steps:
                 os.kill(happened.pid, _SIGNALS[step.do])
                 if step.do != "stop":
                     self._ended.add(happened.pid)
+            self.say(happened.name)
             self._recoveries.append(asyncio.create_task(self._recovery(happened)))
         except (FleetError, ProcessLookupError) as error:
             happened.error = str(error)
@@ -121,6 +125,7 @@ class Steps:
                     happened.seat_s = elapsed
                 if happened.seat_s is not None and self._is_whole(status):
                     happened.whole_s = elapsed
+                    self.say(f"whole again {elapsed:.1f} s after {happened.name}")
                     return
                 await asyncio.sleep(_POLL_S)
             happened.error = f"not over it after {RECOVERY_LIMIT_S:g} s: {_picture(status)}"
@@ -138,6 +143,13 @@ class Steps:
             finally:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(happened.pid, signal.SIGCONT)
+        elif step.do == "cut":
+            assert step.for_s is not None
+            assert self.network is not None
+            machine = int(step.target.rpartition("-")[2])
+            self.network.cut(machine)
+            await asyncio.sleep(step.for_s)
+            self.network.join(machine)
         elif step.do == "scale":
             await self.fleet.command("scale", "--expert-shards", str(step.to))
         elif step.do == "drain":

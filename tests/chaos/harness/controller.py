@@ -1,0 +1,34 @@
+"""A fleet's controller as a plain process, for machines without Ray: ``controller.py MODEL HOST NUM_SHARDS REPLICAS``.
+
+Knows nothing of the machines. It says where it listens, as every role does.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+from expertfleet.checkpoint.files import CheckpointFiles
+from expertfleet.cluster.config import FleetConfig
+from expertfleet.cluster.controller import Controller
+from expertfleet.cluster.plan import make_plan
+from expertfleet.membership.wire import WireSecurity, secure
+
+
+async def serve(model: str, host: str, num_shards: str, replicas: str) -> None:
+    config = FleetConfig(model=Path(model), expert_shards=int(num_shards), replicas=int(replicas))
+    with CheckpointFiles.open(config.model) as checkpoint:
+        shape = make_plan(config, checkpoint, cores=1, nodes={}).shape
+    secure(WireSecurity(None, os.environ["EXPERTFLEET_CLUSTER_TOKEN"]))
+    controller = Controller(shape, host)
+    await controller.start()
+    print(f"listening {controller.address}", flush=True)
+    ended = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+    await ended.wait()
+    await controller.stop()
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(*sys.argv[1:]))
