@@ -1,78 +1,30 @@
 """What a lane costs: one layer's dispatch and combine to shards that compute nothing, at the router and at the shards.
 
 Everything is as in serving (routing to parts, frames, the shards' handler, pool and runtime, answers, the exact combine) but
-the experts, which return their rows, after a sleep if one is asked for. Kinds of lanes take turns, round by round: ``local`` (sockets and shared memory) and ``grpc``; so does
-``bare``, one gRPC stream of all the bytes with nothing around it. CPU is what processes burnt per layer, all threads.
+the experts, which return their rows, after a sleep if one is asked for. Kinds of lanes take turns, round by round: ``local``
+(sockets and shared memory) and ``grpc``; so does ``bare``, one gRPC stream of all the bytes with nothing around it. CPU is
+what processes burnt per layer, all threads.
 Prints a CSV line per kind, number of tokens and of shards.
 """
 
 import argparse
-import itertools
 import tempfile
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from pathlib import Path
 
 import grpc
 import torch
-from shard_process import ShardProcess, cpu_seconds
+from router_lanes import KINDS, Lanes, random_draw
+from shard_process import ShardProcess, cpu_seconds, members
 
 from expertfleet.checkpoint.make_tiny import make_tiny
 from expertfleet.checkpoint.tensors import Checkpoint
-from expertfleet.membership.epoch import Epoch, EpochId, ExpertSet, Member
-from expertfleet.proto.codec import Hello
 from expertfleet.proto.io_thread import IoThread
-from expertfleet.proto.reactor import Reactor
-from expertfleet.router.dispatch import Dispatch
-from expertfleet.router.router import Router
 
-LAYER = 1
-_LIMIT = 64 << 20
 _COLUMNS = "kind,tokens,shards,layers,median_us,p99_us,layers_per_s,router_cpu_us,shard_cpu_us"
 _DRAWS = 16
-
-Draw = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # rows, ids and weights of the top-k
-
-
-class Lanes:
-    """The router's end, with lanes of one kind."""
-
-    def __init__(self, kind: str, checkpoint: Checkpoint, shards: list[ShardProcess], io: IoThread) -> None:
-        self.kind = kind
-        config = checkpoint.config
-        self._reactor = Reactor()
-        hello = Hello("attention-0", checkpoint.fingerprint, "bfloat16", _LIMIT)
-        self.router = Router(io, self._reactor, hello, 60.0, local_lanes=kind == "local")
-        members = []
-        for number, shard in enumerate(shards):
-            pairs = [(LAYER, expert) for expert in range(number, config.num_experts, len(shards))]
-            held = ExpertSet.from_pairs(pairs, config.num_layers, config.num_experts)
-            members.append(Member(shard.seat, shard.address, "echo", held))
-        epoch = Epoch(EpochId(1, 1), checkpoint.fingerprint, "bfloat16", tuple(members), (), True)
-        self.router.set_epoch(epoch)
-        assert self._reactor.run(lambda: self.router.usable, 60)
-
-    def run(self, draws: Sequence[Draw], layers: int, in_flight: int) -> list[float]:
-        """Seconds of each layer from dispatch to combine, with so many of them under way at once."""
-        waiting: deque[tuple[float, Dispatch]] = deque()
-        times = []
-        left = iter([draws[index % len(draws)] for index in range(layers)])
-        while len(times) < layers:
-            for draw in itertools.islice(left, in_flight - len(waiting)):
-                waiting.append((time.perf_counter(), self.router.dispatch(LAYER, *draw)))
-            began, dispatch = waiting.popleft()
-            with closing(dispatch):
-                assert self._reactor.run(lambda one=dispatch: one.done, 60)  # type: ignore[misc]
-                assert dispatch.error is None, dispatch.error
-                dispatch.combined()
-            times.append(time.perf_counter() - began)
-        return times
-
-    def end(self) -> None:
-        self.router.close()
 
 
 class Bare:
@@ -124,13 +76,16 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     io = IoThread("io")  # gRPC's poller serves all of a process's loops, so there is one
     for count in options.shards:
         flags = ("--us-per-route", str(options.us_per_route))
-        shards = [ShardProcess(model, f"expert-{number}", "echo", 1, *flags) for number in range(count)]
-        paths = [Lanes(kind, checkpoint, shards, io) for kind in ("local", "grpc")]
+        shards = [ShardProcess(model, [f"expert-{number}"], "echo", 1, *flags) for number in range(count)]
+        paths = [Lanes(kind, checkpoint, members(shards, checkpoint.config), io) for kind in KINDS]
         bare = Bare(io)
         for tokens in options.tokens:
             _compare(paths, bare, shards, tokens, checkpoint, options)
-        for ended in (*paths, bare, *shards):
-            ended.end()
+        for path in paths:
+            path.end()
+        bare.end()
+        for shard in shards:
+            shard.end()
     io.stop()
 
 
@@ -143,13 +98,10 @@ def _compare(
     options: argparse.Namespace,
 ) -> None:
     config = checkpoint.config
-    times: dict[str, list[float]] = {path.kind: [] for path in (*paths, bare)}
+    times: dict[str, list[float]] = {kind: [] for kind in (*KINDS, Bare.kind)}
     spent: dict[str, list[float]] = {path.kind: [0.0, 0.0, 0.0] for path in paths}  # wall, CPU here, CPU of the shards
     bytes_out = tokens * config.hidden_size * 2
-    draws: list[Draw] = []
-    for _ in range(_DRAWS):
-        weights, ids = torch.rand(tokens, config.num_experts).topk(config.top_k)
-        draws.append((torch.randn(tokens, config.hidden_size).bfloat16(), ids, weights))
+    draws = [random_draw(tokens, config) for _ in range(_DRAWS)]
     for _ in range(options.rounds):
         for path in paths:
             before = time.perf_counter(), cpu_seconds(), sum(shard.cpu_seconds() for shard in shards)

@@ -68,7 +68,7 @@ async def measure(options: argparse.Namespace, folder: Path) -> None:
     model = folder / "k2"
     make_tiny(model, like="kimi-k2-thinking", layers=2, experts=options.experts, dense_width=512, vocab=512)
     checkpoint = Checkpoint.open(model)
-    shards = [ShardProcess(model, name, name, options.threads) for name in options.compared]
+    shards = [ShardProcess(model, [name], name, options.threads) for name in options.compared]
     lanes = [Lane(shard, checkpoint) for shard in shards]
     for lane in lanes:
         await lane.connect()

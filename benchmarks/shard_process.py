@@ -1,8 +1,9 @@
-"""A shard of the fleet as a process of its own, with the experts that a benchmark wants.
+"""A shard of the fleet as a process of its own, or several in one process, with the experts that a benchmark wants.
 
 ``--experts-as`` a backend's name serves the real ones; ``echo`` returns every route's row, so that all but the experts is
-measured; ``bf16`` multiplies weights that were rounded to bf16 while loading (3.6 × the bytes), to compare INT4 with.
-The process prints its address when it is ready, then its CPU seconds for every line of input, and ends with the input.
+measured, and reads no weights; ``bf16`` multiplies weights that were rounded to bf16 while loading (3.6 × the bytes), to compare
+INT4 with. The process prints its shards' addresses when they are ready, then its CPU seconds for every line of input, and ends
+with the input.
 """
 
 import argparse
@@ -10,11 +11,13 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from expertfleet.checkpoint.model_config import ModelConfig
 from expertfleet.expert_workers.config import ExpertConfig
 from expertfleet.expert_workers.server import ExpertServer
 from expertfleet.kernels import int4
@@ -22,18 +25,23 @@ from expertfleet.kernels.activation import silu_mul
 from expertfleet.kernels.exact_linear import ExactLinear, linear_rule
 from expertfleet.kernels.expert_layer import ByExpertLayer, ExpertLayer, ExpertShape, Projection
 from expertfleet.kernels.row_rule import RuleBook
+from expertfleet.membership.epoch import ExpertSet, Member
 
 BOOK = RuleBook()
 
 
 class EchoLayer(ExpertLayer):
-    """An expert's result is its row, after a sleep for each route."""
+    """An expert's result is its row, after a sleep for each route or for each expert that has routes."""
 
-    us_per_route = 0.0
+    us_per_route = us_per_expert = 0.0
 
     def __init__(self, shape: ExpertShape) -> None:
         super().__init__(shape, torch.bfloat16)
         self._held: set[int] = set()
+        self._late_s = 0.0
+
+    def add(self, expert_id: int, gate: Projection, up: Projection, down: Projection) -> None:
+        self._keep(expert_id, gate, up, down)
 
     def _keep(self, expert_id: int, gate: Projection, up: Projection, down: Projection) -> None:
         self._held.add(expert_id)
@@ -49,9 +57,15 @@ class EchoLayer(ExpertLayer):
         return 0
 
     def apply(self, x: torch.Tensor, route_rows: torch.Tensor, route_experts: torch.Tensor, out: torch.Tensor) -> None:
-        if self.us_per_route:
-            time.sleep(self.us_per_route * len(route_rows) / 1e6)
         torch.index_select(x, 0, route_rows, out=out)
+        if cost_us := self.us_per_route * len(route_rows) + self.us_per_expert * len(set(route_experts.tolist())):
+            self._sleep(cost_us / 1e6)
+
+    def _sleep(self, seconds: float) -> None:
+        """A sleep takes longer than it should, by about as much as the one before, which is taken off."""
+        asked, began = max(0.0, seconds - self._late_s), time.perf_counter()
+        time.sleep(asked)
+        self._late_s = time.perf_counter() - began - asked
 
 
 class Bf16Layer(ByExpertLayer):
@@ -91,15 +105,21 @@ LAYERS = {"echo": EchoLayer, "bf16": Bf16Layer}
 
 
 class ShardProcess:
-    def __init__(self, model: Path, seat: str, experts_as: str, threads: int = 1, *more: str) -> None:
-        self.seat, self.experts_as = seat, experts_as
-        flags = ["--model", model, "--seat", seat, "--experts-as", experts_as, "--threads", threads, *more]
+    def __init__(self, model: Path, seats: Sequence[str], experts_as: str, threads: int = 1, *more: str) -> None:
+        self.seats = seats
+        flags = ["--model", model, "--seats", *seats, "--experts-as", experts_as, "--threads", threads, *more]
         command = [sys.executable, __file__, *map(str, flags)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
-        self.address = self._process.stdout.readline().strip()
-        if not self.address:
-            sys.exit(f"{seat} ended with status {self._process.wait()}")
+        self.addresses = self._process.stdout.readline().split()
+        if not self.addresses:
+            sys.exit(f"{', '.join(seats)} ended with status {self._process.wait()}")
+
+    @property
+    def address(self) -> str:
+        """Of the only shard."""
+        (address,) = self.addresses
+        return address
 
     def cpu_seconds(self) -> float:
         assert self._process.stdin is not None
@@ -114,6 +134,18 @@ class ShardProcess:
         self._process.wait(30)
 
 
+def members(shards: Sequence[ShardProcess], config: ModelConfig, count: int | None = None) -> list[Member]:
+    """The first ``count`` shards, or all, as members of an epoch that deals the experts out to them, one after the other."""
+    seats = [pair for shard in shards for pair in zip(shard.seats, shard.addresses, strict=True)][:count]
+    made = []
+    for number, (seat, address) in enumerate(seats):
+        mine = range(number, config.num_experts, len(seats))
+        pairs = [(layer, expert) for layer in config.moe_layers for expert in mine]
+        held = ExpertSet.from_pairs(pairs, config.num_layers, config.num_experts)
+        made.append(Member(seat, address, "any", held))
+    return made
+
+
 def cpu_seconds() -> float:
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
@@ -122,32 +154,41 @@ def cpu_seconds() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--seat", required=True)
+    parser.add_argument("--seats", nargs="+", required=True, help="a shard for each")
     parser.add_argument("--experts-as", required=True)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--us-per-route", type=float, default=0.0, help="how long echo sleeps for each route")
+    parser.add_argument("--us-per-expert", type=float, default=0.0, help="and for each expert that has routes")
     options: Any = parser.parse_args()
-    EchoLayer.us_per_route = options.us_per_route
-    replaced = LAYERS.get(options.experts_as)
-    backend = "auto" if replaced else options.experts_as
-    server = ExpertServer(ExpertConfig(options.model, seat=options.seat, backend=backend, threads=options.threads))
-    if replaced:
-        real = server._test_backend
-
-        def test_backend() -> Any:
-            shape = real().shape
-            return type("Replaced", (), {"new_layer": lambda self: replaced(shape)})()
-
-        server._test_backend = test_backend  # type: ignore[method-assign]
-    server.start()
-    while server.tenancy.state not in ("ready", "failed"):
-        time.sleep(0.05)
-    if server.tenancy.state == "failed":
-        sys.exit(f"{options.seat}: {server.tenancy.error}")
-    print(server.address, flush=True)
+    EchoLayer.us_per_route, EchoLayer.us_per_expert = options.us_per_route, options.us_per_expert
+    servers = [make_server(seat, options) for seat in options.seats]
+    for server in servers:
+        server.start()
+    for server in servers:
+        while server.tenancy.state not in ("ready", "failed"):
+            time.sleep(0.05)
+        if server.tenancy.state == "failed":
+            sys.exit(f"{server.config.seat}: {server.tenancy.error}")
+    print(*(server.address for server in servers), flush=True)
     for _ in sys.stdin:
         print(cpu_seconds(), flush=True)
-    server.stop(0)
+    for server in servers:
+        server.stop(0)
+
+
+def make_server(seat: str, options: argparse.Namespace) -> ExpertServer:
+    replaced = LAYERS.get(options.experts_as)
+    backend: Any = "auto" if replaced else options.experts_as
+    server = ExpertServer(ExpertConfig(options.model, seat=seat, backend=backend, threads=options.threads))
+    if replaced:
+        model = server.checkpoint.config
+        shape = ExpertShape(model.hidden_size, model.moe_intermediate_size, model.group_size)
+        made = type("Replaced", (), {"new_layer": lambda self: replaced(shape)})()
+        server._test_backend = lambda: made  # type: ignore[method-assign]
+    if replaced is EchoLayer:
+        nothing = torch.empty(0)
+        server.checkpoint.read = lambda name: nothing  # type: ignore[method-assign]
+    return server
 
 
 if __name__ == "__main__":

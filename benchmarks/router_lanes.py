@@ -1,0 +1,79 @@
+"""A router with lanes of one kind, as an attention worker has it, without an attention worker: what benchmarks drive.
+
+Knows nothing of what experts cost and of what is timed. A run keeps some layers under way, each of a micro-batch of its own: the
+first one goes through the first MoE layer, the next one through the next, so that a shard can merge two of them only where the
+model has fewer MoE layers. They go on in the order in which their experts answer, as in the engine.
+"""
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import closing
+
+import torch
+
+from expertfleet.checkpoint.model_config import ModelConfig
+from expertfleet.checkpoint.tensors import Checkpoint
+from expertfleet.membership.epoch import Epoch, EpochId, Member
+from expertfleet.proto.codec import Hello
+from expertfleet.proto.io_thread import IoThread
+from expertfleet.proto.reactor import Reactor
+from expertfleet.router.dispatch import Dispatch
+from expertfleet.router.router import Router
+
+KINDS = ("local", "grpc")
+_LIMIT = 64 << 20
+_PATIENCE_S = 60.0
+
+Draw = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # rows [T, H], ids and weights [T, K] of the top-k
+
+
+class Lanes:
+    """``kind`` is local (sockets and shared memory) or grpc; ready when built."""
+
+    def __init__(self, kind: str, checkpoint: Checkpoint, members: Sequence[Member], io: IoThread) -> None:
+        self.kind = kind
+        self._layers = checkpoint.config.moe_layers
+        self._reactor = Reactor()
+        hello = Hello("attention-0", checkpoint.fingerprint, "bfloat16", _LIMIT)
+        self.router = Router(io, self._reactor, hello, _PATIENCE_S, local_lanes=kind == "local")
+        self.router.set_epoch(Epoch(EpochId(1, 1), checkpoint.fingerprint, "bfloat16", tuple(members), (), True))
+        assert self._reactor.run(lambda: self.router.usable, _PATIENCE_S), f"no {kind} lane to some shard"
+
+    def wait(self, dispatch: Dispatch) -> None:
+        """Until it is answered."""
+        assert self._reactor.run(lambda: dispatch.done, 2 * _PATIENCE_S)
+        assert dispatch.error is None, dispatch.error
+
+    def run(self, draws: Sequence[Draw], layers: int, in_flight: int) -> list[float]:
+        """Seconds of each layer from dispatch to combine, with so many of them under way at once."""
+        finished: deque[tuple[int, float, Dispatch]] = deque()
+        left = iter([draws[index % len(draws)] for index in range(layers)])
+
+        def start(micro_batch: int) -> None:
+            if draw := next(left, None):
+                layer, began = self._layers[micro_batch % len(self._layers)], time.perf_counter()
+                dispatch = self.router.dispatch(layer, *draw)
+                dispatch.when_done(lambda: finished.append((micro_batch, began, dispatch)))
+
+        for micro_batch in range(in_flight):
+            start(micro_batch)
+        times: list[float] = []
+        while len(times) < layers:
+            assert self._reactor.run(lambda: bool(finished), 2 * _PATIENCE_S)
+            micro_batch, began, dispatch = finished.popleft()
+            with closing(dispatch):
+                assert dispatch.error is None, dispatch.error
+                dispatch.combined()
+            times.append(time.perf_counter() - began)
+            start(micro_batch)
+        return times
+
+    def end(self) -> None:
+        self.router.close()
+
+
+def random_draw(tokens: int, config: ModelConfig) -> Draw:
+    """Rows whose experts are as likely as each other."""
+    weights, ids = torch.rand(tokens, config.num_experts).topk(config.top_k)
+    return torch.randn(tokens, config.hidden_size).bfloat16(), ids, weights
