@@ -3,15 +3,20 @@
 1. ``--frames`` frames of a mix (dispatches of 1 to 64 rows of 7,168 bf16 values with top-8 routes, result pieces, their placed
 twins for shared memory, cancels, errors, greetings) are encoded and decoded; the growth of the resident set after the first
 tenth is divided by the frames after it. 2. As many frames are decoded after 1 to 8 of their bytes were changed, or an end was cut
-off or added: each must decode or be refused by type, and no refusal may allocate. Prints a CSV line for each; ends with 1 if one
-of the limits (1 byte per frame, 64 MiB for one decoding) is passed.
+off or added: each must decode or be refused by type, and no refusal may allocate. --processes share the frames, each with a seed
+of its own, and look at their own memory. Prints a CSV line for each process and for whole and mutated frames (of 10,000,000
+frames the growth counts after the first million); ends with 1 if one of the limits (1 byte per frame, 64 MiB for one decoding) is
+passed.
 """
 
 import argparse
+import multiprocessing
+import os
 import random
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -94,22 +99,30 @@ class Mix:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--frames", type=int, default=10_000_000)
-    parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
+    parser.add_argument("--frames", type=int, default=10_000_000, help="of all processes, whole, and as many mutated")
+    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--seed", type=int, default=random.randrange(1 << 32), help="of the first process")
     options = parser.parse_args()
+    print("what,seed,frames,seconds,frames_per_s,refused,bytes_per_frame,largest_growth_bytes", flush=True)
+    seeds = range(options.seed, options.seed + options.processes)
+    share = -(-options.frames // options.processes)
+    with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn")) as pool:
+        sys.exit(int(not all(pool.map(soak, seeds, [share] * len(seeds)))))
+
+
+def soak(seed: int, frames: int) -> bool:
+    """In a process of its own: whether the limits were kept."""
     torch.set_num_threads(1)
-    mix = Mix(random.Random(options.seed))
-    print("what,seed,frames,seconds,frames_per_s,refused,bytes_per_frame,largest_growth_bytes")
-    whole = _soak("whole", options, lambda index: mix.frame(index + 1))
-    mutated = _soak("mutated", options, lambda index: mix.mutated(mix.frame(index + 1)))
-    sys.exit(int(not (whole and mutated)))
+    mix = Mix(random.Random(seed))
+    whole = _soak("whole", seed, frames, lambda index: mix.frame(index + 1))
+    mutated = _soak("mutated", seed, frames, lambda index: mix.mutated(mix.frame(index + 1)))
+    return whole and mutated
 
 
-def _soak(what: str, options: argparse.Namespace, make: Callable[[int], bytes]) -> bool:
-    """Whether the limits were kept."""
+def _soak(what: str, seed: int, frames: int, make: Callable[[int], bytes]) -> bool:
     began, refused, largest = time.monotonic(), 0, 0
     after_first_tenth = resident = _resident()
-    for index in _counted(what, options.frames):
+    for index in _counted(what, seed, frames):
         data = make(index)
         try:
             decode(data, _LIMIT)
@@ -118,22 +131,22 @@ def _soak(what: str, options: argparse.Namespace, make: Callable[[int], bytes]) 
         if index % 1000 == 0:  # reading the resident set costs as much as ten frames
             resident, before = _resident(), resident
             largest = max(largest, resident - before)
-        if index == options.frames // 10:
+        if index == frames // 10:
             after_first_tenth = _resident()
     took = time.monotonic() - began
-    slope = (_resident() - after_first_tenth) / (options.frames * 0.9)
-    rate = options.frames / took
+    slope = (_resident() - after_first_tenth) / (frames * 0.9)
+    rate = frames / took
     print(
-        what, options.seed, options.frames, f"{took:.0f}", f"{rate:.0f}", refused, f"{slope:.3f}", largest,
+        what, seed, frames, f"{took:.0f}", f"{rate:.0f}", refused, f"{slope:.3f}", largest,
         sep=",", flush=True,
     )  # fmt: skip
     return slope <= _BYTES_PER_FRAME and largest <= _ONE_DECODING and (what == "mutated" or not refused)
 
 
-def _counted(what: str, frames: int) -> Iterator[int]:
+def _counted(what: str, seed: int, frames: int) -> Iterator[int]:
     for index in range(frames):
         if index and index % (max(1, frames // _REPORTS)) == 0:
-            print(f"# {what}: {index} frames, {_resident() >> 20} MiB", file=sys.stderr, flush=True)
+            print(f"# {what}, seed {seed}: {index} frames, {_resident() >> 20} MiB", file=sys.stderr, flush=True)
         yield index
 
 
