@@ -49,6 +49,7 @@ DTYPE_NAMES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 Indices: TypeAlias = npt.NDArray[np.int32]
 Buffer: TypeAlias = bytes | bytearray
+_AskedFields: TypeAlias = tuple[bytes, tuple[int, int], int, int, int]  # of ``Asked``, after the frame id
 
 
 class Kind(enum.IntEnum):
@@ -72,8 +73,8 @@ class Hello:
 
 
 @dataclass(frozen=True, slots=True)
-class Dispatch:
-    """Hidden rows for one layer of one shard, each row once, and the (row, expert) routes over them."""
+class Asked:
+    """What every dispatch says, wherever its rows are."""
 
     frame_id: int
     fingerprint: bytes
@@ -81,6 +82,12 @@ class Dispatch:
     layer: int
     priority: int
     deadline_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch(Asked):
+    """Hidden rows for one layer of one shard, each row once, and the (row, expert) routes over them."""
+
     rows: torch.Tensor  # [R, H] bfloat16 or float32
     route_rows: Indices  # [N]
     route_experts: Indices  # [N]
@@ -112,15 +119,9 @@ class Cancel:
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
+class Placed(Asked):
     """A DISPATCH whose rows [num_rows, hidden] lie in shared memory; results [N, hidden] belong there as well."""
 
-    frame_id: int
-    fingerprint: bytes
-    epoch: tuple[int, int]
-    layer: int
-    priority: int
-    deadline_us: int
     dtype: torch.dtype
     num_rows: int
     hidden: int
@@ -263,39 +264,33 @@ def _dispatch_header(frame: Dispatch | Placed, num_rows: int, hidden: int, dtype
 
 
 def _decode_dispatch(frame: Buffer, frame_id: int) -> Dispatch:
-    fingerprint, incarnation, counter, layer, dtype, priority, deadline_us, num_rows, num_routes, hidden = _header(
-        frame
-    )
+    asked, dtype, num_rows, num_routes, hidden = _header(frame)
     start = _PREFIX.size + _DISPATCH.size
     after_rows = start + num_rows * hidden * dtype.itemsize
     routes = _routes(frame, after_rows, num_routes, num_rows)
     rows = _view(frame, dtype, num_rows * hidden, start).view(num_rows, hidden)
-    return Dispatch(frame_id, fingerprint, (incarnation, counter), layer, priority, deadline_us, rows, *routes)
+    return Dispatch(frame_id, *asked, rows, *routes)
 
 
 def _decode_placed(frame: Buffer, frame_id: int) -> Placed:
-    fingerprint, incarnation, counter, layer, dtype, priority, deadline_us, num_rows, num_routes, hidden = _header(
-        frame
-    )
+    asked, dtype, num_rows, num_routes, hidden = _header(frame)
     start = _PREFIX.size + _DISPATCH.size
     _at_least(frame, start + _PLACES.size)
     rows_at, results_at = _PLACES.unpack_from(frame, start)
     routes = _routes(frame, start + _PLACES.size, num_routes, num_rows)
-    epoch = (incarnation, counter)
-    return Placed(
-        frame_id, fingerprint, epoch, layer, priority, deadline_us,
-        dtype, num_rows, hidden, rows_at, results_at, *routes,
-    )  # fmt: skip
+    return Placed(frame_id, *asked, dtype, num_rows, hidden, rows_at, results_at, *routes)
 
 
-def _header(frame: Buffer) -> tuple[bytes, int, int, int, torch.dtype, int, int, int, int, int]:
-    """The fields of a dispatch, placed or not."""
+def _header(frame: Buffer) -> tuple[_AskedFields, torch.dtype, int, int, int]:
+    """What was asked, the dtype of its rows, how many they are, how many routes there are, and how wide they are."""
     _at_least(frame, _PREFIX.size + _DISPATCH.size)
-    fields = _DISPATCH.unpack_from(frame, _PREFIX.size)
-    num_rows, num_routes, hidden = fields[-3:]
+    fingerprint, incarnation, counter, layer, dtype, priority, deadline_us, num_rows, num_routes, hidden = (
+        _DISPATCH.unpack_from(frame, _PREFIX.size)
+    )
     if not num_rows or not num_routes or not hidden:
         raise _bad(f"{num_rows} rows of {hidden} with {num_routes} routes; each must be at least 1")
-    return (*fields[:4], _dtype(fields[4]), *fields[5:])
+    asked = fingerprint, (incarnation, counter), layer, priority, deadline_us
+    return asked, _dtype(dtype), num_rows, num_routes, hidden
 
 
 def _routes(frame: Buffer, start: int, num_routes: int, num_rows: int) -> tuple[Indices, Indices]:

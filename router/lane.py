@@ -8,39 +8,21 @@ breaks, every waiting sink gets LANE_LOST and the lane is down until the next HE
 """
 
 import asyncio
-import contextlib
 import logging
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
-import grpc
 import torch
 
-from ..membership import wire
-from ..proto.codec import (
-    Buffer,
-    Dispatch,
-    Error,
-    Filled,
-    Hello,
-    Placed,
-    Result,
-    decode,
-    dispatch_rows,
-    encode_cancel,
-    encode_dispatch,
-    encode_hello,
-    encode_placed,
-    placed_rows,
-)
-from ..proto.errors import Code, FleetError, from_details
+from ..proto.codec import Buffer, Dispatch, Error, Filled, Hello, Result, decode, encode_hello
+from ..proto.errors import Code, FleetError
 from ..proto.io_thread import IoThread
-from ..proto.lane import PATH, channel_options
-from ..proto.local_lane import MAX_MESSAGE_BYTES, FrameSocket, connect_locally
+from ..proto.local_lane import connect_locally
 from ..proto.reactor import Reactor, Timer
-from ..proto.shared_memory import ALIGNMENT, Arena
+from ..proto.shared_memory import Arena
+from .connection import Connection
+from .grpc_connection import GrpcConnection
+from .local_connection import LocalConnection
 
 logger = logging.getLogger(__name__)
 
@@ -55,32 +37,6 @@ class _Sent:
 
     sink: Sink | None
     num_left: int  # routes without an answer; 0 also after an error
-
-
-class Connection(Protocol):
-    """What differs between the kinds of lanes; ``ended`` is the IO loop's."""
-
-    ended: "asyncio.Future[FleetError]"
-
-    def open(self, hello: bytes) -> None: ...
-
-    def max_rows(self, hello: Hello, row_bytes: int, top_k: int) -> int: ...
-
-    def post(self, frame: Dispatch, row_ids: torch.Tensor | None) -> None: ...
-
-    def answer(self, frame: object) -> Result | None: ...
-
-    def cancel(self, frame_id: int) -> bool:
-        """Whether the shard still has to say that it has ended the frame."""
-        ...
-
-    def free(self, frame_id: int) -> None: ...
-
-    def end(self, error: FleetError) -> None: ...
-
-    def discard(self) -> None:
-        """On the IO loop: nobody will open it any more, if it is not open yet."""
-        ...
 
 
 class Lane:
@@ -272,165 +228,3 @@ class Lane:
         for each in sent.values():
             if each.sink is not None and each.num_left:
                 each.sink(lost)
-
-
-class LocalConnection:
-    """Rows and results lie in memory that this end made; the socket carries where."""
-
-    def __init__(self, lane: Lane, reactor: Reactor, connected: socket.socket, arena: Arena) -> None:
-        self._loop = asyncio.get_running_loop()
-        self.ended: asyncio.Future[FleetError] = self._loop.create_future()
-        self._lane, self._reactor, self._connected, self._arena = lane, reactor, connected, arena
-        self._socket: FrameSocket | None = None
-        self._areas: dict[int, tuple[int, torch.Tensor]] = {}  # frame id → where its area begins, its results
-
-    def open(self, hello: bytes) -> None:
-        self._socket = FrameSocket(
-            self._reactor, self._connected, lambda frame: self._lane.received(self, frame), self._on_end
-        )
-        self._socket.send(hello, self._arena.file)
-
-    def max_rows(self, hello: Hello, row_bytes: int, top_k: int) -> int:
-        return placed_rows(MAX_MESSAGE_BYTES, top_k)
-
-    def post(self, frame: Dispatch, row_ids: torch.Tensor | None) -> None:
-        rows, num_routes = frame.rows, len(frame.route_rows)
-        hidden = rows.shape[1]
-        num_rows = len(rows) if row_ids is None else len(row_ids)
-        rows_bytes = -(-num_rows * hidden * rows.itemsize // ALIGNMENT) * ALIGNMENT
-        begin = self._arena.allocate(rows_bytes + num_routes * hidden * rows.itemsize)
-        into = self._arena.tensor(begin, rows.dtype, num_rows, hidden)
-        if row_ids is None:
-            into.copy_(rows)
-        else:
-            torch.index_select(rows, 0, row_ids, out=into)
-        results_at = begin + rows_bytes
-        self._areas[frame.frame_id] = begin, self._arena.tensor(results_at, rows.dtype, num_routes, hidden)
-        placed = Placed(
-            frame.frame_id, frame.fingerprint, frame.epoch, frame.layer, frame.priority, frame.deadline_us,
-            rows.dtype, num_rows, hidden, begin, results_at, frame.route_rows, frame.route_experts,
-        )  # fmt: skip
-        self._send(encode_placed(placed))
-
-    def answer(self, frame: object) -> Result | None:
-        if not isinstance(frame, Filled) or frame.frame_id not in self._areas:
-            return None
-        _, results = self._areas[frame.frame_id]
-        if frame.num_routes != len(results):
-            return None
-        rows = results[frame.first_route : frame.first_route + frame.count]
-        return Result(frame.frame_id, frame.first_route, frame.num_routes, rows)
-
-    def cancel(self, frame_id: int) -> bool:
-        self._send(encode_cancel(frame_id))
-        return True
-
-    def free(self, frame_id: int) -> None:
-        begin, _ = self._areas.pop(frame_id)
-        self._arena.free(begin)
-
-    def end(self, error: FleetError) -> None:
-        if self._socket is None:
-            self.discard()
-        else:
-            self._socket.end(error)
-
-    def discard(self) -> None:
-        if self._socket is None:
-            self._connected.close()
-            self._arena.close()
-
-    def _send(self, frame: bytes) -> None:
-        assert self._socket is not None
-        self._socket.send(frame)
-
-    def _on_end(self, error: FleetError) -> None:
-        self._arena.close()
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(_settle, self.ended, error)
-
-
-class GrpcConnection:
-    """A stream on the IO loop; frames go and come through it as they are."""
-
-    def __init__(self, lane: Lane, reactor: Reactor, max_frame_bytes: int) -> None:
-        self._loop = asyncio.get_running_loop()
-        self.ended: asyncio.Future[FleetError] = self._loop.create_future()
-        self._lane, self._reactor, self._max_frame_bytes = lane, reactor, max_frame_bytes
-        self._outgoing: asyncio.Queue[bytes] = asyncio.Queue()
-        self._task: asyncio.Task[None] | None = None
-
-    def open(self, hello: bytes) -> None:
-        self._send(hello)
-        self._post(self._begin)
-
-    def max_rows(self, hello: Hello, row_bytes: int, top_k: int) -> int:
-        return dispatch_rows(hello.max_frame_bytes, row_bytes, top_k)
-
-    def post(self, frame: Dispatch, row_ids: torch.Tensor | None) -> None:
-        if row_ids is not None:
-            frame = frame.with_rows(frame.rows[row_ids])
-        self._send(encode_dispatch(frame))
-
-    def answer(self, frame: object) -> Result | None:
-        return frame if isinstance(frame, Result) else None
-
-    def cancel(self, frame_id: int) -> bool:
-        self._send(encode_cancel(frame_id))
-        return False
-
-    def free(self, frame_id: int) -> None:
-        """There is nothing to free."""
-
-    def end(self, error: FleetError) -> None:
-        self._post(self._end, error)
-
-    def discard(self) -> None:
-        """There is nothing yet that would have to be closed."""
-
-    def _send(self, frame: bytes) -> None:
-        self._post(self._outgoing.put_nowait, frame)
-
-    def _post(self, call: Callable[..., object], *args: object) -> None:
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(call, *args)
-
-    # From here on everything runs on the IO loop.
-
-    def _begin(self) -> None:
-        self._task = self._loop.create_task(self._run())
-
-    def _end(self, error: FleetError) -> None:
-        _settle(self.ended, error)
-        if self._task is not None:
-            self._task.cancel()
-
-    async def _run(self) -> None:
-        options = channel_options(self._max_frame_bytes)
-        async with wire.open_channel(self._lane.address, options) as channel:
-            stream = channel.stream_stream(PATH)()
-            writer = self._loop.create_task(_write_all(stream, self._outgoing))
-            try:
-                while (data := await stream.read()) is not grpc.aio.EOF:
-                    self._reactor.post(self._lane.received, self, data)
-                error = from_details(await stream.code(), await stream.details())
-                if await stream.code() is grpc.StatusCode.OK:
-                    error = FleetError(Code.LANE_LOST, f"{self._lane.seat} ended the lane")
-                _settle(self.ended, error)
-            except grpc.aio.AioRpcError as error:
-                _settle(self.ended, from_details(error.code(), error.details()))
-            finally:
-                writer.cancel()
-                stream.cancel()
-
-
-def _settle(future: "asyncio.Future[FleetError]", error: FleetError) -> None:
-    if not future.done():
-        future.set_result(error)
-
-
-async def _write_all(stream: grpc.aio.StreamStreamCall, outgoing: "asyncio.Queue[bytes]") -> None:
-    """Until the stream ends; why it did is for the reader to find out."""
-    with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-        while True:
-            await stream.write(await outgoing.get())

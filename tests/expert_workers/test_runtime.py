@@ -1,5 +1,6 @@
 """The runtime answers every job of a batch, and nobody pays for a neighbour."""
 
+import dataclasses
 import queue
 import time
 
@@ -68,7 +69,7 @@ def test_an_answer_that_cannot_be_made_is_an_error_and_the_loop_lives(monkeypatc
     answers: queue.Queue[bytes] = queue.Queue()
     monkeypatch.setattr(handler, "encode_result", lambda *fields: 1 / 0)
     jobs = [make_job(answers, 1, 1.0), make_job(answers, 2, 1.0)]
-    jobs[1].frame = jobs[1].frame.__class__(**{n: getattr(jobs[1].frame, n) for n in Dispatch.__slots__} | {"layer": 2})
+    jobs[1].frame = dataclasses.replace(jobs[1].frame, layer=2)
     run(monkeypatch, jobs)
     for frame_id in (1, 2):
         error = decode(answers.get_nowait(), 1 << 20)

@@ -1,6 +1,7 @@
 """The real shard process behind its port: what it holds it answers, everything else is refused by type."""
 
 import asyncio
+import dataclasses
 import os
 import socket
 import threading
@@ -44,6 +45,7 @@ from expertfleet.proto.shared_memory import Arena
 T = TypeVar("T")
 LIMIT = 1 << 20
 HELD = "0-31"
+FIELDS = [field.name for field in dataclasses.fields(Dispatch)]
 
 
 class LocalStream:
@@ -88,7 +90,7 @@ class LocalStream:
         rows_at, results_at = (self.arena.allocate(count * H * dtype.itemsize) for count in (R, N))
         self.arena.tensor(rows_at, dtype, R, H).copy_(frame.rows)
         self._results[frame.frame_id] = self.arena.tensor(results_at, dtype, N, H)
-        fields = {name: getattr(frame, name) for name in Dispatch.__slots__ if name != "rows"}
+        fields = {name: getattr(frame, name) for name in FIELDS if name != "rows"}
         placed = {"dtype": dtype, "num_rows": R, "hidden": H, "rows_at": rows_at, "results_at": results_at}
         return Placed(**(fields | placed | changes))
 
@@ -345,7 +347,7 @@ def test_strangers_are_turned_away_at_the_greeting(
 ) -> None:
     async def run() -> FleetError:
         client = Client(shard, checkpoint, transport)
-        hello = Hello(**{name: getattr(client.hello, name) for name in Hello.__slots__} | change)
+        hello = dataclasses.replace(client.hello, **change)
         await client.stream.write(encode_hello(hello))
         error = await broken(client)
         await close(client)

@@ -20,7 +20,8 @@ from expertfleet.proto.io_thread import IoThread
 from expertfleet.proto.reactor import Reactor
 from expertfleet.router import lane as lane_module
 from expertfleet.router.dispatch import Dispatch
-from expertfleet.router.lane import GrpcConnection, LocalConnection
+from expertfleet.router.grpc_connection import GrpcConnection
+from expertfleet.router.local_connection import LocalConnection
 from expertfleet.router.router import Router
 
 LAYER = 1

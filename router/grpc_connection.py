@@ -1,0 +1,99 @@
+"""A lane's connection over gRPC: a stream on the IO loop, through which frames go and come as they are.
+
+Knows nothing of routes' meaning. Frames are encoded and decoded on the reactor's thread; the loop only carries them.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+
+import grpc
+import torch
+
+from ..membership import wire
+from ..proto.codec import Dispatch, Hello, Result, dispatch_rows, encode_cancel, encode_dispatch
+from ..proto.errors import Code, FleetError, from_details
+from ..proto.lane import PATH, channel_options
+from ..proto.reactor import Reactor
+from .connection import Owner, settle
+
+
+class GrpcConnection:
+    """A stream on the IO loop; frames go and come through it as they are."""
+
+    def __init__(self, lane: Owner, reactor: Reactor, max_frame_bytes: int) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[FleetError] = self._loop.create_future()
+        self._lane, self._reactor, self._max_frame_bytes = lane, reactor, max_frame_bytes
+        self._outgoing: asyncio.Queue[bytes] = asyncio.Queue()
+        self._task: asyncio.Task[None] | None = None
+
+    def open(self, hello: bytes) -> None:
+        self._send(hello)
+        self._post(self._begin)
+
+    def max_rows(self, hello: Hello, row_bytes: int, top_k: int) -> int:
+        return dispatch_rows(hello.max_frame_bytes, row_bytes, top_k)
+
+    def post(self, frame: Dispatch, row_ids: torch.Tensor | None) -> None:
+        if row_ids is not None:
+            frame = frame.with_rows(frame.rows[row_ids])
+        self._send(encode_dispatch(frame))
+
+    def answer(self, frame: object) -> Result | None:
+        return frame if isinstance(frame, Result) else None
+
+    def cancel(self, frame_id: int) -> bool:
+        self._send(encode_cancel(frame_id))
+        return False
+
+    def free(self, frame_id: int) -> None:
+        """There is nothing to free."""
+
+    def end(self, error: FleetError) -> None:
+        self._post(self._end, error)
+
+    def discard(self) -> None:
+        """There is nothing yet that would have to be closed."""
+
+    def _send(self, frame: bytes) -> None:
+        self._post(self._outgoing.put_nowait, frame)
+
+    def _post(self, call: Callable[..., object], *args: object) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(call, *args)
+
+    # From here on everything runs on the IO loop.
+
+    def _begin(self) -> None:
+        self._task = self._loop.create_task(self._run())
+
+    def _end(self, error: FleetError) -> None:
+        settle(self.ended, error)
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _run(self) -> None:
+        options = channel_options(self._max_frame_bytes)
+        async with wire.open_channel(self._lane.address, options) as channel:
+            stream = channel.stream_stream(PATH)()
+            writer = self._loop.create_task(_write_all(stream, self._outgoing))
+            try:
+                while (data := await stream.read()) is not grpc.aio.EOF:
+                    self._reactor.post(self._lane.received, self, data)
+                error = from_details(await stream.code(), await stream.details())
+                if await stream.code() is grpc.StatusCode.OK:
+                    error = FleetError(Code.LANE_LOST, f"{self._lane.seat} ended the lane")
+                settle(self.ended, error)
+            except grpc.aio.AioRpcError as error:
+                settle(self.ended, from_details(error.code(), error.details()))
+            finally:
+                writer.cancel()
+                stream.cancel()
+
+
+async def _write_all(stream: grpc.aio.StreamStreamCall, outgoing: "asyncio.Queue[bytes]") -> None:
+    """Until the stream ends; why it did is for the reader to find out."""
+    with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        while True:
+            await stream.write(await outgoing.get())

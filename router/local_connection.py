@@ -1,0 +1,93 @@
+"""A lane's connection to a shard of this machine: frames over a local socket, rows and results in shared memory.
+
+Knows nothing of routes' meaning. The memory is this end's: it decides what lies where, and an area is free again only when the
+shard has ended the frame that it belongs to.
+"""
+
+import asyncio
+import socket
+
+import torch
+
+from ..proto.codec import Dispatch, Filled, Hello, Placed, Result, encode_cancel, encode_placed, placed_rows
+from ..proto.errors import FleetError
+from ..proto.local_lane import MAX_MESSAGE_BYTES, FrameSocket
+from ..proto.reactor import Reactor
+from ..proto.shared_memory import ALIGNMENT, Arena
+from .connection import Owner, settle
+
+
+class LocalConnection:
+    """Rows and results lie in memory that this end made; the socket carries where."""
+
+    def __init__(self, lane: Owner, reactor: Reactor, connected: socket.socket, arena: Arena) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[FleetError] = self._loop.create_future()
+        self._lane, self._reactor, self._connected, self._arena = lane, reactor, connected, arena
+        self._socket: FrameSocket | None = None
+        self._areas: dict[int, tuple[int, torch.Tensor]] = {}  # frame id → where its area begins, its results
+
+    def open(self, hello: bytes) -> None:
+        self._socket = FrameSocket(
+            self._reactor, self._connected, lambda frame: self._lane.received(self, frame), self._on_end
+        )
+        self._socket.send(hello, self._arena.file)
+
+    def max_rows(self, hello: Hello, row_bytes: int, top_k: int) -> int:
+        return placed_rows(MAX_MESSAGE_BYTES, top_k)
+
+    def post(self, frame: Dispatch, row_ids: torch.Tensor | None) -> None:
+        rows, num_routes = frame.rows, len(frame.route_rows)
+        hidden = rows.shape[1]
+        num_rows = len(rows) if row_ids is None else len(row_ids)
+        rows_bytes = -(-num_rows * hidden * rows.itemsize // ALIGNMENT) * ALIGNMENT
+        begin = self._arena.allocate(rows_bytes + num_routes * hidden * rows.itemsize)
+        into = self._arena.tensor(begin, rows.dtype, num_rows, hidden)
+        if row_ids is None:
+            into.copy_(rows)
+        else:
+            torch.index_select(rows, 0, row_ids, out=into)
+        results_at = begin + rows_bytes
+        self._areas[frame.frame_id] = begin, self._arena.tensor(results_at, rows.dtype, num_routes, hidden)
+        placed = Placed(
+            frame.frame_id, frame.fingerprint, frame.epoch, frame.layer, frame.priority, frame.deadline_us,
+            rows.dtype, num_rows, hidden, begin, results_at, frame.route_rows, frame.route_experts,
+        )  # fmt: skip
+        self._send(encode_placed(placed))
+
+    def answer(self, frame: object) -> Result | None:
+        if not isinstance(frame, Filled) or frame.frame_id not in self._areas:
+            return None
+        _, results = self._areas[frame.frame_id]
+        if frame.num_routes != len(results):
+            return None
+        rows = results[frame.first_route : frame.first_route + frame.count]
+        return Result(frame.frame_id, frame.first_route, frame.num_routes, rows)
+
+    def cancel(self, frame_id: int) -> bool:
+        self._send(encode_cancel(frame_id))
+        return True
+
+    def free(self, frame_id: int) -> None:
+        begin, _ = self._areas.pop(frame_id)
+        self._arena.free(begin)
+
+    def end(self, error: FleetError) -> None:
+        if self._socket is None:
+            self.discard()
+        else:
+            self._socket.end(error)
+
+    def discard(self) -> None:
+        if self._socket is None:
+            self._connected.close()
+            self._arena.close()
+
+    def _send(self, frame: bytes) -> None:
+        assert self._socket is not None
+        self._socket.send(frame)
+
+    def _on_end(self, error: FleetError) -> None:
+        self._arena.close()
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(settle, self.ended, error)
