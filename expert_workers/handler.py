@@ -17,7 +17,6 @@ import torch
 
 from ..membership.epoch import EpochId
 from ..proto.codec import (
-    Buffer,
     Cancel,
     Dispatch,
     Filled,
@@ -29,11 +28,11 @@ from ..proto.codec import (
     encode_filled,
     encode_hello,
     encode_result,
-    frame_id_of,
     result_rows,
 )
 from ..proto.errors import Code, FleetError
 from ..proto.generated import expert_pb2, expert_pb2_grpc, membership_pb2
+from ..proto.layout import Buffer, frame_id_of
 from ..proto.local_lane import FrameSocket
 from ..proto.reactor import Reactor
 from ..proto.shared_memory import SharedMemory
@@ -48,16 +47,15 @@ class GrpcLane:
 
     def __init__(self, handler: "LaneHandler", send: Callable[[bytes], None]) -> None:
         self.send = send  # from any thread
+        self.version = 0  # of this lane's frames; 0 until the worker has greeted
         self._handler = handler
-        self._greeted = False
 
     def receive(self, data: Buffer) -> FleetError | None:
         """The refusal after which the lane must end, if there is one."""
         try:
-            frame = self._handler.decode(data)
-            if not self._greeted:
-                self._handler.greet(frame)
-                self._greeted = True
+            frame = self._handler.decode(data, self.version)
+            if not self.version:
+                self.version = self._handler.greet(frame)
                 self.send(encode_hello(self._handler.hello))
             elif isinstance(frame, Cancel):
                 self._handler.pool.cancel(self, frame.frame_id)
@@ -67,9 +65,9 @@ class GrpcLane:
                 raise _unwanted(frame)
         except FleetError as error:
             self._handler.num_refused += 1
-            if not self._greeted:
+            if not self.version:
                 return error
-            self.send(encode_error(frame_id_of(data), error))
+            self.send(encode_error(frame_id_of(data), error, self.version))
         return None
 
     def deliver(self, job: Job, first_route: int, rows: torch.Tensor) -> None:
@@ -77,13 +75,14 @@ class GrpcLane:
         step = result_rows(rows.shape[1], rows.element_size())
         for start in range(0, len(rows), step):
             piece = rows[start : start + step]
-            self.send(encode_result(job.frame.frame_id, first_route + start, job.num_routes, piece))
+            self.send(encode_result(job.frame.frame_id, first_route + start, job.num_routes, piece, self.version))
 
 
 class LocalLane:
     """The shard's end of a lane over a local socket, on the runtime's thread; it ends every frame in so many words."""
 
     def __init__(self, handler: "LaneHandler", reactor: Reactor, connected: socket.socket) -> None:
+        self.version = 0  # of this lane's frames; 0 until the worker has greeted
         self._handler = handler
         self._memory: SharedMemory | None = None
         self._socket = FrameSocket(reactor, connected, self._receive, self._end)
@@ -94,23 +93,24 @@ class LocalLane:
         place = job.results[first_route : first_route + len(rows)]
         if place.data_ptr() != rows.data_ptr():
             place.copy_(rows)
-        self.send(encode_filled(Filled(job.frame.frame_id, first_route, len(rows), job.num_routes)))
+        self.send(encode_filled(Filled(job.frame.frame_id, first_route, len(rows), job.num_routes), self.version))
 
     def close(self) -> None:
         self._socket.end(FleetError(Code.DRAINING, "the shard ends"))
 
     def _receive(self, data: bytes) -> None:
         try:
-            frame = self._handler.decode(data)
+            frame = self._handler.decode(data, self.version)
             if self._memory is None:
-                self._handler.greet(frame)
+                self.version = self._handler.greet(frame)
                 self._memory = SharedMemory.received(self._socket.received_file)
                 self.send(encode_hello(self._handler.hello))
             elif isinstance(frame, Placed):
                 self._admit(frame, self._memory)
             elif isinstance(frame, Cancel):
                 if self._handler.pool.cancel(self, frame.frame_id):
-                    self.send(encode_error(frame.frame_id, FleetError(Code.CANCELLED, "cancelled")))
+                    cancelled = FleetError(Code.CANCELLED, "cancelled")
+                    self.send(encode_error(frame.frame_id, cancelled, self.version))
             else:
                 raise _unwanted(frame)
         except FleetError as error:
@@ -118,7 +118,7 @@ class LocalLane:
             if self._memory is None:
                 self._socket.refuse(error)
             else:
-                self.send(encode_error(frame_id_of(data), error))
+                self.send(encode_error(frame_id_of(data), error, self.version))
 
     def _admit(self, frame: Placed, memory: SharedMemory) -> None:
         rows = memory.tensor(frame.rows_at, frame.dtype, frame.num_rows, frame.hidden)
@@ -154,13 +154,14 @@ class LaneHandler:
             self.pool.cancel(lane)
             writer.cancel()
 
-    def decode(self, data: Buffer) -> Frame:
-        return decode(data, self.hello.max_frame_bytes)
+    def decode(self, data: Buffer, version: int) -> Frame:
+        return decode(data, self.hello.max_frame_bytes, version or self.hello.newest)
 
-    def greet(self, hello: Frame) -> None:
-        """Raises FleetError for somebody this shard cannot serve."""
+    def greet(self, hello: Frame) -> int:
+        """The wire version of the lane. Raises FleetError for somebody this shard cannot serve."""
         if not isinstance(hello, Hello):
             raise FleetError(Code.BAD_FRAME, f"the first frame is a {type(hello).__name__}, not a Hello")
+        version = self.hello.version_with(hello)
         if hello.fingerprint != self.hello.fingerprint:
             raise FleetError(
                 Code.FOREIGN_CHECKPOINT,
@@ -170,6 +171,7 @@ class LaneHandler:
             raise FleetError(
                 Code.WRONG_DTYPE, f"{hello.seat} sends {hello.dtype}, this shard computes {self.hello.dtype}"
             )
+        return version
 
     def admit(self, lane: Lane, frame: Dispatch, results: torch.Tensor | None = None) -> None:
         """Queues what was asked. Raises FleetError."""

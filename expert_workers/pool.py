@@ -23,7 +23,12 @@ _PATIENCE_S = 0.1
 
 
 class Lane(Protocol):
-    """Where a job came from; both are called on the runtime's thread."""
+    """Where a job came from; all of it is for the runtime's thread."""
+
+    @property
+    def version(self) -> int:
+        """Of its frames."""
+        ...
 
     def send(self, frame: bytes) -> None: ...
 

@@ -148,7 +148,7 @@ class Runtime:
         for job in {id(piece.job): piece.job for piece in batch}.values():
             job.cancelled = True
             self.counters.failed_routes += job.num_routes
-            job.lane.send(encode_error(job.frame.frame_id, error))
+            job.lane.send(encode_error(job.frame.frame_id, error, job.lane.version))
 
 
 def _merge(batch: list[Slice]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

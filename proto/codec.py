@@ -4,8 +4,7 @@ The only place where a tensor becomes bytes. Knows nothing of gRPC, of placement
 1. Both sides send HELLO; 2. the worker sends DISPATCH (and CANCEL), 3. the shard answers each DISPATCH with RESULT
 pieces that cover its routes in their order, or with one ERROR.
 
-Layout, little endian. Every frame starts with a 16-byte prefix: magic ``XFLT``, wire version u8, kind u8, two zero
-bytes, frame id u64. Then, by kind:
+After the prefix that every frame has (``layout.py``), by kind:
 
 * HELLO     a msgpack map (see ``Hello``), at most 64 KiB
 * DISPATCH  44-byte header and 4 zero bytes, rows [R, H], route_rows int32 [N], route_experts int32 [N]
@@ -17,9 +16,7 @@ bytes, frame id u64. Then, by kind:
 """
 
 import dataclasses
-import enum
 import struct
-import warnings
 from dataclasses import asdict, dataclass
 from typing import TypeAlias
 
@@ -29,37 +26,37 @@ import numpy.typing as npt
 import torch
 
 from .errors import Code, FleetError
+from .layout import (
+    DTYPE_CODES,
+    MAGIC,
+    OLDEST_WIRE_VERSION,
+    PREFIX,
+    WIRE_VERSION,
+    Buffer,
+    Kind,
+    at_least,
+    bad,
+    dtype_of,
+    expect,
+    prefix,
+    tensor_bytes,
+    view,
+)
 
-WIRE_VERSION = 1
 MAX_PIECE_BYTES = 1 << 20
 MAX_MESSAGE_BYTES = 1024
 MAX_HELLO_BYTES = 1 << 16
 FINGERPRINT_BYTES = 8
 
-_MAGIC = b"XFLT"
-_PREFIX = struct.Struct("<4sBBHQ")
 _DISPATCH = struct.Struct("<8sQQHBBIIII4x")
 _RESULT = struct.Struct("<IIIIB7x")
 _ERROR = struct.Struct("<H6x")
 _PLACES = struct.Struct("<QQ")
 _FILLED = struct.Struct("<III4x")
-_DTYPES = {1: torch.bfloat16, 2: torch.float32}
-_DTYPE_CODES = {dtype: code for code, dtype in _DTYPES.items()}
 DTYPE_NAMES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 Indices: TypeAlias = npt.NDArray[np.int32]
-Buffer: TypeAlias = bytes | bytearray
 _AskedFields: TypeAlias = tuple[bytes, tuple[int, int], int, int, int]  # of ``Asked``, after the frame id
-
-
-class Kind(enum.IntEnum):
-    HELLO = 1
-    DISPATCH = 2
-    RESULT = 3
-    ERROR = 4
-    CANCEL = 5
-    PLACED = 6
-    FILLED = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +67,16 @@ class Hello:
     fingerprint: str
     dtype: str
     max_frame_bytes: int
+    oldest: int = OLDEST_WIRE_VERSION
+    newest: int = WIRE_VERSION  # in the prefix, not in the map
+
+    def version_with(self, other: "Hello") -> int:
+        """The newest version that both ends speak. Raises FleetError WIRE_VERSION when there is none."""
+        version = min(self.newest, other.newest)
+        if version < max(self.oldest, other.oldest):
+            theirs, own = _span(other.oldest, other.newest), _span(self.oldest, self.newest)
+            raise FleetError(Code.WIRE_VERSION, f"wire version {theirs}; this end speaks {own}")
+        return version
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +154,7 @@ class Filled:
     num_routes: int
 
 
+_HELLO_FIELDS = {field.name for field in dataclasses.fields(Hello)}
 Frame = Hello | Dispatch | Result | Error | Cancel | Placed | Filled
 
 
@@ -156,79 +164,77 @@ def short_fingerprint(fingerprint: str) -> bytes:
 
 
 def encode_hello(hello: Hello) -> bytes:
-    return _prefix(Kind.HELLO, 0) + bytes(msgpack.packb(asdict(hello)))
+    fields = asdict(hello)
+    newest = fields.pop("newest")
+    return prefix(newest, Kind.HELLO, 0) + bytes(msgpack.packb(fields))
 
 
-def encode_dispatch(frame: Dispatch) -> bytes:
+def encode_dispatch(frame: Dispatch, version: int = WIRE_VERSION) -> bytes:
     num_rows, hidden = frame.rows.shape
     header = _dispatch_header(frame, num_rows, hidden, frame.rows.dtype)
-    prefix = _prefix(Kind.DISPATCH, frame.frame_id)
-    return b"".join((prefix, header, tensor_bytes(frame.rows), frame.route_rows.data, frame.route_experts.data))
+    begin = prefix(version, Kind.DISPATCH, frame.frame_id)
+    return b"".join((begin, header, tensor_bytes(frame.rows), frame.route_rows.data, frame.route_experts.data))
 
 
-def encode_placed(frame: Placed) -> bytes:
+def encode_placed(frame: Placed, version: int = WIRE_VERSION) -> bytes:
     header = _dispatch_header(frame, frame.num_rows, frame.hidden, frame.dtype)
     places = _PLACES.pack(frame.rows_at, frame.results_at)
-    prefix = _prefix(Kind.PLACED, frame.frame_id)
-    return b"".join((prefix, header, places, frame.route_rows.data, frame.route_experts.data))
+    begin = prefix(version, Kind.PLACED, frame.frame_id)
+    return b"".join((begin, header, places, frame.route_rows.data, frame.route_experts.data))
 
 
 def placed_rows(max_bytes: int, top_k: int) -> int:
     """Rows whose ``top_k`` routes each fit a PLACED frame."""
-    return (max_bytes - _PREFIX.size - _DISPATCH.size - _PLACES.size) // (8 * top_k)
+    return (max_bytes - PREFIX.size - _DISPATCH.size - _PLACES.size) // (8 * top_k)
 
 
 def dispatch_rows(max_frame_bytes: int, row_bytes: int, top_k: int) -> int:
     """Rows that fit a DISPATCH frame with ``top_k`` routes each."""
-    return (max_frame_bytes - _PREFIX.size - _DISPATCH.size) // (row_bytes + 8 * top_k)
+    return (max_frame_bytes - PREFIX.size - _DISPATCH.size) // (row_bytes + 8 * top_k)
 
 
 def result_rows(hidden: int, itemsize: int) -> int:
     """Rows that fit a RESULT piece; at least 1."""
-    return max(1, (MAX_PIECE_BYTES - _PREFIX.size - _RESULT.size) // (hidden * itemsize))
+    return max(1, (MAX_PIECE_BYTES - PREFIX.size - _RESULT.size) // (hidden * itemsize))
 
 
-def encode_result(frame_id: int, first_route: int, num_routes: int, rows: torch.Tensor) -> bytes:
+def encode_result(
+    frame_id: int, first_route: int, num_routes: int, rows: torch.Tensor, version: int = WIRE_VERSION
+) -> bytes:
     """One piece: ``rows`` [n, H] answer the routes from ``first_route`` on, of ``num_routes`` in all."""
     piece, hidden = rows.shape
-    header = _RESULT.pack(first_route, piece, num_routes, hidden, _DTYPE_CODES[rows.dtype])
-    return b"".join((_prefix(Kind.RESULT, frame_id), header, tensor_bytes(rows)))
+    header = _RESULT.pack(first_route, piece, num_routes, hidden, DTYPE_CODES[rows.dtype])
+    return b"".join((prefix(version, Kind.RESULT, frame_id), header, tensor_bytes(rows)))
 
 
-def encode_error(frame_id: int, error: FleetError) -> bytes:
+def encode_error(frame_id: int, error: FleetError, version: int = WIRE_VERSION) -> bytes:
     message = str(error).encode()[:MAX_MESSAGE_BYTES].decode(errors="ignore").encode()
-    return _prefix(Kind.ERROR, frame_id) + _ERROR.pack(error.code) + message
+    return prefix(version, Kind.ERROR, frame_id) + _ERROR.pack(error.code) + message
 
 
-def encode_cancel(frame_id: int) -> bytes:
-    return _prefix(Kind.CANCEL, frame_id)
+def encode_cancel(frame_id: int, version: int = WIRE_VERSION) -> bytes:
+    return prefix(version, Kind.CANCEL, frame_id)
 
 
-def encode_filled(filled: Filled) -> bytes:
-    return _prefix(Kind.FILLED, filled.frame_id) + _FILLED.pack(filled.first_route, filled.count, filled.num_routes)
+def encode_filled(filled: Filled, version: int = WIRE_VERSION) -> bytes:
+    places = _FILLED.pack(filled.first_route, filled.count, filled.num_routes)
+    return prefix(version, Kind.FILLED, filled.frame_id) + places
 
 
-def frame_id_of(frame: Buffer) -> int:
-    """The id in the prefix, 0 where there is none: what an error about an undecodable frame refers to."""
-    if len(frame) < _PREFIX.size or frame[:4] != _MAGIC:
-        return 0
-    return int(_PREFIX.unpack_from(frame)[4])
-
-
-def decode(frame: Buffer, max_frame_bytes: int) -> Frame:
-    """Parses and bounds-checks one frame; its tensors are views of ``frame``.
+def decode(frame: Buffer, max_frame_bytes: int, version: int = WIRE_VERSION) -> Frame:
+    """Parses and bounds-checks one frame of a lane of this version; its tensors are views of ``frame``.
 
     Raises FleetError: FRAME_TOO_LARGE, WIRE_VERSION, or BAD_FRAME with what did not fit.
     """
     if len(frame) > max_frame_bytes:
         raise FleetError(Code.FRAME_TOO_LARGE, f"frame of {len(frame)} bytes; the limit is {max_frame_bytes}")
-    if len(frame) < _PREFIX.size:
-        raise _bad(f"{len(frame)} bytes; a frame has at least {_PREFIX.size}")
-    magic, version, kind, zero, frame_id = _PREFIX.unpack_from(frame)
-    if magic != _MAGIC or zero:
-        raise _bad(f"starts with {frame[:8].hex()}, not with a frame prefix")
-    if version != WIRE_VERSION:
-        raise FleetError(Code.WIRE_VERSION, f"wire version {version}; this end speaks {WIRE_VERSION}")
+    if len(frame) < PREFIX.size:
+        raise bad(f"{len(frame)} bytes; a frame has at least {PREFIX.size}")
+    magic, borne, kind, zero, frame_id = PREFIX.unpack_from(frame)
+    if magic != MAGIC or zero:
+        raise bad(f"starts with {frame[:8].hex()}, not with a frame prefix")
+    if borne != version and kind not in (Kind.HELLO, Kind.ERROR):
+        raise FleetError(Code.WIRE_VERSION, f"wire version {borne}; this lane's is {version}")
     match kind:
         case Kind.DISPATCH:
             return _decode_dispatch(frame, frame_id)
@@ -237,45 +243,39 @@ def decode(frame: Buffer, max_frame_bytes: int) -> Frame:
         case Kind.ERROR:
             return _decode_error(frame, frame_id)
         case Kind.CANCEL:
-            _expect(frame, _PREFIX.size)
+            expect(frame, PREFIX.size)
             return Cancel(frame_id)
         case Kind.HELLO:
-            return _decode_hello(frame)
+            return _decode_hello(frame, borne)
         case Kind.PLACED:
             return _decode_placed(frame, frame_id)
         case Kind.FILLED:
             return _decode_filled(frame, frame_id)
         case _:
-            raise _bad(f"unknown kind {kind}")
-
-
-def tensor_bytes(tensor: torch.Tensor) -> memoryview:
-    """The memory of a contiguous CPU tensor, uncopied."""
-    assert tensor.is_contiguous(), tensor.stride()
-    return tensor.view(torch.uint8).numpy().data
+            raise bad(f"unknown kind {kind}")
 
 
 def _dispatch_header(frame: Dispatch | Placed, num_rows: int, hidden: int, dtype: torch.dtype) -> bytes:
     deadline_us = min(max(frame.deadline_us, 0), 0xFFFFFFFF)
     return _DISPATCH.pack(
-        frame.fingerprint, *frame.epoch, frame.layer, _DTYPE_CODES[dtype], frame.priority, deadline_us,
+        frame.fingerprint, *frame.epoch, frame.layer, DTYPE_CODES[dtype], frame.priority, deadline_us,
         num_rows, len(frame.route_rows), hidden,
     )  # fmt: skip
 
 
 def _decode_dispatch(frame: Buffer, frame_id: int) -> Dispatch:
     asked, dtype, num_rows, num_routes, hidden = _header(frame)
-    start = _PREFIX.size + _DISPATCH.size
+    start = PREFIX.size + _DISPATCH.size
     after_rows = start + num_rows * hidden * dtype.itemsize
     routes = _routes(frame, after_rows, num_routes, num_rows)
-    rows = _view(frame, dtype, num_rows * hidden, start).view(num_rows, hidden)
+    rows = view(frame, dtype, num_rows * hidden, start).view(num_rows, hidden)
     return Dispatch(frame_id, *asked, rows, *routes)
 
 
 def _decode_placed(frame: Buffer, frame_id: int) -> Placed:
     asked, dtype, num_rows, num_routes, hidden = _header(frame)
-    start = _PREFIX.size + _DISPATCH.size
-    _at_least(frame, start + _PLACES.size)
+    start = PREFIX.size + _DISPATCH.size
+    at_least(frame, start + _PLACES.size)
     rows_at, results_at = _PLACES.unpack_from(frame, start)
     routes = _routes(frame, start + _PLACES.size, num_routes, num_rows)
     return Placed(frame_id, *asked, dtype, num_rows, hidden, rows_at, results_at, *routes)
@@ -283,102 +283,73 @@ def _decode_placed(frame: Buffer, frame_id: int) -> Placed:
 
 def _header(frame: Buffer) -> tuple[_AskedFields, torch.dtype, int, int, int]:
     """What was asked, the dtype of its rows, how many they are, how many routes there are, and how wide they are."""
-    _at_least(frame, _PREFIX.size + _DISPATCH.size)
+    at_least(frame, PREFIX.size + _DISPATCH.size)
     fingerprint, incarnation, counter, layer, dtype, priority, deadline_us, num_rows, num_routes, hidden = (
-        _DISPATCH.unpack_from(frame, _PREFIX.size)
+        _DISPATCH.unpack_from(frame, PREFIX.size)
     )
     if not num_rows or not num_routes or not hidden:
-        raise _bad(f"{num_rows} rows of {hidden} with {num_routes} routes; each must be at least 1")
+        raise bad(f"{num_rows} rows of {hidden} with {num_routes} routes; each must be at least 1")
     asked = fingerprint, (incarnation, counter), layer, priority, deadline_us
-    return asked, _dtype(dtype), num_rows, num_routes, hidden
+    return asked, dtype_of(dtype), num_rows, num_routes, hidden
 
 
 def _routes(frame: Buffer, start: int, num_routes: int, num_rows: int) -> tuple[Indices, Indices]:
     """Rows and experts of the routes, which end the frame."""
-    _expect(frame, start + 8 * num_routes)
+    expect(frame, start + 8 * num_routes)
     route_rows = np.frombuffer(frame, np.int32, num_routes, start)
     if route_rows.view(np.uint32).max() >= num_rows:  # as unsigned, what is negative is large
         wrong = route_rows[(route_rows < 0) | (route_rows >= num_rows)][0]
-        raise _bad(f"a route names row {wrong} of {num_rows}")
+        raise bad(f"a route names row {wrong} of {num_rows}")
     return route_rows, np.frombuffer(frame, np.int32, num_routes, start + 4 * num_routes)
 
 
 def _decode_filled(frame: Buffer, frame_id: int) -> Filled:
-    _expect(frame, _PREFIX.size + _FILLED.size)
-    first, count, num_routes = _FILLED.unpack_from(frame, _PREFIX.size)
+    expect(frame, PREFIX.size + _FILLED.size)
+    first, count, num_routes = _FILLED.unpack_from(frame, PREFIX.size)
     if not count or first + count > num_routes:
-        raise _bad(f"routes {first} to {first + count} of {num_routes}")
+        raise bad(f"routes {first} to {first + count} of {num_routes}")
     return Filled(frame_id, first, count, num_routes)
 
 
 def _decode_result(frame: Buffer, frame_id: int) -> Result:
-    _at_least(frame, _PREFIX.size + _RESULT.size)
-    first, piece, num_routes, hidden, dtype_code = _RESULT.unpack_from(frame, _PREFIX.size)
-    dtype = _dtype(dtype_code)
+    at_least(frame, PREFIX.size + _RESULT.size)
+    first, piece, num_routes, hidden, dtype_code = _RESULT.unpack_from(frame, PREFIX.size)
+    dtype = dtype_of(dtype_code)
     if not piece or not hidden or first + piece > num_routes:
-        raise _bad(f"routes {first} to {first + piece} of {num_routes}, {hidden} wide")
-    start = _PREFIX.size + _RESULT.size
-    _expect(frame, start + piece * hidden * dtype.itemsize)
-    return Result(frame_id, first, num_routes, _view(frame, dtype, piece * hidden, start).view(piece, hidden))
+        raise bad(f"routes {first} to {first + piece} of {num_routes}, {hidden} wide")
+    start = PREFIX.size + _RESULT.size
+    expect(frame, start + piece * hidden * dtype.itemsize)
+    return Result(frame_id, first, num_routes, view(frame, dtype, piece * hidden, start).view(piece, hidden))
 
 
 def _decode_error(frame: Buffer, frame_id: int) -> Error:
-    start = _PREFIX.size + _ERROR.size
-    _at_least(frame, start)
+    start = PREFIX.size + _ERROR.size
+    at_least(frame, start)
     if len(frame) > start + MAX_MESSAGE_BYTES:
-        raise _bad(f"error message of {len(frame) - start} bytes; the limit is {MAX_MESSAGE_BYTES}")
-    (code,) = _ERROR.unpack_from(frame, _PREFIX.size)
+        raise bad(f"error message of {len(frame) - start} bytes; the limit is {MAX_MESSAGE_BYTES}")
+    (code,) = _ERROR.unpack_from(frame, PREFIX.size)
     known = Code(code) if code in Code._value2member_map_ else Code.INTERNAL
     return Error(frame_id, known, frame[start:].decode(errors="replace"))
 
 
-def _decode_hello(frame: Buffer) -> Hello:
-    if len(frame) > _PREFIX.size + MAX_HELLO_BYTES:
-        raise _bad(f"greeting of {len(frame)} bytes; the limit is {MAX_HELLO_BYTES}")
+def _decode_hello(frame: Buffer, newest: int) -> Hello:
+    """What a version newer than this end's has added to the greeting is for ends that know it."""
+    if len(frame) > PREFIX.size + MAX_HELLO_BYTES:
+        raise bad(f"greeting of {len(frame)} bytes; the limit is {MAX_HELLO_BYTES}")
     try:
-        fields = msgpack.unpackb(frame[_PREFIX.size :], strict_map_key=True)
-        hello = Hello(**fields)
-    except (ValueError, TypeError, msgpack.UnpackException) as error:
-        raise _bad(f"unreadable greeting ({type(error).__name__})") from error
-    types = (hello.seat, hello.fingerprint, hello.dtype)
-    if not all(isinstance(text, str) for text in types) or not isinstance(hello.max_frame_bytes, int):
-        raise _bad("a greeting field has the wrong type")
+        fields = msgpack.unpackb(frame[PREFIX.size :], strict_map_key=True)
+        if newest > WIRE_VERSION:
+            fields = {name: value for name, value in fields.items() if name in _HELLO_FIELDS}
+        hello = Hello(**fields, newest=newest)
+    except (ValueError, TypeError, AttributeError, msgpack.UnpackException) as error:
+        raise bad(f"unreadable greeting ({type(error).__name__})") from error
+    texts, numbers = (hello.seat, hello.fingerprint, hello.dtype), (hello.max_frame_bytes, hello.oldest)
+    if not all(isinstance(text, str) for text in texts) or not all(type(number) is int for number in numbers):
+        raise bad("a greeting field has the wrong type")
+    if not 1 <= hello.oldest <= newest:
+        raise bad(f"a greeting of wire version {hello.oldest} to {newest}")
     return hello
 
 
-def _prefix(kind: Kind, frame_id: int) -> bytes:
-    return _PREFIX.pack(_MAGIC, WIRE_VERSION, kind, 0, frame_id)
-
-
-def _view(frame: Buffer, dtype: torch.dtype, count: int, offset: int) -> torch.Tensor:
-    return torch.frombuffer(frame, dtype=dtype, count=count, offset=offset)
-
-
-def _dtype(code: int) -> torch.dtype:
-    if code not in _DTYPES:
-        raise _bad(f"unknown dtype code {code}")
-    return _DTYPES[code]
-
-
-def _at_least(frame: Buffer, size: int) -> None:
-    if len(frame) < size:
-        raise _bad(f"{len(frame)} bytes; its header alone has {size}")
-
-
-def _expect(frame: Buffer, size: int) -> None:
-    if len(frame) != size:
-        raise _bad(f"{len(frame)} bytes; its header announces {size}")
-
-
-def _bad(what: str) -> FleetError:
-    return FleetError(Code.BAD_FRAME, f"malformed frame: {what}")
-
-
-def _accept_read_only_buffers() -> None:
-    """torch warns once per process that a view of ``bytes`` is not writable; nobody writes to a frame."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.frombuffer(b"\0", dtype=torch.uint8)
-
-
-_accept_read_only_buffers()
+def _span(oldest: int, newest: int) -> str:
+    return f"{newest}" if oldest == newest else f"{oldest} to {newest}"

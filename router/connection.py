@@ -8,8 +8,9 @@ from typing import Protocol
 
 import torch
 
-from ..proto.codec import Buffer, Dispatch, Hello, Result
+from ..proto.codec import Dispatch, Hello, Result
 from ..proto.errors import FleetError
+from ..proto.layout import Buffer
 
 
 class Owner(Protocol):
@@ -27,6 +28,10 @@ class Connection(Protocol):
     ended: "asyncio.Future[FleetError]"
 
     def open(self, hello: bytes) -> None: ...
+
+    def greeted(self, version: int) -> None:
+        """The other end has greeted as well; from now on frames are of this wire version."""
+        ...
 
     def max_rows(self, hello: Hello, row_bytes: int, top_k: int) -> int: ...
 

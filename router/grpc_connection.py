@@ -26,11 +26,15 @@ class GrpcConnection:
         self.ended: asyncio.Future[FleetError] = self._loop.create_future()
         self._lane, self._reactor, self._max_frame_bytes = lane, reactor, max_frame_bytes
         self._outgoing: asyncio.Queue[bytes] = asyncio.Queue()
+        self._version = 0  # until the shard has greeted
         self._task: asyncio.Task[None] | None = None
 
     def open(self, hello: bytes) -> None:
         self._send(hello)
         self._post(self._begin)
+
+    def greeted(self, version: int) -> None:
+        self._version = version
 
     def max_rows(self, hello: Hello, row_bytes: int, top_k: int) -> int:
         return dispatch_rows(hello.max_frame_bytes, row_bytes, top_k)
@@ -38,13 +42,13 @@ class GrpcConnection:
     def post(self, frame: Dispatch, row_ids: torch.Tensor | None) -> None:
         if row_ids is not None:
             frame = frame.with_rows(frame.rows[row_ids])
-        self._send(encode_dispatch(frame))
+        self._send(encode_dispatch(frame, self._version))
 
     def answer(self, frame: object) -> Result | None:
         return frame if isinstance(frame, Result) else None
 
     def cancel(self, frame_id: int) -> bool:
-        self._send(encode_cancel(frame_id))
+        self._send(encode_cancel(frame_id, self._version))
         return False
 
     def free(self, frame_id: int) -> None:

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 import torch
 
-from ..proto.codec import Buffer, Dispatch, Error, Filled, Hello, Result, decode, encode_hello
+from ..proto.codec import Dispatch, Error, Filled, Hello, Result, decode, encode_hello
 from ..proto.errors import Code, FleetError
 from ..proto.io_thread import IoThread
+from ..proto.layout import Buffer
 from ..proto.local_lane import connect_locally
 from ..proto.reactor import Reactor, Timer
 from ..proto.shared_memory import Arena
@@ -58,6 +59,7 @@ class Lane:
         self.up = False
         self.last_error: FleetError | None = None
         self.limits = hello  # the shard's, once it has greeted
+        self.version = hello.newest  # of the lane's frames, once both ends have greeted
         self._hello = hello
         self._reactor = reactor
         self._on_change = on_change
@@ -109,7 +111,7 @@ class Lane:
         if connection is not self._connection:
             return
         try:
-            self._take(connection, decode(data, self._hello.max_frame_bytes))
+            self._take(connection, decode(data, self._hello.max_frame_bytes, self.version))
         except FleetError as error:
             connection.end(error)
 
@@ -158,7 +160,7 @@ class Lane:
 
     def _take(self, connection: Connection, frame: object) -> None:
         if not self.up:
-            self._greet(frame)
+            self._greet(connection, frame)
         elif isinstance(frame, Error) and not frame.frame_id:
             raise FleetError(frame.code, f"{self.seat}: {frame.message}")
         elif isinstance(frame, Error):
@@ -196,7 +198,7 @@ class Lane:
         if self._connection is not None:
             self._connection.free(frame_id)
 
-    def _greet(self, hello: object) -> None:
+    def _greet(self, connection: Connection, hello: object) -> None:
         """The first frame of a connection; the lane is up after it."""
         if isinstance(hello, Error):
             raise FleetError(hello.code, hello.message)
@@ -204,6 +206,8 @@ class Lane:
             raise FleetError(Code.BAD_FRAME, f"{self.seat} greeted with a {type(hello).__name__}")
         if hello.seat != self.seat:
             raise FleetError(Code.LANE_LOST, f"{self.address} is {hello.seat}, not {self.seat}")
+        self.version = self._hello.version_with(hello)
+        connection.greeted(self.version)
         if self._greeting is not None:
             self._greeting.cancel()
         self.limits = hello

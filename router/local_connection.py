@@ -25,6 +25,7 @@ class LocalConnection:
         self.ended: asyncio.Future[FleetError] = self._loop.create_future()
         self._lane, self._reactor, self._connected, self._arena = lane, reactor, connected, arena
         self._socket: FrameSocket | None = None
+        self._version = 0  # until the shard has greeted
         self._areas: dict[int, tuple[int, torch.Tensor]] = {}  # frame id → where its area begins, its results
 
     def open(self, hello: bytes) -> None:
@@ -32,6 +33,9 @@ class LocalConnection:
             self._reactor, self._connected, lambda frame: self._lane.received(self, frame), self._on_end
         )
         self._socket.send(hello, self._arena.file)
+
+    def greeted(self, version: int) -> None:
+        self._version = version
 
     def max_rows(self, hello: Hello, row_bytes: int, top_k: int) -> int:
         return placed_rows(MAX_MESSAGE_BYTES, top_k)
@@ -53,7 +57,7 @@ class LocalConnection:
             frame.frame_id, frame.fingerprint, frame.epoch, frame.layer, frame.priority, frame.deadline_us,
             rows.dtype, num_rows, hidden, begin, results_at, frame.route_rows, frame.route_experts,
         )  # fmt: skip
-        self._send(encode_placed(placed))
+        self._send(encode_placed(placed, self._version))
 
     def answer(self, frame: object) -> Result | None:
         if not isinstance(frame, Filled) or frame.frame_id not in self._areas:
@@ -65,7 +69,7 @@ class LocalConnection:
         return Result(frame.frame_id, frame.first_route, frame.num_routes, rows)
 
     def cancel(self, frame_id: int) -> bool:
-        self._send(encode_cancel(frame_id))
+        self._send(encode_cancel(frame_id, self._version))
         return True
 
     def free(self, frame_id: int) -> None:

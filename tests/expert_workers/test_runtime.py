@@ -14,6 +14,7 @@ from expertfleet.expert_workers.pool import Job, Pool
 from expertfleet.expert_workers.runtime import Runtime
 from expertfleet.proto.codec import MAX_PIECE_BYTES, Dispatch, Error, Result, decode
 from expertfleet.proto.errors import Code
+from expertfleet.proto.layout import WIRE_VERSION
 from expertfleet.proto.reactor import Reactor
 
 H = 256
@@ -21,7 +22,9 @@ H = 256
 
 def answering(answers: "queue.Queue[bytes]") -> GrpcLane:
     """Only ``deliver`` and ``send`` are called."""
-    return GrpcLane(None, answers.put)  # type: ignore[arg-type]
+    lane = GrpcLane(None, answers.put)  # type: ignore[arg-type]
+    lane.version = WIRE_VERSION
+    return lane
 
 
 def make_job(answers: "queue.Queue[bytes]", frame_id: int, value: float, num_routes: int = 2) -> Job:

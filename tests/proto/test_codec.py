@@ -3,6 +3,7 @@
 import dataclasses
 import random
 
+import msgpack
 import numpy as np
 import pytest
 import torch
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from expertfleet.proto import codec
 from expertfleet.proto.errors import Code, FleetError
+from expertfleet.proto.layout import WIRE_VERSION, Kind, prefix
 
 LIMIT = 1 << 20
 
@@ -100,12 +102,75 @@ def test_oversized_frame_names_both_sizes() -> None:
     assert caught.value.code is Code.FRAME_TOO_LARGE
 
 
-def test_other_wire_version_is_named() -> None:
+def test_another_wire_version_is_named() -> None:
     frame = bytearray(codec.encode_cancel(1))
     frame[4] = 9
     with pytest.raises(FleetError, match="wire version 9") as caught:
         codec.decode(bytes(frame), LIMIT)
     assert caught.value.code is Code.WIRE_VERSION
+
+
+def test_an_error_is_read_whatever_version_it_bears() -> None:
+    frame = codec.encode_error(0, FleetError(Code.WIRE_VERSION, "no"), version=9)
+    assert codec.decode(frame, LIMIT, version=4) == codec.Error(0, Code.WIRE_VERSION, "no")
+
+
+def test_frames_of_a_lane_bear_its_version_and_no_other_is_taken() -> None:
+    rng = random.Random()
+    frames = [
+        codec.encode_dispatch(codec.Dispatch(**make_dispatch(rng, torch.float32)[1]), 7),
+        codec.encode_placed(make_placed(rng), 7),
+        codec.encode_result(7, 2, 5, torch.randn(3, 8), 7),
+        codec.encode_cancel(1, 7),
+        codec.encode_filled(codec.Filled(7, 2, 3, 5), 7),
+    ]
+    for frame in frames:
+        codec.decode(frame, LIMIT, version=7)
+        for other in (6, 8):
+            with pytest.raises(FleetError, match=f"wire version 7; this lane's is {other}") as caught:
+                codec.decode(frame, LIMIT, version=other)
+            assert caught.value.code is Code.WIRE_VERSION
+
+
+def make_hello(oldest: int, newest: int) -> codec.Hello:
+    return codec.Hello("expert-3", "ab" * 32, "bfloat16", 1 << 26, oldest=oldest, newest=newest)
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "version"),
+    [((1, 1), (1, 1), 1), ((2, 3), (1, 2), 2), ((1, 2), (2, 3), 2), ((2, 3), (2, 3), 3), ((1, 2), (1, 1), 1)],
+)
+def test_two_ends_speak_the_newest_version_that_both_know(
+    own: tuple[int, int], other: tuple[int, int], version: int
+) -> None:
+    assert make_hello(*own).version_with(make_hello(*other)) == version
+
+
+@pytest.mark.parametrize(("other", "named"), [((3, 4), "3 to 4"), ((3, 3), "3"), ((9, 10), "9 to 10")])
+def test_ends_without_a_common_version_are_named(other: tuple[int, int], named: str) -> None:
+    for mine, theirs, message in (
+        ((1, 2), other, f"wire version {named}; this end speaks 1 to 2"),
+        (other, (1, 2), f"wire version 1 to 2; this end speaks {named}"),
+    ):
+        with pytest.raises(FleetError, match=f"^{message}$") as caught:
+            make_hello(*mine).version_with(make_hello(*theirs))
+        assert caught.value.code is Code.WIRE_VERSION
+
+
+def test_a_newer_greeting_may_say_more_and_an_equal_one_may_not() -> None:
+    body = msgpack.packb({"seat": "a", "fingerprint": "b", "dtype": "c", "max_frame_bytes": 1, "oldest": 1, "odd": 5})
+    newer = prefix(WIRE_VERSION + 1, Kind.HELLO, 0) + body
+    assert codec.decode(newer, LIMIT) == codec.Hello("a", "b", "c", 1, 1, WIRE_VERSION + 1)
+    with pytest.raises(FleetError, match="unreadable greeting"):
+        codec.decode(prefix(WIRE_VERSION, Kind.HELLO, 0) + body, LIMIT)
+
+
+@pytest.mark.parametrize("oldest", [0, -1, 200, True, "1", None])
+def test_a_greeting_of_an_impossible_version_is_malformed(oldest: object) -> None:
+    fields = {"seat": "a", "fingerprint": "b", "dtype": "c", "max_frame_bytes": 1, "oldest": oldest}
+    with pytest.raises(FleetError) as caught:
+        codec.decode(prefix(WIRE_VERSION, Kind.HELLO, 0) + msgpack.packb(fields), LIMIT)
+    assert caught.value.code is Code.BAD_FRAME
 
 
 def test_every_truncation_is_refused() -> None:

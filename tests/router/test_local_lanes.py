@@ -1,5 +1,6 @@
 """Dispatches to a real shard over shared memory: the bits of gRPC, and no memory that is used too early or never again."""
 
+import dataclasses
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from expertfleet.membership.epoch import Epoch, EpochId, Member
 from expertfleet.proto.codec import Hello
 from expertfleet.proto.errors import Code, FleetError
 from expertfleet.proto.io_thread import IoThread
+from expertfleet.proto.layout import OLDEST_WIRE_VERSION, WIRE_VERSION
 from expertfleet.proto.reactor import Reactor
 from expertfleet.router import lane as lane_module
 from expertfleet.router.dispatch import Dispatch
@@ -28,17 +30,26 @@ LAYER = 1
 
 
 class End:
-    """A router with one kind of lanes."""
+    """A router with one kind of lanes; ``versions`` are the oldest and the newest that it speaks."""
 
-    def __init__(self, io: IoThread, server: ExpertServer, local: bool, deadline_s: float = 20.0) -> None:
+    def __init__(
+        self,
+        io: IoThread,
+        server: ExpertServer,
+        local: bool,
+        deadline_s: float = 20.0,
+        versions: tuple[int, int] = (OLDEST_WIRE_VERSION, WIRE_VERSION),
+        refused: bool = False,
+    ) -> None:
         self.config = server.checkpoint.config
         self.reactor = Reactor()
-        hello = Hello("attention-0", server.checkpoint.fingerprint, "bfloat16", 1 << 24)
+        hello = Hello("attention-0", server.checkpoint.fingerprint, "bfloat16", 1 << 24, *versions)
         self.router = Router(io, self.reactor, hello, deadline_s, local_lanes=local)
         member = Member("expert-0", server.address, server.numerics, server.holdings.held)
         self.router.set_epoch(Epoch(EpochId(1, 1), server.checkpoint.fingerprint, "bfloat16", (member,), (), True))
-        assert self.reactor.run(lambda: self.router.usable, 20)
+        self.reactor.step(0)
         ((self.lane),) = self.router._lanes.values()
+        assert self.reactor.run(lambda: self.lane.last_error is not None if refused else self.router.usable, 20)
         self.connection = self.lane._connection
 
     def dispatch(self, x: torch.Tensor, ids: torch.Tensor) -> Dispatch:
@@ -101,6 +112,45 @@ def test_both_kinds_of_lanes_give_the_same_bits_and_all_memory_comes_back(
             x, ids = drawn(server.checkpoint, tokens)
             assert torch.equal(end.ask(x, ids), other.ask(x, ids))
             assert end.areas == 0
+
+
+@pytest.mark.parametrize("local", [True, False])
+@pytest.mark.parametrize(
+    ("worker", "shard", "version"), [((4, 5), (3, 4), 4), ((3, 4), (4, 5), 4), ((4, 5), (4, 5), 5), ((4, 5), (4, 4), 4)]
+)
+def test_ends_of_neighbouring_versions_talk_in_the_older(
+    io: IoThread,
+    server: ExpertServer,
+    local: bool,
+    worker: tuple[int, int],
+    shard: tuple[int, int],
+    version: int,
+) -> None:
+    server.lanes.hello = dataclasses.replace(server.lanes.hello, oldest=shard[0], newest=shard[1])
+    with closing(End(io, server, local, versions=worker)) as end:
+        assert end.lane.version == version
+        x, ids = drawn(server.checkpoint, 33)
+        assert torch.isfinite(end.ask(x, ids)).all()
+        end.dispatch(x, ids).close()
+        server.holdings.raise_min_epoch(EpochId(9, 9))
+        with closing(end.dispatch(x, ids)) as dispatch:  # what is refused is refused in that version, too
+            assert end.reactor.run(lambda: bool(dispatch._refusal), 10)
+            assert "STALE_EPOCH" in dispatch._refusal
+
+
+@pytest.mark.parametrize("local", [True, False])
+@pytest.mark.parametrize(("worker", "shard"), [((4, 5), (2, 3)), ((2, 3), (4, 5)), ((4, 5), (6, 6)), ((4, 4), (5, 6))])
+def test_ends_without_a_common_version_refuse_each_other_and_say_why(
+    io: IoThread, server: ExpertServer, local: bool, worker: tuple[int, int], shard: tuple[int, int]
+) -> None:
+    server.lanes.hello = dataclasses.replace(server.lanes.hello, oldest=shard[0], newest=shard[1])
+    with closing(End(io, server, local, versions=worker, refused=True)) as end:
+        assert not end.lane.up
+        error = end.lane.last_error
+        assert error is not None
+        assert error.code is Code.WIRE_VERSION
+        theirs, own = (str(a) if a == b else f"{a} to {b}" for a, b in (worker, shard))
+        assert str(error) == f"wire version {theirs}; this end speaks {own}"
 
 
 def test_more_routes_than_a_message_holds_travel_in_several_frames(server: ExpertServer, end: End) -> None:

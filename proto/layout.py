@@ -1,0 +1,86 @@
+"""What every frame begins with, and the parts that frames are made of.
+
+Knows nothing of any frame's meaning. Little endian. A frame starts with a 16-byte prefix: magic ``XFLT``, wire version u8, kind
+u8, two zero bytes, frame id u64. An end speaks its newest version and the one before. Its HELLO bears its newest; the newest that
+both speak is the lane's, which all other frames bear. HELLO and ERROR are read whatever they bear, as two ends must be able to
+say why they do not talk: every version lays them out alike, but that a newer HELLO may have more keys.
+"""
+
+import enum
+import struct
+import warnings
+from typing import TypeAlias
+
+import torch
+
+from .errors import Code, FleetError
+
+WIRE_VERSION = 1
+OLDEST_WIRE_VERSION = 1
+MAGIC = b"XFLT"
+PREFIX = struct.Struct("<4sBBHQ")
+_DTYPES = {1: torch.bfloat16, 2: torch.float32}
+DTYPE_CODES = {dtype: code for code, dtype in _DTYPES.items()}
+
+Buffer: TypeAlias = bytes | bytearray
+
+
+class Kind(enum.IntEnum):
+    HELLO = 1
+    DISPATCH = 2
+    RESULT = 3
+    ERROR = 4
+    CANCEL = 5
+    PLACED = 6
+    FILLED = 7
+
+
+def prefix(version: int, kind: Kind, frame_id: int) -> bytes:
+    return PREFIX.pack(MAGIC, version, kind, 0, frame_id)
+
+
+def frame_id_of(frame: Buffer) -> int:
+    """The id in the prefix, 0 where there is none: what an error about an undecodable frame refers to."""
+    if len(frame) < PREFIX.size or frame[:4] != MAGIC:
+        return 0
+    return int(PREFIX.unpack_from(frame)[4])
+
+
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    """The memory of a contiguous CPU tensor, uncopied."""
+    assert tensor.is_contiguous(), tensor.stride()
+    return tensor.view(torch.uint8).numpy().data
+
+
+def view(frame: Buffer, dtype: torch.dtype, count: int, offset: int) -> torch.Tensor:
+    return torch.frombuffer(frame, dtype=dtype, count=count, offset=offset)
+
+
+def dtype_of(code: int) -> torch.dtype:
+    if code not in _DTYPES:
+        raise bad(f"unknown dtype code {code}")
+    return _DTYPES[code]
+
+
+def at_least(frame: Buffer, size: int) -> None:
+    if len(frame) < size:
+        raise bad(f"{len(frame)} bytes; its header alone has {size}")
+
+
+def expect(frame: Buffer, size: int) -> None:
+    if len(frame) != size:
+        raise bad(f"{len(frame)} bytes; its header announces {size}")
+
+
+def bad(what: str) -> FleetError:
+    return FleetError(Code.BAD_FRAME, f"malformed frame: {what}")
+
+
+def _accept_read_only_buffers() -> None:
+    """torch warns once per process that a view of ``bytes`` is not writable; nobody writes to a frame."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.frombuffer(b"\0", dtype=torch.uint8)
+
+
+_accept_read_only_buffers()
