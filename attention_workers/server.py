@@ -190,6 +190,7 @@ class AttentionServer:
             "dispatched_routes_total": router.routes,
             "dispatched_frames_total": router.frames,
             "retried_frames_total": router.retried_parts,
+            "hedged_frames_total": router.hedged_parts,
             "failed_dispatches_total": router.failed_dispatches,
             "dispatches_waiting_for_experts": self.router.num_waiting,
         }

@@ -8,6 +8,7 @@ engine awaits the dispatch, calls ``combined``, and closes it, as the answers li
 """
 
 import functools
+import math
 import time
 from collections.abc import Callable, Generator
 from typing import Protocol
@@ -42,7 +43,7 @@ _MAX_PAUSE_S = 0.5
 class Part:
     """The routes of one frame to one shard, in the frame's order (sorted by expert)."""
 
-    __slots__ = ("frame", "lane", "num_answered", "routes", "row_ids")
+    __slots__ = ("due_at", "frame", "hedge_of", "hedges", "lane", "num_answered", "routes", "row_ids", "sent_at")
 
     def __init__(self, lane: Lane, frame: Frame, row_ids: torch.Tensor | None, routes: Routes) -> None:
         self.lane = lane
@@ -50,12 +51,20 @@ class Part:
         self.row_ids = row_ids
         self.routes = routes
         self.num_answered = 0
+        self.sent_at = 0.0
+        self.due_at = math.inf  # then the wait is unusual
+        self.hedges: list[Part] = []  # the same routes asked of others, as this one is slow
+        self.hedge_of: Part | None = None
 
 
 class Sender(Protocol):
     """What a dispatch asks of the router that it belongs to."""
 
     def build_parts(self, dispatch: "Dispatch", routes: Routes) -> tuple[list[Part], Routes]: ...
+
+    def watch(self, dispatch: "Dispatch") -> None: ...
+
+    def on_overdue(self, dispatch: "Dispatch", part: Part, routes: Routes) -> list[Part]: ...
 
     def on_failed_part(self, dispatch: "Dispatch", seat: str, error: FleetError) -> None: ...
 
@@ -135,6 +144,8 @@ class Dispatch:
         self._send(parts)
         if len(orphans):
             self._park(orphans)
+        if not self.done:
+            self._router.watch(self)
 
     def retry_waiting(self) -> None:
         """Somebody may be usable by now: whoever failed before is asked again, too."""
@@ -146,6 +157,21 @@ class Dispatch:
             self.waits_for_experts = False
             self._router.renew(self)  # whoever holds them now has as much time as anybody
         self._reassign(waiting)
+
+    def next_due(self) -> float:
+        return min((part.due_at for part in self._parts.values()), default=math.inf)
+
+    def hedge(self) -> None:
+        """What a shard has had for unusually long is asked of others as well; whoever answers first is taken."""
+        now = time.monotonic()
+        for part in [part for part in self._parts.values() if part.due_at <= now]:
+            part.due_at = math.inf
+            part.hedges = self._router.on_overdue(self, part, part.routes[part.num_answered :])
+            for hedge in part.hedges:
+                hedge.hedge_of = part
+            self._send(part.hedges)
+        if not self.done:
+            self._router.watch(self)
 
     def expire(self) -> None:
         """The layer's deadline has passed; who waits for an expert that nobody holds may go on for a while."""
@@ -164,8 +190,12 @@ class Dispatch:
         self._finish(FleetError(code, f"layer {self.layer}: {what}{last}"))
 
     def _send(self, parts: list[Part]) -> None:
+        now = time.monotonic()
         for part in parts:
             self._parts[part.frame.frame_id] = part
+            part.sent_at = now
+            if part.hedge_of is None:
+                part.due_at = now + part.lane.pace.limit_s(len(part.routes))
         for part in parts:
             part.lane.post(part.frame, part.row_ids, functools.partial(self._on_answer, part))
 
@@ -180,14 +210,40 @@ class Dispatch:
                 FleetError(Code.BAD_FRAME, f"{part.lane.seat} answered layer {self.layer} with a misfit piece")
             )
             return
+        self._prefer(part)
         begin, count = part.num_answered, answer.rows.shape[0]
         self._pieces.append((part.routes[begin : begin + count], answer.rows))
         part.num_answered += count
         self._num_left -= count
         if part.num_answered == len(part.routes):
+            part.lane.pace.observe(len(part.routes), time.monotonic() - part.sent_at)
             self._answered.append(self._parts.pop(part.frame.frame_id))
         if not self._num_left:
             self._finish(None)
+
+    def _prefer(self, part: Part) -> None:
+        """Of a part and its hedges those are given up that did not answer first."""
+        slow, part.hedge_of = part.hedge_of, None
+        if slow is not None:
+            self._release(slow)
+        self._drop_hedges(part)
+
+    def _release(self, slow: Part) -> None:
+        """Its hedges take its place for all that it has not answered."""
+        for hedge in slow.hedges:
+            hedge.hedge_of = None
+        slow.hedges = []
+        if self._parts.pop(slow.frame.frame_id, None) is not None:
+            if slow.num_answered:
+                self._answered.append(slow)
+            else:
+                _drop([slow])
+
+    def _drop_hedges(self, part: Part) -> None:
+        hedges, part.hedges = part.hedges, []
+        for hedge in hedges:
+            hedge.hedge_of = None
+        _drop([hedge for hedge in hedges if self._parts.pop(hedge.frame.frame_id, None) is not None])
 
     def _fits(self, part: Part, answer: Result) -> bool:
         """A shard answers a frame's routes in their order."""
@@ -200,6 +256,13 @@ class Dispatch:
 
     def _on_failure(self, part: Part, error: FleetError) -> None:
         self._answered.append(self._parts.pop(part.frame.frame_id))  # its first pieces may have come
+        if part.hedge_of is not None:
+            self._drop_hedges(part.hedge_of)  # the slow one has them all yet
+            return
+        if part.hedges and error.code in _RETRYABLE:
+            self.failed_seats.add(part.lane.seat)
+            self._release(part)
+            return
         if error.code not in _RETRYABLE:
             self._finish(error)
             return

@@ -24,12 +24,14 @@ from ..proto.shared_memory import Arena
 from .connection import Connection
 from .grpc_connection import GrpcConnection
 from .local_connection import LocalConnection
+from .pace import Pace
 
 logger = logging.getLogger(__name__)
 
 Sink = Callable[[Result | FleetError], None]
 _MAX_BACKOFF_S = 1.0
 _GREETING_S = 5.0
+_SUSPICION_S = 1.0
 
 
 @dataclass(slots=True)
@@ -57,6 +59,8 @@ class Lane:
         self.seat = seat
         self.address = address
         self.up = False
+        self.suspected = False  # it was silent for unusually long; passes by itself
+        self.pace = Pace()
         self.last_error: FleetError | None = None
         self.limits = hello  # the shard's, once it has greeted
         self.version = hello.newest  # of the lane's frames, once both ends have greeted
@@ -67,6 +71,7 @@ class Lane:
         self._sent: dict[int, _Sent] = {}
         self._connection: Connection | None = None
         self._greeting: Timer | None = None
+        self._suspicion: Timer | None = None
         self._closed = False
         self._connecting = io.spawn(self._keep_connected())
 
@@ -97,6 +102,23 @@ class Lane:
         if not (sent.num_left and self._connection.cancel(frame_id)):
             self._forget(frame_id)
 
+    def suspect(self) -> None:
+        """For a moment, or until the shard says anything."""
+        if self.up and not self.suspected:
+            self.suspected = True
+            self._suspicion = self._reactor.call_later(_SUSPICION_S, self._trust)
+            self._on_change()
+
+    def _trust(self) -> None:
+        if self.suspected:
+            self._forgive()
+            self._on_change()
+
+    def _forgive(self) -> None:
+        self.suspected = False
+        if self._suspicion is not None:
+            self._suspicion.cancel()
+
     def close(self) -> None:
         """From the reactor's thread, or when it has ended."""
         self._closed = True
@@ -110,6 +132,7 @@ class Lane:
         """A frame of the shard."""
         if connection is not self._connection:
             return
+        self._trust()
         try:
             self._take(connection, decode(data, self._hello.max_frame_bytes, self.version))
         except FleetError as error:
@@ -220,6 +243,7 @@ class Lane:
         if connection is not self._connection:
             return
         was_up, self.up, self._connection = self.up, False, None
+        self._forgive()
         if self._greeting is not None:
             self._greeting.cancel()
         if str(error) != str(self.last_error):

@@ -20,9 +20,14 @@ class Plan:
     """One epoch's members and who of them is usable; replaced as a whole when either changes."""
 
     def __init__(
-        self, epoch: EpochId, members: tuple[Member, ...], usable: Collection[str], before: "Plan | None" = None
+        self,
+        epoch: EpochId,
+        members: tuple[Member, ...],
+        usable: Collection[str],
+        before: "Plan | None" = None,
+        suspected: Collection[str] = (),
     ) -> None:
-        """An expert stays in the class it had ``before`` as long as a member of that class holds it, or nobody does."""
+        """Those ``suspected`` are asked only for what no other usable member holds. An expert stays in the class it had ``before`` as long as a member of that class holds it, or nobody does."""
         self.epoch = epoch
         self.members = members
         shape = members[0].held.mask.shape if members else (0, 0)
@@ -33,6 +38,10 @@ class Plan:
             if member.seat in usable:
                 in_class = self._class_of == self._classes.index(member.numerics)
                 self._replicas[number] = member.held.mask & in_class
+        self.has_replicas = bool((self._replicas.sum(0) > 1).any())  # somewhere
+        if suspected:
+            doubted = np.array([member.seat in suspected for member in members])
+            self._replicas[doubted] &= ~self._replicas[~doubted].any(0)
         self._owners = self._sole_owners()
         self.numerics = self._name()
 

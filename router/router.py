@@ -7,6 +7,7 @@ passing suspicion and changes nobody's membership.
 
 import itertools
 import logging
+import math
 import threading
 import time
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ from .lane import Lane
 from .plan import NOBODY, Plan
 
 logger = logging.getLogger(__name__)
+# Parts asked a second time because the first shard is slow: at most this share of all, but for a few.
+_HEDGED_SHARE = 0.05
+_HEDGES_AT_ONCE = 8
 
 
 @dataclass(slots=True)
@@ -35,6 +39,7 @@ class Counters:
     routes: int = 0
     frames: int = 0
     retried_parts: int = 0
+    hedged_parts: int = 0
     failed_dispatches: int = 0
 
 
@@ -66,6 +71,7 @@ class Router:
         self._frame_ids = itertools.count(1)
         self._parked: set[Dispatch] = set()
         self._timers: dict[Dispatch, Timer] = {}
+        self._hedges: dict[Dispatch, Timer] = {}
         self._ready = threading.Event()
 
     def dispatch(
@@ -107,11 +113,11 @@ class Router:
         dispatch.deadline = time.monotonic() + left_s
         self._timers[dispatch] = self._reactor.call_later(left_s, dispatch.expire)
 
-    def build_parts(self, dispatch: Dispatch, routes: Routes) -> tuple[list[Part], Routes]:
-        """Frames for ``routes`` under the current plan, and the routes that nobody can answer now."""
+    def build_parts(self, dispatch: Dispatch, routes: Routes, slow: str = "") -> tuple[list[Part], Routes]:
+        """Frames for ``routes`` under the current plan, and the routes that nobody (but ``slow``) can answer now."""
         plan, lanes = self._snapshot
         experts = dispatch.experts[routes]
-        owners = plan.assign(dispatch.layer, experts, dispatch.failed_seats)
+        owners = plan.assign(dispatch.layer, experts, {*dispatch.failed_seats, slow} if slow else dispatch.failed_seats)
         order = np.lexsort((experts, owners))
         routes, owners = routes[order], owners[order]
         parts, orphans = [], routes[:0]
@@ -123,6 +129,27 @@ class Router:
                 pieces = _split(stretch, dispatch, lanes[number])
                 parts += [self._part(dispatch, plan.epoch, lanes[number], mine) for mine in pieces]
         return parts, orphans
+
+    def watch(self, dispatch: Dispatch) -> None:
+        """``dispatch.hedge`` is called when its next part is overdue, if there is anybody else to ask."""
+        due_at = dispatch.next_due()
+        if self.plan.has_replicas and math.isfinite(due_at):
+            if timer := self._hedges.get(dispatch):
+                timer.cancel()
+            self._hedges[dispatch] = self._reactor.call_later(max(0.0, due_at - time.monotonic()), dispatch.hedge)
+
+    def on_overdue(self, dispatch: Dispatch, part: Part, routes: Routes) -> list[Part]:
+        """The same ``routes`` for others, if all of them can be asked of somebody else and not too many were already."""
+        counters = self.counters
+        if counters.hedged_parts + 1 > _HEDGES_AT_ONCE + _HEDGED_SHARE * counters.frames:
+            return []
+        part.lane.suspect()
+        parts, orphans = self.build_parts(dispatch, routes, part.lane.seat)
+        if len(orphans):
+            return []
+        counters.hedged_parts += 1
+        logger.info("layer %d: %s takes unusually long, asking others as well", dispatch.layer, part.lane.seat)
+        return parts
 
     def set_epoch(self, epoch: Epoch) -> None:
         """From any thread: lanes to members that stay are kept; those to members that left are closed."""
@@ -168,9 +195,9 @@ class Router:
 
     def forget(self, dispatch: Dispatch) -> None:
         self._parked.discard(dispatch)
-        timer = self._timers.pop(dispatch, None)
-        if timer is not None:
-            timer.cancel()
+        for timers in (self._timers, self._hedges):
+            if timer := timers.pop(dispatch, None):
+                timer.cancel()
         if dispatch.error is not None:
             self.counters.failed_dispatches += 1
 
@@ -202,7 +229,8 @@ class Router:
         if epoch is None:
             return
         up = {lane.seat for lane in self._lanes.values() if lane.up}
-        plan = Plan(epoch.id, epoch.experts, up, before=self._snapshot[0])
+        suspected = {lane.seat for lane in self._lanes.values() if lane.suspected}
+        plan = Plan(epoch.id, epoch.experts, up, self._snapshot[0], suspected)
         self._snapshot = (plan, tuple(self._lanes[member.seat, member.address] for member in epoch.experts))
         if epoch.complete and plan.covers_everything():
             self._ready.set()

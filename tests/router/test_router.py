@@ -286,6 +286,101 @@ def test_bad_requests_are_not_retried(fleet: Fleet) -> None:
     assert caught.value.code is Code.BAD_FRAME
 
 
+def warm(fleet: Fleet, T: int = 9) -> None:
+    """Until it is known how long both shards take."""
+    while min(len(shard.frames) for shard in fleet.shards) < 60:
+        dispatch, expected = fleet.ask(T)
+        assert torch.equal(fleet.outcome(dispatch), expected)
+
+
+def stalled(fleet: Fleet, number: int, T: int = 9) -> tuple[Dispatch, torch.Tensor]:
+    """A dispatch that shard ``number``, which does not answer, was asked about."""
+    fleet.shards[number].pause.clear()
+    before = len(fleet.shards[number].frames)
+    dispatch, expected = fleet.ask(T)
+    assert fleet.reactor.run(lambda: len(fleet.shards[number].frames) > before, 5)
+    return dispatch, expected
+
+
+def test_what_a_silent_shard_was_asked_is_asked_of_its_replica_and_it_is_left_alone_for_a_while(fleet: Fleet) -> None:
+    fleet.add_shards(2)
+    fleet.commit(lambda layer, expert: [0, 1])
+    assert fleet.wait_all_up()
+    warm(fleet)
+    dispatch, expected = stalled(fleet, 0)
+    assert torch.equal(fleet.outcome(dispatch, 2.0), expected)
+    assert fleet.router.counters.hedged_parts == 1
+    asked = len(fleet.shards[0].frames)
+    for _ in range(5):
+        dispatch, expected = fleet.ask(9)
+        assert torch.equal(fleet.outcome(dispatch, 1.0), expected)
+    assert len(fleet.shards[0].frames) == asked
+    fleet.io.post(fleet.shards[0].pause.set)
+    assert fleet.reactor.run(lambda: not any(lane.suspected for lane in fleet.router._lanes.values()), 5)
+    while len(fleet.shards[0].frames) == asked:
+        dispatch, expected = fleet.ask(9)
+        assert torch.equal(fleet.outcome(dispatch), expected)
+
+
+def test_a_slow_shard_that_answers_before_its_replica_is_taken(fleet: Fleet) -> None:
+    fleet.add_shards(2)
+    fleet.commit(lambda layer, expert: [0, 1])
+    assert fleet.wait_all_up()
+    warm(fleet)
+    dispatch, expected = stalled(fleet, 0)
+    fleet.shards[1].pause.clear()
+    assert fleet.reactor.run(lambda: fleet.router.counters.hedged_parts >= 1, 5)
+    fleet.io.post(fleet.shards[0].pause.set)
+    assert torch.equal(fleet.outcome(dispatch, 5.0), expected)
+    fleet.io.post(fleet.shards[1].pause.set)
+    assert fleet.reactor.run(lambda: bool(fleet.shards[1].cancelled), 5)
+
+
+def test_a_replica_that_refuses_leaves_the_slow_shard_its_work(fleet: Fleet) -> None:
+    fleet.add_shards(2)
+    fleet.commit(lambda layer, expert: [0, 1])
+    assert fleet.wait_all_up()
+    warm(fleet)
+    dispatch, expected = stalled(fleet, 0)
+    fleet.shards[1].refuse = FleetError(Code.OVERLOADED, "no")
+    fleet.run(1.0)
+    assert not dispatch.done
+    fleet.io.post(fleet.shards[0].pause.set)
+    assert torch.equal(fleet.outcome(dispatch, 5.0), expected)
+
+
+def test_a_slow_shard_that_dies_leaves_its_work_to_the_replica_already_asked(fleet: Fleet) -> None:
+    fleet.add_shards(2)
+    fleet.commit(lambda layer, expert: [0, 1])
+    assert fleet.wait_all_up()
+    warm(fleet)
+    dispatch, expected = stalled(fleet, 0)
+    fleet.shards[1].pause.clear()
+    assert fleet.reactor.run(lambda: fleet.router.counters.hedged_parts >= 1, 5)
+    fleet.io.submit(fleet.shards[0].stop())
+    fleet.run(0.3)
+    fleet.io.post(fleet.shards[1].pause.set)
+    assert torch.equal(fleet.outcome(dispatch, 5.0), expected)
+
+
+def test_few_parts_are_asked_twice(fleet: Fleet) -> None:
+    """Where everybody is slow, asking others helps nobody."""
+    fleet.add_shards(2)
+    fleet.commit(lambda layer, expert: [0, 1])
+    assert fleet.wait_all_up()
+    warm(fleet)
+    for shard in fleet.shards:
+        shard.pause.clear()
+    dispatches = [fleet.ask(9) for _ in range(60)]
+    fleet.run(3.0)
+    frames = fleet.router.counters.frames
+    assert 0 < fleet.router.counters.hedged_parts <= 8 + 0.05 * frames
+    for shard in fleet.shards:
+        fleet.io.post(shard.pause.set)
+    for dispatch, expected in dispatches:
+        assert torch.equal(fleet.outcome(dispatch), expected)
+
+
 @pytest.mark.parametrize("code", [Code.OVERLOADED, Code.INTERNAL, Code.STALE_EPOCH])
 def test_a_passing_refusal_of_the_only_holder_is_asked_again(fleet: Fleet, code: Code) -> None:
     fleet.add_shards(1)

@@ -13,15 +13,16 @@ from expertfleet.checkpoint.files import CheckpointFiles
 from expertfleet.cluster.config import FleetConfig
 from expertfleet.cluster.controller import Controller
 from expertfleet.cluster.plan import make_plan
+from expertfleet.cluster.wanted import Wanted
 from expertfleet.membership.wire import WireSecurity, secure
 
 
 async def serve(model: str, host: str, num_shards: str, replicas: str) -> None:
-    config = FleetConfig(model=Path(model), expert_shards=int(num_shards), replicas=int(replicas))
+    config = FleetConfig(model=Path(model), expert_shards=int(num_shards), replicas=float(replicas))
     with CheckpointFiles.open(config.model) as checkpoint:
         shape = make_plan(config, checkpoint, cores=1, nodes={}).shape
     secure(WireSecurity(None, os.environ["EXPERTFLEET_CLUSTER_TOKEN"]))
-    controller = Controller(shape, host)
+    controller = Controller(shape, Wanted.first(1, config.expert_shards, config.replicas), host)
     await controller.start()
     print(f"listening {controller.address}", flush=True)
     ended = asyncio.Event()
