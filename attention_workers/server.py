@@ -21,6 +21,7 @@ from ..proto.codec import DTYPE_NAMES, Hello
 from ..proto.errors import FleetError
 from ..proto.generated import generate_pb2_grpc, membership_pb2
 from ..proto.io_thread import IoThread
+from ..router.load import ExpertLoads
 from ..router.router import Router
 from .config import AttentionConfig
 from .engine import Engine
@@ -34,6 +35,8 @@ from .weights import Loader, attention_shapes
 logger = logging.getLogger(__name__)
 
 _GIB = 1 << 30
+# Long beside one conversation's taste for some experts, short beside a day's.
+_LOAD_HALF_LIFE_S = 300.0
 
 
 class AttentionServer:
@@ -64,6 +67,7 @@ class AttentionServer:
         self._io = IoThread("attention-io")
         self.tenancy = Tenancy(self._io, config.seat, config.controller, self._fill, self._on_order, config.node)
         hello = Hello(config.seat, self.checkpoint.fingerprint, config.dtype, config.max_frame_bytes)
+        model = self.checkpoint.config
         self.router = Router(
             self._io,
             self.engine.reactor,
@@ -71,6 +75,7 @@ class AttentionServer:
             config.layer_deadline_s,
             config.lost_expert_wait_s,
             local_lanes=config.local_lanes,
+            loads=ExpertLoads(model.num_layers, model.num_experts, _LOAD_HALF_LIFE_S),
         )
         self._io.submit(self._bind())
         self._loading = threading.Thread(target=self._load, name="attention-loader", daemon=True)

@@ -23,6 +23,7 @@ from ..proto.io_thread import IoThread
 from ..proto.reactor import Reactor, Timer
 from .dispatch import Dispatch, Part, Routes
 from .lane import Lane
+from .load import ExpertLoads
 from .plan import NOBODY, Plan
 
 logger = logging.getLogger(__name__)
@@ -55,9 +56,11 @@ class Router:
         lost_expert_wait_s: float = 0.0,
         *,
         local_lanes: bool = True,
+        loads: ExpertLoads | None = None,
     ) -> None:
         """A layer's answers have ``layer_deadline_s``; experts that nobody holds are waited for ``lost_expert_wait_s`` besides."""
         self.counters = Counters()
+        self.loads = loads  # None where nobody wants to know
         # One snapshot, replaced as a whole: a plan and the lane of each of its members.
         self._snapshot: tuple[Plan, tuple[Lane, ...]] = (Plan(NO_EPOCH, (), ()), ())
         self._io, self._reactor = io, reactor
@@ -83,6 +86,8 @@ class Router:
         self.counters.dispatches += 1
         self.counters.routes += len(dispatch.experts)
         self.renew(dispatch)
+        if self.loads is not None:
+            self.loads.count(layer, dispatch.experts)
         dispatch.start(*self.build_parts(dispatch, np.arange(len(dispatch.experts))))
         return dispatch
 

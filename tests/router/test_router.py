@@ -17,6 +17,7 @@ from expertfleet.proto.io_thread import IoThread
 from expertfleet.proto.reactor import Reactor
 from expertfleet.router.combine import combine
 from expertfleet.router.dispatch import Dispatch
+from expertfleet.router.load import ExpertLoads
 from expertfleet.router.router import Router
 
 _spec = importlib.util.spec_from_file_location("fake_shard", Path(__file__).with_name("fake_shard.py"))
@@ -36,7 +37,8 @@ class Fleet:
         self.io = IoThread("test-io")
         self.reactor = Reactor()
         hello = Hello("attention-0", FINGERPRINT, "bfloat16", fake_shard.LIMIT)
-        self.router = Router(self.io, self.reactor, hello, deadline_s, wait_s)
+        loads = ExpertLoads(L, E, half_life_s=60.0)
+        self.router = Router(self.io, self.reactor, hello, deadline_s, wait_s, loads=loads)
         self.shards: list = []
         self.counter = 0
 
@@ -128,6 +130,21 @@ def test_each_row_travels_once_to_a_shard(fleet: Fleet) -> None:
         (frame,) = shard.frames
         assert frame.rows.shape[0] <= 6
         assert frame.route_experts.tolist() == sorted(frame.route_experts.tolist())
+
+
+def test_what_is_asked_is_counted(fleet: Fleet) -> None:
+    fleet.add_shards(1)
+    fleet.commit(lambda layer, expert: [0])
+    assert fleet.wait_usable()
+    fleet.router.loads.snapshot(0.0)
+    dispatches = [fleet.ask(T)[0] for T in (6, 2)]
+    for dispatch in dispatches:
+        fleet.outcome(dispatch)
+    seen = fleet.router.loads.snapshot(1.0)
+    asked = np.bincount(np.concatenate([dispatch.experts for dispatch in dispatches]), minlength=E)
+    assert np.allclose(seen.routes[1] / seen.routes[1].sum(), asked / asked.sum())
+    assert np.array_equal(seen.activations[1] > 0, asked > 0)
+    assert not seen.routes[[0, 2]].any()
 
 
 def test_pieces_are_put_together(fleet: Fleet) -> None:
