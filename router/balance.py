@@ -17,6 +17,8 @@ _UNEVEN = 1.05
 _STEP = 0.01
 # What has to be loaded anyhow is dealt finer.
 _FINE_STEP = 0.001
+# So many of the least busy shards are asked to relieve the busiest.
+_TRIED = 16
 
 
 class Balance:
@@ -99,7 +101,7 @@ class Balance:
         busy = deal.loads[layer] / deal.speed
         least = step * float(deal.loads[layer].sum() / deal.speed.sum())
         source = int(busy.argmax())
-        for target in np.argsort(busy, kind="stable").tolist():
+        for target in np.argsort(busy, kind="stable")[:_TRIED].tolist():
             if busy[target] + least >= busy[source]:
                 return False
             given = self._movable(layer, source, target).nonzero()[0]
@@ -136,7 +138,7 @@ class Balance:
         if not len(taken):
             return None
         place = np.searchsorted(back_shares, share[given] - ideal)
-        pairs = [np.clip(place + shift, 0, len(taken) - 1) for shift in (-1, 0)]
+        pairs = [np.maximum(place - 1, 0), np.minimum(place, len(taken) - 1)]
         goes, comes = np.concatenate((given, given)), np.concatenate(pairs)
         change = share[goes] - back_shares[comes]
         after = np.maximum(

@@ -83,7 +83,7 @@ class _Row:
         if total < whole * len(self._now):
             self._most = np.minimum(self._most, whole)
         self._base = np.minimum(self._most, min(whole, total // len(self._now)))
-        self.copies = np.clip(self._now, self._base, self._most)
+        self.copies = np.minimum(np.maximum(self._now, self._base), self._most)
         for _ in range(int(self.copies.sum()) - total):
             self.copies[self._least_missed()] -= 1
         for _ in range(total - int(self.copies.sum())):

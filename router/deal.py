@@ -31,9 +31,18 @@ class Deal:
         self.together = np.einsum("sle,tle->st", self.held, self.held, dtype=np.int64)  # pairs two shards both hold
         self.same_class: Bools = classes[:, None] == classes
         self.limits = _layer_limits(capacity, wanted)  # [L, S]
-        self._afresh = not held.any()
+        self._afresh = not self.held.any()
+        flat = self.held.reshape(S, -1).astype(np.float32)
+        self._together = flat @ flat.T  # [S, S] pairs that two shards have in common
         self._expected: list[int] = [0] * L  # copies there will be in each layer
-        self._scale = 1.0 / max(1, int(wanted.sum()))
+        self._load_unit: list[float] = [1.0] * L
+        self._dealt: list[int] = self.counts.sum(1).tolist()
+        self._unit = 1.0 / max(1, int(wanted.sum()))
+        # Of one layer at a time: how full each shard is for it, and who has room.
+        self._view: tuple[int, bool] = (-1, False)
+        self._filled = np.zeros(S)
+        self._open = np.zeros(S, dtype=np.bool_)
+        self._within = np.zeros(S, dtype=np.bool_)
 
     @property
     def num_shards(self) -> int:
@@ -44,16 +53,18 @@ class Deal:
         self.share = weights // np.maximum(1, target)
         self.loads = np.einsum("sle,le->ls", self.held, self.share)
         self._expected = target.sum(1).tolist()
+        self._load_unit = [1.0 / max(1, total) for total in weights.sum(1).tolist()]
+        self._view = (-1, False)
 
     def add(self, shard: int, layer: int, expert: int) -> None:
-        self.together[shard] += self.held[:, layer, expert]
-        self.together[:, shard] += self.held[:, layer, expert]
+        if self.copies[layer, expert]:
+            self._count_common(shard, layer, expert, 1)
         self._change(shard, layer, expert, 1)
 
     def drop(self, shard: int, layer: int, expert: int) -> None:
         self._change(shard, layer, expert, -1)
-        self.together[shard] -= self.held[:, layer, expert]
-        self.together[:, shard] -= self.held[:, layer, expert]
+        if self.copies[layer, expert]:
+            self._count_common(shard, layer, expert, -1)
 
     def move(self, expert: int, layer: int, source: int, target: int) -> None:
         self.drop(source, layer, expert)
@@ -65,8 +76,18 @@ class Deal:
         self.totals[shard] += step
         self.counts[layer, shard] += step
         self.loads[layer, shard] += step * self.share[layer, expert]
+        self._dealt[layer] += step
         if not self.now[shard, layer, expert]:
             self.moved += step
+        if self._view[0] == layer:
+            self._look(shard)
+        else:
+            self._view = (-1, False)
+
+    def _count_common(self, shard: int, layer: int, expert: int, step: int) -> None:
+        others = step * self.held[:, layer, expert]
+        self._together[shard] += others
+        self._together[:, shard] += others
 
     def holders(self, layer: int, expert: int) -> list[int]:
         found: list[int] = self.held[:, layer, expert].nonzero()[0].tolist()
@@ -82,21 +103,30 @@ class Deal:
     def emptiest(self, layer: int, expert: int, allowed: Bools) -> int:
         """Who of ``allowed`` [S] takes one more copy: the one with the fewest experts in this layer for its speed, then
         the least to do, then the fewest in all, then the fewest pairs in common with who holds it already."""
-        mask = allowed & (self.totals < self.capacity)
-        within = mask & (self.counts[layer] < self.limits[layer])
-        mask = within if within.any() else mask
-        if not mask.any():
-            return NOWHERE
-        loads, totals = self.loads[layer] / (int(self.loads[layer].sum()) or 1), self._scale * self.totals
         # The last round of a layer goes to some shards only: to those with less memory taken, if nothing is there yet.
-        last_round = self._afresh and self._expected[layer] - int(self.counts[layer].sum()) < self.num_shards
-        second, third = (totals, loads) if last_round else (loads, totals)
-        # NOTE: one sum instead of a sort by four keys: each term is too small to outweigh the one before it.
-        score = (self.counts[layer] + 1 + 0.5 * second) / self.speed + 1e-6 * third
-        for holder in self.holders(layer, expert):
-            score += 1e-9 * self._scale * self.together[holder]
-        score[~mask] = np.inf
-        return int(score.argmin())
+        last_round = self._afresh and self._expected[layer] - self._dealt[layer] < self.num_shards
+        if self._view != (layer, last_round):
+            self._view = (layer, last_round)
+            for shard in range(self.num_shards):
+                self._look(shard)
+        score = self._filled
+        if self.copies[layer, expert]:
+            score = score + 1e-9 * self._unit * self._together[self.held[:, layer, expert]].sum(0)
+        for mask in (allowed & self._within, allowed & self._open):
+            found = int(np.where(mask, score, np.inf).argmin())
+            if mask[found]:
+                return found
+        return NOWHERE
+
+    def _look(self, shard: int) -> None:
+        layer, last_round = self._view
+        count, total = int(self.counts[layer, shard]), int(self.totals[shard])
+        load, taken = int(self.loads[layer, shard]) * self._load_unit[layer], total * self._unit
+        second, third = (taken, load) if last_round else (load, taken)
+        # NOTE: one sum instead of a sort by several keys: each term is too small to outweigh the one before it.
+        self._filled[shard] = (count + 1 + 0.5 * second) / float(self.speed[shard]) + 1e-6 * third
+        self._open[shard] = total < self.capacity[shard]
+        self._within[shard] = self._open[shard] and count < self.limits[layer, shard]
 
 
 def _layer_limits(capacity: Ints, wanted: Bools) -> Ints:

@@ -17,6 +17,9 @@ from .copies import Objective, count_copies, weigh
 from .deal import Bools, Deal, Floats, Ints
 from .replication import Replication
 
+# Evening out one layer can open a way in another; what is dealt is dealt again until nothing moves, which is soon.
+_PASSES = 8
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -64,13 +67,24 @@ def place(
     _check(shards, wanted, replicas, loads, max_moves, objective)
     order = sorted(range(len(shards)), key=lambda index: shards[index].seat)
     ranked = [shards[index] for index in order]
-    deal = _begin(ranked, wanted)
-    if ranked and wanted.any():
-        weights = weigh(None if loads is None else np.asarray(loads, dtype=np.float64), wanted, objective)
+    before = _stack([shard.held for shard in ranked], wanted)
+    held = before & wanted
+    weights = weigh(None if loads is None else np.asarray(loads, dtype=np.float64), wanted, objective)
+    for _ in range(_PASSES if ranked and wanted.any() else 0):
+        deal = _begin(ranked, before if max_moves is not None else held, wanted)
         _deal(deal, weights, replicas, max_moves, measured=loads is not None)
-    held = [deal.held[order.index(index)] for index in range(len(shards))]
-    domains = [int(deal.domains[order.index(index)]) for index in range(len(shards))]
-    return Placement(tuple(held), wanted & (deal.copies == 0), deal.moved, tuple(domains))
+        settled = max_moves is not None or np.array_equal(deal.held, held)
+        held = deal.held
+        if settled:
+            break
+    domains = _domains(ranked)
+    places = [order.index(index) for index in range(len(shards))]
+    return Placement(
+        held=tuple(held[place] for place in places),
+        uncovered=wanted & ~held.any(0),
+        moved=int((held & ~before).sum()),
+        domains=tuple(int(domains[place]) for place in places),
+    )
 
 
 def _deal(deal: Deal, weights: Ints, replicas: float, max_moves: int | None, measured: bool) -> None:
@@ -81,6 +95,10 @@ def _deal(deal: Deal, weights: Ints, replicas: float, max_moves: int | None, mea
     replication.trim(target)
     replication.cover()
     replication.change_class()
+    if not deal.same_class.all():  # how many copies there can be depends on the class that a pair has come to
+        target = _targets(deal, weights, replicas, max_moves)
+        deal.aim_at(target, weights)
+        replication.trim(target)
     replication.replicate(target)
     balance = Balance(deal, replication)
     balance.level()
@@ -98,13 +116,19 @@ def _targets(deal: Deal, weights: Ints, replicas: float, max_moves: int | None) 
     return count_copies(weights, deal.copies, of_holder, most, replicas, room, changes)
 
 
-def _begin(shards: Sequence[Shard], wanted: Bools) -> Deal:
-    nothing = np.zeros(wanted.shape, dtype=np.bool_)
-    held = [nothing if shard.held is None else shard.held for shard in shards]
-    stacked = np.stack(held) if held else np.zeros((0, *wanted.shape), dtype=np.bool_)
+def _begin(shards: Sequence[Shard], held: Bools, wanted: Bools) -> Deal:
     capacity = np.array([shard.capacity for shard in shards], dtype=np.int64)
     speed: Floats = np.array([shard.speed for shard in shards], dtype=np.float64)
-    return Deal(stacked, capacity, speed, _classes(shards, stacked), _domains(shards), wanted.astype(np.bool_))
+    return Deal(held, capacity, speed, _classes(shards, held), _domains(shards), wanted)
+
+
+def _stack(held: Sequence[Bools | None], wanted: Bools) -> Bools:
+    """[S, L, E]"""
+    stacked = np.zeros((len(held), *wanted.shape), dtype=np.bool_)
+    for number, mask in enumerate(held):
+        if mask is not None:
+            stacked[number] = mask
+    return stacked
 
 
 def _domains(shards: Sequence[Shard]) -> Ints:

@@ -53,18 +53,21 @@ class Replication:
         """A first copy of everything, whatever it costs."""
         deal = self._deal
         counts = self._pairs_per_class()
+        everybody = np.ones_like(deal.same_class[0])
+        spacious = self._spacious(counts)
         for layer, expert in pairs_of(deal.wanted & (deal.copies == 0), deal.share):
-            open_classes = [c for c in self._classes if counts[c] < self.protected[c]]
-            allowed = np.isin(deal.classes, open_classes)
-            shard = deal.emptiest(layer, expert, allowed)
+            shard = deal.emptiest(layer, expert, spacious)
             if shard == NOWHERE:
-                shard = deal.emptiest(layer, expert, ~allowed)
+                shard = deal.emptiest(layer, expert, everybody)
             if shard == NOWHERE:
-                shard = self._evict(layer, expert, np.ones_like(allowed), 1)
+                shard = self._evict(layer, expert, everybody, 1)
             if shard == NOWHERE:
                 return
             deal.add(shard, layer, expert)
-            counts[int(deal.classes[shard])] += 1
+            numerics = int(deal.classes[shard])
+            counts[numerics] += 1
+            if counts[numerics] == self.protected[numerics]:
+                spacious = self._spacious(counts)
 
     def change_class(self) -> None:
         """Pairs of a class that has no room for their second copies go to one that has."""
@@ -74,8 +77,7 @@ class Replication:
             excess = counts[crowded] - self.protected[crowded]
             members = deal.held[deal.classes == crowded].any(0)
             for layer, expert in pairs_of(members, -deal.share)[: max(0, excess)]:
-                spacious = [c for c in self._classes if counts[c] < self.protected[c]]
-                shard = deal.emptiest(layer, expert, np.isin(deal.classes, spacious))
+                shard = deal.emptiest(layer, expert, self._spacious(counts))
                 if shard == NOWHERE or not self.may_load(1):
                     break
                 for holder in deal.holders(layer, expert):
@@ -104,16 +106,22 @@ class Replication:
         suitable = deal.suitable(layer, expert, zones)
         if deal.copies[layer, expert] == 0 or not suitable.any():
             return
-        situation = tuple(np.unique(zones[deal.holders(layer, expert)]).tolist())
         shard = deal.emptiest(layer, expert, suitable)
-        if shard == NOWHERE and situation not in self._hopeless:
-            shard = self._evict(layer, expert, suitable, copies)
-            if shard == NOWHERE:
-                shard = self._make_room(layer, expert, suitable, zones)
+        if shard == NOWHERE:
+            shard = self._free_a_place(layer, expert, suitable, zones, copies)
+        if shard != NOWHERE:
+            deal.add(shard, layer, expert)
+
+    def _free_a_place(self, layer: int, expert: int, suitable: Bools, zones: Ints, copies: int) -> int:
+        situation = tuple(sorted({int(zones[holder]) for holder in self._deal.holders(layer, expert)}))
+        if situation in self._hopeless:
+            return NOWHERE
+        shard = self._evict(layer, expert, suitable, copies)
+        if shard == NOWHERE:
+            shard = self._make_room(layer, expert, suitable, zones)
         if shard == NOWHERE:
             self._hopeless.add(situation)
-            return
-        deal.add(shard, layer, expert)
+        return shard
 
     def _evict(self, layer: int, expert: int, suitable: Bools, copies: int) -> int:
         """Takes the place of a copy beyond the ``copies`` that every pair shall have first; returns whose."""
@@ -167,6 +175,10 @@ class Replication:
         for shard in range(deal.num_shards):
             for layer, expert in np.argwhere(deal.held[shard] & (kept != deal.classes[shard])).tolist():
                 deal.drop(shard, layer, expert)
+
+    def _spacious(self, counts: dict[int, int]) -> Bools:
+        """[S]: whose class could keep yet another pair alive."""
+        return np.isin(self._deal.classes, [c for c in self._classes if counts[c] < self.protected[c]])
 
     def _pairs_per_class(self) -> dict[int, int]:
         deal = self._deal
