@@ -23,6 +23,12 @@ from expertfleet.proto.generated import generate_pb2, generate_pb2_grpc
 TESTS = Path(__file__).parent
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--placements", type=int, default=0, help="place so many random small clusters (10000 take minutes)"
+    )
+
+
 def load_module(path: Path) -> ModuleType:
     """A helper file of the tests as a module; tests are no package."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
