@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
 from harness.chaos import Outcome, run_plan
 from harness.fleet import FleetError
 from harness.network import NetworkError
@@ -39,8 +40,8 @@ def main() -> int:
         if plan.fleet.machines and options.serve_flags:
             raise PlanError(f"{options.serve_flags[0]}: a fleet of machines is not started by serve")
         outcome = asyncio.run(_run(plan, options))
-    except (PlanError, FleetError, NetworkError) as error:
-        print(f"chaos: error: {error}", file=sys.stderr)
+    except (PlanError, FleetError, NetworkError, httpx.HTTPError) as error:
+        print(f"chaos: error: {str(error) or type(error).__name__}", file=sys.stderr)
         return 2
     except (asyncio.CancelledError, KeyboardInterrupt):
         return 130

@@ -13,6 +13,7 @@ from .stream import Recording, record
 
 _PAUSE_S = 0.2
 _TICK_S = 0.02
+_NAMES_S = 30.0
 _TIMEOUT = httpx.Timeout(10.0, read=None)
 
 
@@ -25,7 +26,7 @@ class Driver:
         self._url, self._bodies = url, bodies
 
     async def __aenter__(self) -> Self:
-        names = (await self._client.get(f"{self._url}/v1/models")).raise_for_status().json()
+        names = (await self._client.get(f"{self._url}/v1/models", timeout=_NAMES_S)).raise_for_status().json()
         self._bodies = [{"model": names["data"][0]["id"], **body} for body in self._bodies]
         return self
 

@@ -24,7 +24,7 @@ from expertfleet.cluster.guard import alive, descendants
 from .plan import HEAD
 
 _END_S = 60.0
-_ANSWER_S = 2.0
+_ANSWER_S, _FIRST_ANSWER_S = 2.0, 30.0
 _LAST_LINES = 2
 
 
@@ -41,7 +41,10 @@ class Observed:
         self._client = httpx.AsyncClient(trust_env=False, timeout=_ANSWER_S)
 
     async def find_admin(self) -> None:
-        self._admin = (await self._client.get(f"{self.url}/health")).json()["admin"]
+        try:
+            self._admin = (await self._client.get(f"{self.url}/health", timeout=_FIRST_ANSWER_S)).json()["admin"]
+        except httpx.TransportError as error:
+            raise FleetError(f"{self.url}/health: {str(error) or type(error).__name__}") from error
 
     async def status(self) -> dict[str, Any] | None:
         """What the admin port says; None while nothing answers there."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from .fleet import FleetError, seats
-from .network import Network
+from .network import Network, NetworkError
 from .plan import HEAD, Plan, Soak, Step
 
 RECOVERY_LIMIT_S = 180.0
@@ -129,7 +129,7 @@ class Steps:
                     return
                 await asyncio.sleep(_POLL_S)
             happened.error = f"not over it after {RECOVERY_LIMIT_S:g} s: {_picture(status)}"
-        except FleetError as error:
+        except (FleetError, NetworkError) as error:
             happened.error = str(error)
 
     async def _allow(self, happened: Happened) -> None:
