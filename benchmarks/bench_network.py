@@ -1,10 +1,13 @@
 """Decoding and prefill over a network that is slow on purpose: every machine is a network namespace with a link of its own.
 
 Needs root, ``ip`` and ``tc``, and leaves nothing behind. Namespaces hang on one bridge (in a namespace as well); a link's rate is
-kept by ``tbf``, or by ``netem`` where a round trip or loss is asked for (which the kernel must have). Each machine runs one expert
-shard, the first one also the attention worker, which asks all of them over gRPC. For every rate and round trip it prints
-decoded tokens/s of 1 and of --concurrency sequences and prefilled tokens/s, and each as a share of the floor: the smaller of what
-the same processes reach with no limit and of what the attention worker's link can carry.
+kept by ``tbf``, or by ``netem`` where a round trip or loss is asked for. What this kernel cannot do is said in a line of its own
+and passed over. Each machine runs one expert shard, the first one also the attention worker, which asks all of them over gRPC.
+For every rate and round trip it prints decoded tokens/s of 1 and of --concurrency sequences and prefilled tokens/s, and each as a
+share of the floor: the smaller of what the same processes reach with no limit and of what the attention worker's link can carry.
+
+A slice of K2-Thinking (``--model``, of ``expertfleet checkpoint make-tiny --like kimi-k2-thinking --layers 2``) takes some minutes
+a cell on two cores; --rounds, --decode and --prefill shorten it.
 """
 
 import argparse
@@ -25,6 +28,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from role_process import roles
+
 from expertfleet.checkpoint.make_tiny import make_tiny
 from expertfleet.checkpoint.model_config import ModelConfig
 from expertfleet.membership import wire
@@ -32,7 +37,8 @@ from expertfleet.proto.generated import generate_pb2, generate_pb2_grpc
 
 _SUBNET = "10.213.77"
 _BURST = "256kb"
-_PREFILL = 4096
+_PROMPT = 16
+_READY_WITHIN_S = 1800.0
 
 
 class Network:
@@ -61,17 +67,22 @@ class Network:
     def address(self, machine: int) -> str:
         return f"{_SUBNET}.{machine + 1}"
 
-    def command(self, machine: int, *command: object) -> list[str]:
-        return ["ip", "netns", "exec", self._names[machine], *map(str, command)]
+    def inside(self, machine: int) -> list[str]:
+        """In front of a command that runs there."""
+        return ["ip", "netns", "exec", self._names[machine]]
 
-    def limit(self, gbit: float, round_trip_ms: float, loss_percent: float) -> None:
-        """Both directions of every link; 0 is no limit."""
+    def limit(self, gbit: float, round_trip_ms: float, loss_percent: float) -> str:
+        """Both directions of every link, 0 is no limit; what the kernel says if it cannot do that."""
         for number, name in enumerate(self._names):
             for namespace, device in ((name, "net"), (self._hub, f"m{number}")):
                 inside = ["ip", "netns", "exec", namespace, "tc", "qdisc"]
                 subprocess.run([*inside, "del", "dev", device, "root"], capture_output=True, check=False)
                 if shaped := _shape(gbit, round_trip_ms / 4, loss_percent):
-                    _run(*inside, "add", "dev", device, "root", *shaped)
+                    added = [*inside, "add", "dev", device, "root", *shaped]
+                    done = subprocess.run(added, capture_output=True, text=True, check=False)
+                    if done.returncode:
+                        return f"tc {shaped[0]}: {' '.join(done.stderr.split())}"
+        return ""
 
 
 @contextlib.contextmanager
@@ -105,45 +116,25 @@ def _run(*command: str) -> None:
 @contextlib.contextmanager
 def fleet(network: Network, options: argparse.Namespace, folder: Path, token: str) -> Iterator[str]:
     """Starts the processes and gives the attention worker's address, which only its own machine reaches."""
-    environ = os.environ | {"EXPERTFLEET_CLUSTER_TOKEN": token, "OMP_WAIT_POLICY": "passive"}
-    running: list[subprocess.Popen[bytes]] = []
-
-    def start(machine: int, role: str, *flags: object) -> str:
-        log = folder / f"{len(running)}.log"
-        command = network.command(
-            machine, sys.executable, "-m", f"expertfleet.{role}", "--model", options.model, *flags
-        )
-        with log.open("wb") as output:
-            running.append(subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environ))
-        while running[-1].poll() is None:
-            for line in log.read_text(errors="replace").splitlines():
-                if line.startswith("listening "):
-                    return line.removeprefix("listening ")
-            time.sleep(0.1)
-        sys.exit(f"bench_network: {role} ended\n{log.read_text(errors='replace')}")
-
     num_experts = ModelConfig.from_dir(options.model).num_experts
-    try:
+    given = ("--model", options.model, "--threads", options.threads)
+    with roles(folder, EXPERTFLEET_CLUSTER_TOKEN=token) as started:
         shards = []
         for number in range(options.machines):
             mine = ",".join(str(expert) for expert in range(number, num_experts, options.machines))
             flags = ("--host", network.address(number), "--seat", f"expert-{number}", "--experts", mine)
-            shards.append(start(number, "expert_workers", *flags, "--threads", options.threads))
-        flags = ("--shards", *shards, "--threads", options.threads, "--max-micro-batches", 2)
-        yield start(0, "attention_workers", *flags, "--max-model-len", 2 * _PREFILL, "--layer-deadline-s", 60)
-    finally:
-        for process in running:
-            process.send_signal(signal.SIGTERM)
-        for process in running:
-            process.wait(60)
+            shards.append(started.start("expert_workers", *given, *flags, before=network.inside(number)))
+        addresses = [shard.address() for shard in shards]
+        longest = max(options.prefill, _PROMPT + options.decode) + 1
+        asked = ("--max-model-len", longest, "--max-micro-batches", 2, "--layer-deadline-s", 60, "--shards", *addresses)
+        yield started.start("attention_workers", *given, *asked, before=network.inside(0)).address()
 
 
 async def measure_here(address: str, options: argparse.Namespace) -> dict[str, float]:
     """Medians; this process is on the attention worker's machine."""
     async with wire.open_channel(address, []) as channel:
         stub = generate_pb2_grpc.AttentionWorkerStub(channel)
-        while not (await stub.Describe(generate_pb2.DescribeWorkerRequest(), wait_for_ready=True)).epoch.counter:
-            await asyncio.sleep(0.2)
+        await asyncio.wait_for(_served(stub), _READY_WITHIN_S)
 
         async def generate(prompt: int, tokens: int) -> list[float]:
             ids = [random.randrange(256) for _ in range(prompt)]
@@ -154,12 +145,13 @@ async def measure_here(address: str, options: argparse.Namespace) -> dict[str, f
             return [time.perf_counter() async for _ in stub.Generate(request)]
 
         async def decoded(sequences: int) -> float:
-            times = await asyncio.gather(*(generate(16, options.decode) for _ in range(sequences)))
-            return sequences * (options.decode - 1) / (max(map(max, times)) - min(each[0] for each in times))
+            times = await asyncio.gather(*(generate(_PROMPT, options.decode) for _ in range(sequences)))
+            wall = max(map(max, times)) - min(each[0] for each in times)
+            return float(sequences * (options.decode - 1) / wall)
 
         async def prefilled() -> float:
             began = time.perf_counter()
-            return _PREFILL / ((await generate(_PREFILL, 1))[0] - began)
+            return float(options.prefill / ((await generate(options.prefill, 1))[0] - began))
 
         await decoded(1)
         found: dict[str, list[float]] = {"one": [], "many": [], "prefill": []}
@@ -168,6 +160,17 @@ async def measure_here(address: str, options: argparse.Namespace) -> dict[str, f
             found["many"].append(await decoded(options.concurrency))
             found["prefill"].append(await prefilled())
     return {name: statistics.median(values) for name, values in found.items()}
+
+
+async def _served(stub: generate_pb2_grpc.AttentionWorkerStub) -> None:
+    """Returns when the worker can reach every expert."""
+    while True:
+        report = await stub.Describe(generate_pb2.DescribeWorkerRequest(), wait_for_ready=True)
+        if report.epoch.counter:
+            return
+        if report.state == "failed":
+            sys.exit(f"bench_network: the attention worker failed: {report.error}")
+        await asyncio.sleep(0.2)
 
 
 def carried(config: ModelConfig, machines: int, gbit: float, round_trip_ms: float, tokens: int) -> float:
@@ -186,11 +189,12 @@ def main() -> None:
     parser.add_argument("--experts", type=int, default=48, help="of the slice that is made")
     parser.add_argument("--machines", type=int, default=4)
     parser.add_argument("--gbit", type=float, nargs="+", default=[1, 10, 25])
-    parser.add_argument("--round-trip-ms", type=float, nargs="+", default=[0.1, 0.5, 2])
+    parser.add_argument("--round-trip-ms", type=float, nargs="+", default=[0, 0.1, 0.5, 2])
     parser.add_argument("--loss-percent", type=float, default=0.0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--concurrency", type=int, default=16)
     parser.add_argument("--decode", type=int, default=32, help="tokens decoded by each sequence")
+    parser.add_argument("--prefill", type=int, default=2048, help="tokens of a prompt that is prefilled")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--here", metavar="ADDRESS", help=argparse.SUPPRESS)
     options: Any = parser.parse_args()
@@ -215,9 +219,11 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
     with networked(options.machines) as network, fleet(network, options, folder, token) as address:
         unlimited: dict[str, float] = {}
         for gbit, round_trip in [(0.0, 0.0), *itertools.product(options.gbit, options.round_trip_ms)]:
-            network.limit(gbit, round_trip, options.loss_percent if gbit else 0.0)
-            given = [f"--{name}={getattr(options, name)}" for name in ("concurrency", "decode", "rounds")]
-            command = network.command(0, sys.executable, __file__, "--here", address, *given)
+            if impossible := network.limit(gbit, round_trip, options.loss_percent if gbit else 0.0):
+                print(f"# {gbit:g} Gbit/s, round trip {round_trip:g} ms: not measured, {impossible}", flush=True)
+                continue
+            given = [f"--{name}={getattr(options, name)}" for name in ("concurrency", "decode", "prefill", "rounds")]
+            command = [*network.inside(0), sys.executable, __file__, "--here", address, *given]
             done = subprocess.run(command, stdout=subprocess.PIPE, env=environ, check=True)
             found = json.loads(done.stdout)
             unlimited = unlimited or found

@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from expertfleet.cluster.__main__ import main
 from expertfleet.cluster.gateway_process import claim_port
 from expertfleet.cluster.launcher import Launcher, make_run_dir
 from expertfleet.cluster.ray_head import RayHead
@@ -76,8 +77,8 @@ def test_killing_gcs_under_a_stream_changes_no_pid(fleet: Any) -> None:
 def test_a_killed_shard_comes_back_in_its_seat(fleet: Any) -> None:
     pid = fleet.status()["expert-1"]["pid"]
     os.kill(pid, signal.SIGKILL)
-    back = until(lambda: _ready_again(fleet, "expert-1", pid), 30)
-    assert back["experts"] == 96
+    until(lambda: _ready_again(fleet, "expert-1", pid), 30)
+    until(lambda: [fleet.status()[seat]["experts"] for seat in ("expert-0", "expert-1")] == [96, 96], 20)
     until(lambda: fleet.get(f"{fleet.url}/ready")["ready"], 10)
 
 
@@ -97,6 +98,38 @@ def test_a_killed_gateway_is_started_again(fleet: Any) -> None:
     pid = fleet.status()["gateway-0"]["pid"]
     os.kill(pid, signal.SIGKILL)
     until(lambda: _answers(fleet) and fleet.status()["gateway-0"]["pid"] != pid, 20)
+
+
+def test_the_fleet_grows_and_shrinks_under_a_stream(fleet: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    def command(*words: str) -> str:
+        assert main([*words, "--url", fleet.url, "--wait-s", "60"]) == 0
+        return capsys.readouterr().out
+
+    def experts() -> dict[str, int]:
+        return {seat: worker["experts"] for seat, worker in fleet.status().items() if seat.startswith("expert")}
+
+    stream = Stream(fleet.url, 400)
+    assert "expert-2 starts" in command("scale", "--expert-shards", "3")
+    assert sorted(experts()) == ["expert-0", "expert-1", "expert-2"]
+    assert sum(experts().values()) == 192
+    assert "expert-0 leaves" in command("drain", "expert-0")
+    assert sorted(experts()) == ["expert-1", "expert-2"]
+    assert "expert-0 starts" in command("scale", "--expert-shards", "3", "--replicas", "1.5")
+    assert sum(experts().values()) == 288
+    command("scale", "--expert-shards", "2", "--replicas", "1")
+    assert sorted(experts()) == ["expert-0", "expert-1"]
+    assert not [pid for pid in fleet.below() if "expert-2" in _command(pid)]
+    stream.join(30)
+    assert stream.is_whole
+
+
+def test_a_size_that_cannot_be_is_one_line(fleet: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["scale", "--expert-shards", "1", "--replicas", "2", "--url", fleet.url]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("expertfleet: error: replicas: 1 expert shards cannot hold 2 copies of each expert")
+    assert told.count("\n") == 1
+    assert main(["scale", "--url", fleet.url]) == 1
+    assert "nothing to change" in capsys.readouterr().err
 
 
 def test_sigterm_lets_a_stream_finish_and_leaves_nothing(fleet: Any) -> None:
@@ -161,7 +194,7 @@ def test_a_worker_that_cannot_start_is_one_line_and_leaves_nothing(serve: Callab
 def test_a_ray_of_others_is_used_and_left_as_it_was(serve: Callable[..., Any]) -> None:
     launcher = Launcher(make_run_dir())
     try:
-        settings = RaySettings(launcher.run_dir, ("controller", "attention-0", "expert-0", "expert-1"))
+        settings = RaySettings(launcher.run_dir)
         head = RayHead(settings, launcher)
         head.start(os.environ, Stop().wait_until)
         flags = (f"--ray-address={head.address}", f"--controller-port={claim_port('127.0.0.1', 0, '')}")
