@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 _GIB = 1 << 30
 # Long beside one conversation's taste for some experts, short beside a day's.
 _LOAD_HALF_LIFE_S = 300.0
+_LOAD_EVERY_S = 5.0
 
 
 class AttentionServer:
@@ -58,6 +59,7 @@ class AttentionServer:
         self.numerics = ""
         self._model: Model | None = None
         self._loader: Loader | None = None
+        self._load_due_at = 0.0
         self._ending = Ending(self._drain, self._shut_down)
 
     def start(self) -> None:
@@ -201,6 +203,9 @@ class AttentionServer:
         }
         for name, value in metrics.items():
             report.metrics[name] = float(value)
+        if (now := time.monotonic()) >= self._load_due_at and self.router.loads is not None:
+            self._load_due_at = now + _LOAD_EVERY_S
+            report.load = self.router.loads.snapshot(now).to_bytes()
 
 
 def cache_pages(cache_gib: float | None, page_bytes: int, max_model_len: int) -> int:

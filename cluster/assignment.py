@@ -32,14 +32,24 @@ class Layout:
     inputs: tuple[object, ...]
 
 
-def lay_out(seats: Sequence[Seat], wanted: Mask, replicas: float, before: "Layout | None") -> Layout:
-    """Where experts shall be, on ``seats`` that stay. What was planned before counts as held: it is on its way."""
+def lay_out(
+    seats: Sequence[Seat],
+    wanted: Mask,
+    replicas: float,
+    before: "Layout | None",
+    loads: npt.NDArray[np.float32] | None = None,  # [num_layers, num_experts]
+    max_moves: int | None = None,
+) -> Layout:
+    """Where experts shall be, on ``seats`` that stay. What was planned before counts as held: it is on its way.
+
+    Without ``max_moves`` nothing is planned anew as long as seats and replicas are as they were.
+    """
     replicas = min(replicas, max(1, len(seats)))
     inputs = (replicas, *((seat.name, seat.capacity, seat.report.numerics, seat.node, seat.live) for seat in seats))
-    if before is not None and before.inputs == inputs:
+    if before is not None and before.inputs == inputs and max_moves is None:
         return before
     shards = [_shard(seat, wanted, before) for seat in seats]
-    placement = place(shards, wanted, replicas)
+    placement = place(shards, wanted, replicas, loads, max_moves=max_moves)
     targets = {seat.name: held for seat, held in zip(seats, placement.held, strict=True)}
     return Layout(targets, placement, frozenset(seat.name for seat in seats if seat.live), inputs)
 

@@ -35,6 +35,7 @@ _COALESCE_S = 0.05
 _TICK_S = 0.25
 _STALL_S = 1.0
 _FENCE_S = 0.5
+_REBALANCE_S = 60.0
 _PROBE_S = 0.3
 _PROBES = 3
 
@@ -74,7 +75,7 @@ class Controller(rpc.MembershipServicer):
         rpc.add_MembershipServicer_to_server(self, self._server)
         self.address = await listen(self._server, self._host, self._port)
         self._port = int(self.address.rpartition(":")[2])
-        loops = (self._expire_leases(), self._converge(), self._raise_minimum())
+        loops = (self._expire_leases(), self._converge(), self._raise_minimum(), self._rebalance())
         self._tasks = [asyncio.create_task(loop) for loop in loops]
         _log.info("controller %s serves %s", self._incarnation, self.address)
 
@@ -219,6 +220,13 @@ class Controller(rpc.MembershipServicer):
             self._changed.clear()
             await self._commit()
             await self._give_orders()
+
+    async def _rebalance(self) -> None:
+        while True:
+            await asyncio.sleep(_REBALANCE_S)
+            if moved := self._fleet.rebalance():
+                _log.info("%d experts move to where they are asked for", moved)
+                self._changed.set()
 
     async def _commit(self) -> None:
         epoch = self._fleet.next_epoch(time.monotonic())

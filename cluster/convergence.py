@@ -8,11 +8,16 @@ nothing from anybody.
 import functools
 
 import numpy as np
+import numpy.typing as npt
 
 from ..membership.epoch import NO_EPOCH, Epoch, EpochId
 from ..proto.generated import membership_pb2 as pb
+from ..router.load import Load
 from .assignment import Layout, Mask, lay_out, order, routes
 from .seats import Seat, SeatBook
+
+# Of all experts, moved at most by one rebalancing.
+_MOVED_SHARE = 0.005
 
 
 class Convergence:
@@ -57,6 +62,16 @@ class Convergence:
                 orders[seat.lease_id] = order(seat, target, self._asked_of(seat))
         return orders
 
+    def rebalance(self) -> int:
+        """Moves a few experts, and copies of them, to where the loads of late want them; how many. Only when all is at rest."""
+        if not self.settled() or self._layout is None or (loads := self._loads()) is None:
+            return 0
+        most = max(1, int(_MOVED_SHARE * self._all_experts.sum()))
+        staying = [seat for seat in self._book.of_role("expert") if seat.stays and seat.live]
+        wanted, before = self._book.wanted, self._layout
+        self._layout = lay_out(staying, self._all_experts, wanted.replicas, before, loads, most)
+        return self._layout.placement.moved
+
     def settled(self) -> bool:
         """Whether everybody holds what was planned and is asked for it, and nobody is on the way in or out."""
         if self._layout is None or not self._newest.complete or len(self._in_use) > 1:
@@ -80,7 +95,14 @@ class Convergence:
         if self._was_complete:
             staying = [seat for seat in staying if seat.live]
         if staying:
-            self._layout = lay_out(staying, self._all_experts, self._book.wanted.replicas, self._layout)
+            replicas = self._book.wanted.replicas
+            self._layout = lay_out(staying, self._all_experts, replicas, self._layout, self._loads())
+
+    def _loads(self) -> npt.NDArray[np.float32] | None:
+        """[num_layers, num_experts]: how often each expert is activated; None while nobody has asked any."""
+        told = [seat.load for seat in self._book.of_role("attention") if seat.live and seat.load is not None]
+        activations = Load.merge(told).activations if told else None
+        return activations if activations is not None and activations.any() else None
 
     def _target(self, seat: Seat) -> Mask:
         planned = self._layout.targets.get(seat.name) if self._layout is not None else None

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from ..membership.epoch import ExpertSet, Member
 from ..proto.errors import Code, FleetError
 from ..proto.generated import membership_pb2 as pb
+from ..router.load import Load
 from .wanted import Wanted, split_seat
 
 Role = Literal["expert", "attention", "gateway"]
@@ -54,6 +55,7 @@ class Seat:
     capacity: int = 0  # 0: as many experts as there are
     held: ExpertSet = field(default_factory=ExpertSet.empty)
     report: pb.WorkerReport = field(default_factory=pb.WorkerReport)
+    load: Load | None = None  # how often an attention worker asks each expert, when it said so last
     ousted: set[tuple[str, int, str]] = field(default_factory=set)
 
     @property
@@ -144,6 +146,8 @@ class SeatBook:
             raise FleetError(Code.BAD_REQUEST, f"state: {report.state!r} is not one of {', '.join(WORKER_STATES)}")
         if seat.role == "expert" and report.held != seat.report.held:
             seat.held = self._expert_set(report.held)
+        if report.load:
+            seat.load = self._load(report.load)
         seat.state, seat.last_seen, seat.report = report.state, now, report
         return True
 
@@ -218,6 +222,13 @@ class SeatBook:
         if request.dtype != self.shape.dtype:
             what = f"{seat.name} computes in {request.dtype or 'no dtype'}, this fleet in {self.shape.dtype}"
             raise FleetError(Code.WRONG_DTYPE, what)
+
+    def _load(self, message: bytes) -> Load:
+        load = Load.from_bytes(message)
+        grid = self.shape.num_layers, self.shape.num_experts
+        if load.routes.shape != grid:
+            raise FleetError(Code.BAD_REQUEST, f"load: {load.routes.shape} layers and experts, the fleet has {grid}")
+        return load
 
     def _expert_set(self, message: pb.ExpertSet) -> ExpertSet:
         held = ExpertSet.from_proto(message)

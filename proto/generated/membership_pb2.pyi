@@ -137,7 +137,7 @@ class Member(_message.Message):
     def __init__(self, seat: _Optional[str] = ..., address: _Optional[str] = ..., numerics: _Optional[str] = ..., held: _Optional[_Union[ExpertSet, _Mapping]] = ...) -> None: ...
 
 class WorkerReport(_message.Message):
-    __slots__ = ("seat", "state", "numerics", "epoch", "held", "bytes_loaded", "bytes_total", "tokens", "metrics", "error", "min_epoch", "backend", "fingerprint", "pid")
+    __slots__ = ("seat", "state", "numerics", "epoch", "held", "bytes_loaded", "bytes_total", "tokens", "metrics", "error", "min_epoch", "backend", "fingerprint", "pid", "load")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -159,6 +159,7 @@ class WorkerReport(_message.Message):
     BACKEND_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
     seat: str
     state: str
     numerics: str
@@ -173,7 +174,8 @@ class WorkerReport(_message.Message):
     backend: str
     fingerprint: str
     pid: int
-    def __init__(self, seat: _Optional[str] = ..., state: _Optional[str] = ..., numerics: _Optional[str] = ..., epoch: _Optional[_Union[EpochId, _Mapping]] = ..., held: _Optional[_Union[ExpertSet, _Mapping]] = ..., bytes_loaded: _Optional[int] = ..., bytes_total: _Optional[int] = ..., tokens: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ..., error: _Optional[str] = ..., min_epoch: _Optional[_Union[EpochId, _Mapping]] = ..., backend: _Optional[str] = ..., fingerprint: _Optional[str] = ..., pid: _Optional[int] = ...) -> None: ...
+    load: bytes
+    def __init__(self, seat: _Optional[str] = ..., state: _Optional[str] = ..., numerics: _Optional[str] = ..., epoch: _Optional[_Union[EpochId, _Mapping]] = ..., held: _Optional[_Union[ExpertSet, _Mapping]] = ..., bytes_loaded: _Optional[int] = ..., bytes_total: _Optional[int] = ..., tokens: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ..., error: _Optional[str] = ..., min_epoch: _Optional[_Union[EpochId, _Mapping]] = ..., backend: _Optional[str] = ..., fingerprint: _Optional[str] = ..., pid: _Optional[int] = ..., load: _Optional[bytes] = ...) -> None: ...
 
 class StatusRequest(_message.Message):
     __slots__ = ()

@@ -12,6 +12,7 @@ from expertfleet.cluster.wanted import Wanted
 from expertfleet.membership.epoch import Epoch, EpochId, ExpertSet
 from expertfleet.proto.errors import FleetError
 from expertfleet.proto.generated import membership_pb2 as pb
+from expertfleet.router.load import Load
 
 SHAPE = FleetShape(3, 6, 1, "a" * 64, "bfloat16")
 MOST = 5
@@ -40,6 +41,58 @@ class Shard:
         self.held[tuple(missing.T)] = True
         if self.state == "loading" and (self.held == self.told).all() and self.told.any():
             self.state = "ready"
+
+
+def whole_fleet(capacity: int = 100) -> tuple[SeatBook, Convergence]:
+    """Three shards at rest."""
+    book = SeatBook(SHAPE, Wanted.first(1, 3, 1.25), 3.0, 1)
+    fleet = Convergence(book, 1, 3.0)
+    leases = {}
+    for number, seat in enumerate(book.seats):
+        asked = pb.RegisterRequest(
+            seat=seat, address=f"h:{number}", pid=number, node=f"n{number}", fingerprint=SHAPE.fingerprint,
+            dtype=SHAPE.dtype, capacity=capacity,
+        )  # fmt: skip
+        leases[book.register(asked, 0.0).lease_id] = seat
+    obey(book, fleet, leases)
+    return book, fleet
+
+
+def obey(book: SeatBook, fleet: Convergence, leases: dict[int, str], load: bytes = b"") -> None:
+    for _ in range(6):
+        orders = fleet.orders(0.0)
+        for lease, seat in leases.items():
+            told = pb.WorkerReport(seat=seat, state="ready", numerics="x", held=orders.get(lease, pb.Order()).hold)
+            if seat.startswith("attention"):
+                told.load = load
+            book.report(lease, told, 0.0)
+        if (epoch := fleet.next_epoch(0.0)) is not None:
+            fleet.forget_before(epoch.id)
+    assert fleet.settled()
+
+
+def test_copies_follow_the_load_a_few_at_a_time() -> None:
+    book, fleet = whole_fleet()
+    leases = {seat.lease_id: seat.name for seat in book.seats.values()}
+    assert fleet.rebalance() == 0  # nobody has said what is asked
+    rates = np.ones((3, 6), dtype=np.float32)
+    rates[2, 4] = 100.0
+    obey(book, fleet, leases, Load(rates, rates).to_bytes())
+    moves = []
+    for _ in range(12):
+        moves.append(fleet.rebalance())
+        obey(book, fleet, leases, Load(rates, rates).to_bytes())
+    assert max(moves) == 1
+    assert moves[-1] == 0
+    assert sum(seat.held.holds(2, 4) for seat in book.of_role("expert")) > 1
+
+
+def test_a_load_of_another_model_is_refused() -> None:
+    book, _ = whole_fleet()
+    lease = next(seat.lease_id for seat in book.of_role("attention"))
+    rates = np.ones((3, 7), dtype=np.float32)
+    with pytest.raises(FleetError, match="load: "):
+        book.report(lease, pb.WorkerReport(seat="attention-0", state="ready", load=Load(rates, rates).to_bytes()), 0.0)
 
 
 class FleetMachine(RuleBasedStateMachine):
