@@ -194,8 +194,10 @@ def main() -> None:
                 f"bench_placement: EPLB cannot deal {replicas * EXPERTS:g} replicas evenly to {options.shards} shards"
             )
     lines = [
-        f"# bench_placement.py --shards {options.shards} --layers {options.layers} --steps {options.steps} "
-        f"--draws {options.draws} --seed {options.seed}; K2's experts, top-8",
+        (
+            f"# bench_placement.py --shards {options.shards} --layers {options.layers} --steps {options.steps} "
+            f"--draws {options.draws} --seed {options.seed}; K2's experts, top-8"
+        ),
         _COLUMNS,
     ]
     print(*lines, sep="\n", flush=True)

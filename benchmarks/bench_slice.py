@@ -16,7 +16,9 @@ bytes of the experts it holds more. ``load``: bench_loading.py's rounds. Prints 
 import argparse
 import itertools
 import os
+import signal
 import statistics
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -196,6 +198,7 @@ def main() -> None:
     parser.add_argument("--load-rounds", type=int, default=3, help="0: loading is not measured")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, lambda *caught: sys.exit(1))  # the shards end as well
     with tempfile.TemporaryDirectory(prefix="bench") as folder:
         if options.model is None:
             options.model = Path(folder) / "k2"

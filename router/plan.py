@@ -31,7 +31,9 @@ class Plan:
         self.epoch = epoch
         self.members = members
         shape = members[0].held.mask.shape if members else (0, 0)
-        self._classes: tuple[str, ...] = tuple(sorted({*(member.numerics for member in members), *(before._classes if before else ())}))
+        self._classes: tuple[str, ...] = tuple(
+            sorted({*(member.numerics for member in members), *(before._classes if before else ())})
+        )
         self._class_of = self._choose_classes(shape, before)
         self._replicas = np.zeros((len(members), *shape), dtype=bool)  # [S, L, E]
         for number, member in enumerate(members):

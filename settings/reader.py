@@ -44,7 +44,8 @@ def check_address(name: str, address: str) -> None:
 def within(name: str, value: float, low: float, high: float) -> None:
     """For ``__post_init__``. Raises ValueError naming the setting, its value and the limits."""
     if not low <= value <= high:
-        raise ValueError(f"{name}: {value} is not within {low} to {high}")
+        shown = f"{value:g}" if isinstance(value, float) else value
+        raise ValueError(f"{name}: {shown} is not within {low} to {high}")
 
 
 def flag_name(name: str) -> str:

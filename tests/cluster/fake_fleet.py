@@ -15,8 +15,9 @@ import grpc
 from expertfleet.checkpoint.files import CheckpointFiles
 from expertfleet.cluster import actors
 from expertfleet.cluster.__main__ import main
-from expertfleet.membership.epoch import ExpertSet
+from expertfleet.membership.epoch import NO_EPOCH, Epoch, ExpertSet
 from expertfleet.membership.seat import SeatKeeper
+from expertfleet.membership.watch import EpochWatch
 from expertfleet.membership.wire import make_server, secure
 from expertfleet.proto.generated import generate_pb2, generate_pb2_grpc, membership_pb2
 
@@ -30,7 +31,7 @@ class CountingWorker(generate_pb2_grpc.AttentionWorkerServicer):
         self.config, self.tokens = config, 0
         self.state = "loading" if config.seat.startswith("expert") else "ready"
         secure(config.wire)
-        self.held = ExpertSet.empty()
+        self.held, self.epoch = ExpertSet.empty(), NO_EPOCH
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
         if "FAKE_FAULT" in os.environ and config.seat == "expert-1":
@@ -48,6 +49,7 @@ class CountingWorker(generate_pb2_grpc.AttentionWorkerServicer):
         self.keeping = [
             asyncio.create_task(keeper.keep(self.report, interval_s=0.2)),
             asyncio.create_task(keeper.follow(self.on_order)),
+            asyncio.create_task(EpochWatch(self.config.controller, self.config.seat).run(self.on_epoch)),
         ]
 
     def on_order(self, order: membership_pb2.Order) -> None:
@@ -58,10 +60,13 @@ class CountingWorker(generate_pb2_grpc.AttentionWorkerServicer):
             self.held = ExpertSet.from_proto(order.hold)
             self.state = "ready"
 
+    def on_epoch(self, epoch: Epoch) -> None:
+        self.epoch = epoch.id
+
     def report(self) -> membership_pb2.WorkerReport:
         return membership_pb2.WorkerReport(
             seat=self.config.seat, state=self.state, held=self.held.to_proto(), numerics="fake", tokens=self.tokens,
-            bytes_loaded=1000, bytes_total=1000, pid=os.getpid(), epoch=membership_pb2.EpochId(incarnation=1, counter=1),
+            bytes_loaded=1000, bytes_total=1000, pid=os.getpid(), epoch=self.epoch.to_proto(),
         )  # fmt: skip
 
     async def Describe(

@@ -251,7 +251,6 @@ class FleetMachine(RuleBasedStateMachine):
         assert self.fleet.settled()
         assert max(self.epochs.values(), key=lambda epoch: epoch.id).complete
 
-
     @staticmethod
     def is_tired(shard: Shard, turn: int) -> bool:
         return shard.state == "leaving" and turn > 15

@@ -126,7 +126,7 @@ def test_the_fleet_grows_and_shrinks_under_a_stream(fleet: Any, capsys: pytest.C
 def test_a_size_that_cannot_be_is_one_line(fleet: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["scale", "--expert-shards", "1", "--replicas", "2", "--url", fleet.url]) == 1
     told = capsys.readouterr().err
-    assert told.startswith("expertfleet: error: replicas: 1 expert shards cannot hold 2 copies of each expert")
+    assert told.startswith("expertfleet: error: expert_shards: 1 expert shards cannot hold 2 copies of each expert")
     assert told.count("\n") == 1
     assert main(["scale", "--url", fleet.url]) == 1
     assert "nothing to change" in capsys.readouterr().err

@@ -74,7 +74,9 @@ def test_a_shard_becomes_what_it_is_told_and_reads_only_what_is_new(minute_check
 
     def become(*experts: int, stale_after: int = 1000) -> bool:
         wanted = ExpertSet.from_pairs(
-            [(layer, expert) for layer in config.moe_layers for expert in experts], config.num_layers, config.num_experts
+            [(layer, expert) for layer in config.moe_layers for expert in experts],
+            config.num_layers,
+            config.num_experts,
         )
         checks = iter(range(1000))
         return holdings.become(wanted, backend, give_back, lambda: next(checks) >= stale_after)

@@ -89,7 +89,11 @@ def test_metrics_and_status_are_not_on_the_api_port(rig: Any) -> None:
 def test_scale_hands_the_wish_to_the_controller_and_its_answer_back(rig: Any) -> None:
     reply = rig.admin.post("/scale", json={"expert_shards": 4, "replicas": 1.5})
     assert reply.status_code == 200
-    assert reply.json() == {"expert_seats": ["expert-0", "expert-1"], "attention_seats": ["attention-0"], "replicas": 1.5}
+    assert reply.json() == {
+        "expert_seats": ["expert-0", "expert-1"],
+        "attention_seats": ["attention-0"],
+        "replicas": 1.5,
+    }
     asked = rig.controller.wishes[-1]
     assert (asked.expert_shards, asked.replicas) == (4, 1.5)
     assert not asked.HasField("attention_workers")
