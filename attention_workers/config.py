@@ -32,6 +32,10 @@ class AttentionConfig(WireSettings):
         "seconds that a layer waits for an expert which no live shard holds, before its requests end with an error",
     )
     local_lanes: bool = option(True, "reach expert shards of this machine through shared memory instead of gRPC")
+    pair_transport: Literal["none", "gloo", "nccl"] = option(
+        "none", "how large rows travel between machines: none (all over gRPC), gloo or nccl; both ends must name it"
+    )
+    pair_min_kib: int = option(256, "rows from this size on go by --pair-transport, KiB")
     max_frame_mib: int = option(64, "largest frame accepted, MiB")
     drain_s: float = option(30.0, "seconds that running sequences may take after SIGTERM")
 
@@ -48,6 +52,9 @@ class AttentionConfig(WireSettings):
         within("lost_expert_wait_s", self.lost_expert_wait_s, 0, 86_400)
         within("max_frame_mib", self.max_frame_mib, 1, 1024)
         within("drain_s", self.drain_s, 0, 86_400)
+        within("pair_min_kib", self.pair_min_kib, 0, 1 << 20)
+        if self.pair_transport != "none" and self.tls_dir is not None:
+            raise ValueError(f"pair_transport: {self.pair_transport} does not encrypt; it cannot go with tls_dir")
         for address in self.shards:
             check_address("shards", address)
         if self.controller is not None:
@@ -60,3 +67,7 @@ class AttentionConfig(WireSettings):
     @property
     def max_frame_bytes(self) -> int:
         return self.max_frame_mib << 20
+
+    @property
+    def pair_min_bytes(self) -> int:
+        return self.pair_min_kib << 10

@@ -21,6 +21,7 @@ from ..proto.codec import DTYPE_NAMES, Hello
 from ..proto.errors import FleetError
 from ..proto.generated import generate_pb2_grpc, membership_pb2
 from ..proto.io_thread import IoThread
+from ..proto.pair_group import PairSettings
 from ..router.load import ExpertLoads
 from ..router.router import Router
 from .config import AttentionConfig
@@ -55,6 +56,8 @@ class AttentionServer:
         self.cache = LatentCache(model.num_layers, num_pages, model.latent_width, self.dtype)
         self.scheduler = Scheduler(self.pages, config.max_num_seqs, config.max_num_batched_tokens)
         self.engine = Engine(self.scheduler, self._forward, config.max_micro_batches, config.threads)
+        self._pair = PairSettings(config.pair_transport, config.pair_min_bytes)
+        self._pair.check()
         self.address = ""
         self.numerics = ""
         self._model: Model | None = None
@@ -68,7 +71,13 @@ class AttentionServer:
         wire.secure(config.wire)
         self._io = IoThread("attention-io")
         self.tenancy = Tenancy(self._io, config.seat, config.controller, self._fill, self._on_order, config.node)
-        hello = Hello(config.seat, self.checkpoint.fingerprint, config.dtype, config.max_frame_bytes)
+        hello = Hello(
+            config.seat,
+            self.checkpoint.fingerprint,
+            config.dtype,
+            config.max_frame_bytes,
+            pair=config.pair_transport,
+        )
         model = self.checkpoint.config
         self.router = Router(
             self._io,
@@ -77,6 +86,7 @@ class AttentionServer:
             config.layer_deadline_s,
             config.lost_expert_wait_s,
             local_lanes=config.local_lanes,
+            pair=self._pair,
             loads=ExpertLoads(model.num_layers, model.num_experts, _LOAD_HALF_LIFE_S),
         )
         self._io.submit(self._bind())

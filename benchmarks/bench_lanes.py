@@ -2,8 +2,8 @@
 
 Everything is as in serving (routing to parts, frames, the shards' handler, pool and runtime, answers, the exact combine) but
 the experts, which return their rows, after a sleep if one is asked for. Kinds of lanes take turns, round by round: ``local``
-(sockets and shared memory) and ``grpc``; so does ``bare``, one gRPC stream of all the bytes with nothing around it. CPU is
-what processes burnt per layer, all threads.
+(sockets and shared memory), ``grpc``, and ``gloo`` (gRPC, with rows from ``--pair-min-kib`` on beside it); so does ``bare``, one
+gRPC stream of all the bytes with nothing around it. CPU is what processes burnt per layer, all threads.
 Prints a CSV line per kind, number of tokens and of shards.
 """
 
@@ -22,6 +22,7 @@ from shard_process import ShardProcess, cpu_seconds, members
 from expertfleet.checkpoint.make_tiny import make_tiny
 from expertfleet.checkpoint.tensors import Checkpoint
 from expertfleet.proto.io_thread import IoThread
+from expertfleet.proto.pair_group import PairSettings
 
 _COLUMNS = "kind,tokens,shards,layers,median_us,p99_us,layers_per_s,router_cpu_us,shard_cpu_us"
 _DRAWS = 16
@@ -75,9 +76,13 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     print(_COLUMNS)
     io = IoThread("io")  # gRPC's poller serves all of a process's loops, so there is one
     for count in options.shards:
-        flags = ("--us-per-route", str(options.us_per_route))
+        pair_flags = ("--pair-transport", "gloo", "--pair-min-kib", str(options.pair_min_kib))
+        flags = ("--us-per-route", str(options.us_per_route), *pair_flags)
         shards = [ShardProcess(model, [f"expert-{number}"], "echo", 1, *flags) for number in range(count)]
-        paths = [Lanes(kind, checkpoint, members(shards, checkpoint.config), io) for kind in KINDS]
+        pair = PairSettings("gloo", options.pair_min_kib << 10)
+        everybody = members(shards, checkpoint.config)
+        paths = [Lanes(kind, checkpoint, everybody, io) for kind in KINDS]
+        paths.append(Lanes("gloo", checkpoint, everybody, io, pair))
         bare = Bare(io)
         for tokens in options.tokens:
             _compare(paths, bare, shards, tokens, checkpoint, options)
@@ -128,6 +133,7 @@ def main() -> None:
         "--in-flight", type=int, default=1, help="layers under way at once, as of several micro-batches"
     )
     parser.add_argument("--us-per-route", type=float, default=0.0, help="a shard sleeps so long for each of its routes")
+    parser.add_argument("--pair-min-kib", type=int, default=256, help="rows from this size on go by gloo")
     parser.add_argument("--hidden", type=int, default=7168)
     parser.add_argument("--experts", type=int, default=48)
     options = parser.parse_args()

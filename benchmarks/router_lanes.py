@@ -17,6 +17,7 @@ from expertfleet.checkpoint.tensors import Checkpoint
 from expertfleet.membership.epoch import Epoch, EpochId, Member
 from expertfleet.proto.codec import Hello
 from expertfleet.proto.io_thread import IoThread
+from expertfleet.proto.pair_group import ALL_ON_THE_LANE, PairSettings
 from expertfleet.proto.reactor import Reactor
 from expertfleet.router.dispatch import Dispatch
 from expertfleet.router.router import Router
@@ -29,16 +30,29 @@ Draw = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # rows [T, H], ids and w
 
 
 class Lanes:
-    """``kind`` is local (sockets and shared memory) or grpc; ready when built."""
+    """``kind`` is local (sockets and shared memory), grpc, or gloo (``pair`` beside gRPC); ready when built."""
 
-    def __init__(self, kind: str, checkpoint: Checkpoint, members: Sequence[Member], io: IoThread) -> None:
+    def __init__(
+        self,
+        kind: str,
+        checkpoint: Checkpoint,
+        members: Sequence[Member],
+        io: IoThread,
+        pair: PairSettings = ALL_ON_THE_LANE,
+    ) -> None:
         self.kind = kind
         self._layers = checkpoint.config.moe_layers
         self._reactor = Reactor()
-        hello = Hello("attention-0", checkpoint.fingerprint, "bfloat16", _LIMIT)
-        self.router = Router(io, self._reactor, hello, _PATIENCE_S, local_lanes=kind == "local")
+        hello = Hello("attention-0", checkpoint.fingerprint, "bfloat16", _LIMIT, pair=pair.transport)
+        self.router = Router(io, self._reactor, hello, _PATIENCE_S, local_lanes=kind == "local", pair=pair)
         self.router.set_epoch(Epoch(EpochId(1, 1), checkpoint.fingerprint, "bfloat16", tuple(members), (), True))
-        assert self._reactor.run(lambda: self.router.usable, _PATIENCE_S), f"no {kind} lane to some shard"
+        is_ready = self._reactor.run(lambda: self.router.usable and self._pairs_usable(), _PATIENCE_S)
+        assert is_ready, f"no {kind} lane to some shard"
+
+    def _pairs_usable(self) -> bool:
+        """Whether all rows go the way that they shall."""
+        lanes = self.router._lanes.values()
+        return self.kind != "gloo" or all(lane.up and lane._connection._pairs.pair.usable for lane in lanes)  # type: ignore[union-attr]
 
     def wait(self, dispatch: Dispatch) -> None:
         """Until it is answered."""

@@ -52,6 +52,10 @@ class FleetConfig(WireSettings):
     max_num_batched_tokens: int = option(512, "most tokens in one forward step")
     max_micro_batches: int = option(1, "forward steps under way at once; 2 hides a remote shard's latency")
     cache_gib: float | None = option(None, "latent cache of an attention worker, GiB; the worker's choice if not given")
+    pair_transport: Literal["none", "gloo"] = option(
+        "none", "how large rows travel between machines: none (all over gRPC) or gloo"
+    )
+    pair_min_kib: int = option(256, "rows from this size on go by --pair-transport, KiB")
     layer_deadline_s: float = option(10.0, "seconds that one layer's experts may take, retries and all")
     lost_expert_wait_s: float = option(
         120.0,
@@ -125,6 +129,8 @@ class FleetConfig(WireSettings):
             backend=self.backend,
             memory_gib=self.memory_gib,
             drain_s=self.drain_s,
+            pair_transport=self.pair_transport,
+            pair_min_kib=self.pair_min_kib,
             tls_dir=self.tls_dir,
             cluster_token=self.cluster_token,
         )
@@ -145,6 +151,8 @@ class FleetConfig(WireSettings):
             layer_deadline_s=self.layer_deadline_s,
             lost_expert_wait_s=self.lost_expert_wait_s,
             drain_s=self.drain_s,
+            pair_transport=self.pair_transport,
+            pair_min_kib=self.pair_min_kib,
             tls_dir=self.tls_dir,
             cluster_token=self.cluster_token,
         )

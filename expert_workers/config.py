@@ -33,6 +33,10 @@ class ExpertConfig(WireSettings):
     memory_gib: float | None = option(
         None, "memory for experts, GiB, those of lost shards included; 90 % of what is free at the start if not given"
     )
+    pair_transport: Literal["none", "gloo", "nccl"] = option(
+        "none", "how large rows travel between machines: none (all over gRPC), gloo or nccl; both ends must name it"
+    )
+    pair_min_kib: int = option(256, "rows from this size on go by --pair-transport, KiB")
     max_frame_mib: int = option(64, "largest frame accepted, MiB")
     max_queued_frames: int = option(1024, "frames of one lane waiting before the shard answers OVERLOADED")
     slice_ms: float = option(20.0, "how long one GEMM may keep more urgent work waiting")
@@ -56,6 +60,11 @@ class ExpertConfig(WireSettings):
         within("max_queued_frames", self.max_queued_frames, 1, 1 << 20)
         within("slice_ms", self.slice_ms, 0.1, 10_000)
         within("drain_s", self.drain_s, 0, 86_400)
+        within("pair_min_kib", self.pair_min_kib, 0, 1 << 20)
+        if self.pair_transport != "none" and self.tls_dir is not None:
+            raise ValueError(f"pair_transport: {self.pair_transport} does not encrypt; it cannot go with tls_dir")
+        if self.pair_transport == "nccl" and self.device == "cpu":
+            raise ValueError("pair_transport: nccl sends from a GPU; give --device cuda as well")
         if self.controller is not None:
             check_address("controller", self.controller)
         if self.controller is not None and self.experts != "all":
@@ -68,6 +77,10 @@ class ExpertConfig(WireSettings):
     @property
     def max_frame_bytes(self) -> int:
         return self.max_frame_mib << 20
+
+    @property
+    def pair_min_bytes(self) -> int:
+        return self.pair_min_kib << 10
 
 
 def parse_experts(text: str, num_experts: int) -> tuple[int, ...]:

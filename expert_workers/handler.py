@@ -32,33 +32,40 @@ from ..proto.codec import (
 )
 from ..proto.errors import Code, FleetError
 from ..proto.generated import expert_pb2, expert_pb2_grpc, membership_pb2
-from ..proto.layout import Buffer, frame_id_of
+from ..proto.layout import NO_PAIR, PAIRS_SINCE, Buffer, frame_id_of
 from ..proto.local_lane import FrameSocket
+from ..proto.pair_frames import PairFrame
+from ..proto.pair_group import PairSettings
 from ..proto.reactor import Reactor
 from ..proto.shared_memory import SharedMemory
 from .holdings import Holdings
+from .pairs import ShardPairs
 from .pool import Job, Lane, Pool
 
 logger = logging.getLogger(__name__)
 
 
 class GrpcLane:
-    """The shard's end of a lane over gRPC; ``receive`` belongs to the IO loop."""
+    """The shard's end of a lane over gRPC; ``receive`` and ``close`` belong to the IO loop."""
 
     def __init__(self, handler: "LaneHandler", send: Callable[[bytes], None]) -> None:
         self.send = send  # from any thread
         self.version = 0  # of this lane's frames; 0 until the worker has greeted
         self._handler = handler
+        self._pairs: ShardPairs | None = None
 
     def receive(self, data: Buffer) -> FleetError | None:
         """The refusal after which the lane must end, if there is one."""
         try:
             frame = self._handler.decode(data, self.version)
             if not self.version:
-                self.version = self._handler.greet(frame)
-                self.send(encode_hello(self._handler.hello))
+                self._greet(frame)
             elif isinstance(frame, Cancel):
                 self._handler.pool.cancel(self, frame.frame_id)
+                if self._pairs is not None:
+                    self._pairs.cancel(frame.frame_id)
+            elif isinstance(frame, PairFrame) and self._pairs is not None:
+                self._pairs.received(frame)
             elif isinstance(frame, Dispatch):
                 self._handler.admit(self, frame)
             else:
@@ -71,6 +78,36 @@ class GrpcLane:
         return None
 
     def deliver(self, job: Job, first_route: int, rows: torch.Tensor) -> None:
+        if self._pairs is None:
+            self._over_stream(job, first_route, rows)
+        else:
+            self._pairs.deliver(job, first_route, rows)
+
+    def close(self) -> None:
+        """The stream has ended."""
+        self._handler.pool.cancel(self)
+        if self._pairs is not None:
+            self._pairs.close()
+
+    def _greet(self, frame: Frame) -> None:
+        handler = self._handler
+        hello, self.version = handler.greet(frame)
+        if self.version >= PAIRS_SINCE and hello.pair == handler.hello.pair != NO_PAIR:
+            limit = hello.max_frame_bytes
+            self._pairs = ShardPairs(
+                handler.pair, hello.seat, limit, self.version, self.send, self._over_stream, self._admit
+            )
+        self.send(encode_hello(handler.hello))
+
+    def _admit(self, frame: Dispatch) -> None:
+        """A dispatch whose rows came another way."""
+        try:
+            self._handler.admit(self, frame)
+        except FleetError as error:
+            self._handler.num_refused += 1
+            self.send(encode_error(frame.frame_id, error, self.version))
+
+    def _over_stream(self, job: Job, first_route: int, rows: torch.Tensor) -> None:
         """In pieces that fit any frame limit."""
         step = result_rows(rows.shape[1], rows.element_size())
         for start in range(0, len(rows), step):
@@ -102,7 +139,7 @@ class LocalLane:
         try:
             frame = self._handler.decode(data, self.version)
             if self._memory is None:
-                self.version = self._handler.greet(frame)
+                _, self.version = self._handler.greet(frame)
                 self._memory = SharedMemory.received(self._socket.received_file)
                 self.send(encode_hello(self._handler.hello))
             elif isinstance(frame, Placed):
@@ -133,9 +170,10 @@ class LocalLane:
 class LaneHandler:
     """Serves every lane of the shard, over gRPC and over local sockets."""
 
-    def __init__(self, holdings: Holdings, pool: Pool, hello: Hello) -> None:
+    def __init__(self, holdings: Holdings, pool: Pool, hello: Hello, pair: PairSettings) -> None:
         self.pool = pool
         self.hello = hello
+        self.pair = pair
         self.num_refused = 0
         self.local_lanes: set[LocalLane] = set()
         self._holdings = holdings
@@ -151,14 +189,14 @@ class LaneHandler:
                     await context.abort(refusal.status, refusal.details)
         finally:
             outgoing.closed = True
-            self.pool.cancel(lane)
+            lane.close()
             writer.cancel()
 
     def decode(self, data: Buffer, version: int) -> Frame:
         return decode(data, self.hello.max_frame_bytes, version or self.hello.newest)
 
-    def greet(self, hello: Frame) -> int:
-        """The wire version of the lane. Raises FleetError for somebody this shard cannot serve."""
+    def greet(self, hello: Frame) -> tuple[Hello, int]:
+        """Who greets, and the wire version of the lane. Raises FleetError for somebody this shard cannot serve."""
         if not isinstance(hello, Hello):
             raise FleetError(Code.BAD_FRAME, f"the first frame is a {type(hello).__name__}, not a Hello")
         version = self.hello.version_with(hello)
@@ -171,7 +209,7 @@ class LaneHandler:
             raise FleetError(
                 Code.WRONG_DTYPE, f"{hello.seat} sends {hello.dtype}, this shard computes {self.hello.dtype}"
             )
-        return version
+        return hello, version
 
     def admit(self, lane: Lane, frame: Dispatch, results: torch.Tensor | None = None) -> None:
         """Queues what was asked. Raises FleetError."""

@@ -13,7 +13,8 @@ import numpy as np
 from ..checkpoint.tensors import Checkpoint
 from ..kernels.grouped_gemm import Backend, ExpertLayer
 from ..membership.epoch import EpochId, ExpertSet
-from ..proto.codec import DTYPE_NAMES, Dispatch, Indices, short_fingerprint
+from ..proto.asked import Indices
+from ..proto.codec import DTYPE_NAMES, Dispatch, short_fingerprint
 from ..proto.errors import Code, FleetError
 
 

@@ -27,6 +27,7 @@ from ..proto.generated import expert_pb2_grpc, membership_pb2
 from ..proto.io_thread import IoThread
 from ..proto.lane import server_options, stream_handler
 from ..proto.local_lane import LocalServer
+from ..proto.pair_group import PairSettings
 from ..proto.reactor import Reactor
 from .config import ExpertConfig, parse_experts
 from .handler import ControlService, LaneHandler, LocalLane
@@ -57,6 +58,8 @@ class ExpertServer:
         self.reactor = Reactor()
         self.pool = Pool(config.max_queued_frames, self.reactor.wake)
         self.runtime = Runtime(self.reactor, self.pool, self.holdings.layers, config.threads, config.slice_ms)
+        self._pair = PairSettings(config.pair_transport, config.pair_min_bytes, config.device)
+        self._pair.check()
         self.address = ""
         self.numerics = ""
         self.backend: Backend | None = None
@@ -207,8 +210,10 @@ class ExpertServer:
 
     async def _bind(self) -> None:
         config = self.config
-        hello = Hello(config.seat, self.checkpoint.fingerprint, config.dtype, config.max_frame_bytes)
-        self.lanes = LaneHandler(self.holdings, self.pool, hello)
+        hello = Hello(
+            config.seat, self.checkpoint.fingerprint, config.dtype, config.max_frame_bytes, pair=config.pair_transport
+        )
+        self.lanes = LaneHandler(self.holdings, self.pool, hello, self._pair)
         self._server = wire.make_server(server_options(config.max_frame_bytes))
         self._server.add_generic_rpc_handlers((stream_handler(self.lanes.stream),))
         control = ControlService(self.holdings, self.tenancy.report, self._ending.asked)

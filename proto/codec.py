@@ -4,7 +4,7 @@ The only place where a tensor becomes bytes. Knows nothing of gRPC, of placement
 1. Both sides send HELLO; 2. the worker sends DISPATCH (and CANCEL), 3. the shard answers each DISPATCH with RESULT
 pieces that cover its routes in their order, or with one ERROR.
 
-After the prefix that every frame has (``layout.py``), by kind:
+After the prefix that every frame has (``layout.py``), by kind (``pair_frames.py`` has more):
 
 * HELLO     a msgpack map (see ``Hello``), at most 64 KiB
 * DISPATCH  44-byte header and 4 zero bytes, rows [R, H], route_rows int32 [N], route_experts int32 [N]
@@ -18,18 +18,19 @@ After the prefix that every frame has (``layout.py``), by kind:
 import dataclasses
 import struct
 from dataclasses import asdict, dataclass
-from typing import TypeAlias
 
 import msgpack
-import numpy as np
-import numpy.typing as npt
 import torch
 
+from . import pair_frames
+from .asked import ASKED, Asked, Indices, pack_asked, unpack_asked, unpack_routes
 from .errors import Code, FleetError
 from .layout import (
     DTYPE_CODES,
     MAGIC,
+    NO_PAIR,
     OLDEST_WIRE_VERSION,
+    PAIRS_SINCE,
     PREFIX,
     WIRE_VERSION,
     Buffer,
@@ -48,15 +49,11 @@ MAX_MESSAGE_BYTES = 1024
 MAX_HELLO_BYTES = 1 << 16
 FINGERPRINT_BYTES = 8
 
-_DISPATCH = struct.Struct("<8sQQHBBIIII4x")
 _RESULT = struct.Struct("<IIIIB7x")
 _ERROR = struct.Struct("<H6x")
 _PLACES = struct.Struct("<QQ")
 _FILLED = struct.Struct("<III4x")
 DTYPE_NAMES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-
-Indices: TypeAlias = npt.NDArray[np.int32]
-_AskedFields: TypeAlias = tuple[bytes, tuple[int, int], int, int, int]  # of ``Asked``, after the frame id
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +66,7 @@ class Hello:
     max_frame_bytes: int
     oldest: int = OLDEST_WIRE_VERSION
     newest: int = WIRE_VERSION  # in the prefix, not in the map
+    pair: str = NO_PAIR  # the transport through which this end would exchange large rows
 
     def version_with(self, other: "Hello") -> int:
         """The newest version that both ends speak. Raises FleetError WIRE_VERSION when there is none."""
@@ -77,18 +75,6 @@ class Hello:
             theirs, own = _span(other.oldest, other.newest), _span(self.oldest, self.newest)
             raise FleetError(Code.WIRE_VERSION, f"wire version {theirs}; this end speaks {own}")
         return version
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What every dispatch says, wherever its rows are."""
-
-    frame_id: int
-    fingerprint: bytes
-    epoch: tuple[int, int]
-    layer: int
-    priority: int
-    deadline_us: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +141,7 @@ class Filled:
 
 
 _HELLO_FIELDS = {field.name for field in dataclasses.fields(Hello)}
-Frame = Hello | Dispatch | Result | Error | Cancel | Placed | Filled
+Frame = Hello | Dispatch | Result | Error | Cancel | Placed | Filled | pair_frames.PairFrame
 
 
 def short_fingerprint(fingerprint: str) -> bytes:
@@ -166,18 +152,20 @@ def short_fingerprint(fingerprint: str) -> bytes:
 def encode_hello(hello: Hello) -> bytes:
     fields = asdict(hello)
     newest = fields.pop("newest")
+    if newest < PAIRS_SINCE:
+        del fields["pair"]
     return prefix(newest, Kind.HELLO, 0) + bytes(msgpack.packb(fields))
 
 
 def encode_dispatch(frame: Dispatch, version: int = WIRE_VERSION) -> bytes:
     num_rows, hidden = frame.rows.shape
-    header = _dispatch_header(frame, num_rows, hidden, frame.rows.dtype)
+    header = pack_asked(frame, frame.rows.dtype, num_rows, len(frame.route_rows), hidden)
     begin = prefix(version, Kind.DISPATCH, frame.frame_id)
     return b"".join((begin, header, tensor_bytes(frame.rows), frame.route_rows.data, frame.route_experts.data))
 
 
 def encode_placed(frame: Placed, version: int = WIRE_VERSION) -> bytes:
-    header = _dispatch_header(frame, frame.num_rows, frame.hidden, frame.dtype)
+    header = pack_asked(frame, frame.dtype, frame.num_rows, len(frame.route_rows), frame.hidden)
     places = _PLACES.pack(frame.rows_at, frame.results_at)
     begin = prefix(version, Kind.PLACED, frame.frame_id)
     return b"".join((begin, header, places, frame.route_rows.data, frame.route_experts.data))
@@ -185,12 +173,12 @@ def encode_placed(frame: Placed, version: int = WIRE_VERSION) -> bytes:
 
 def placed_rows(max_bytes: int, top_k: int) -> int:
     """Rows whose ``top_k`` routes each fit a PLACED frame."""
-    return (max_bytes - PREFIX.size - _DISPATCH.size - _PLACES.size) // (8 * top_k)
+    return (max_bytes - PREFIX.size - ASKED.size - _PLACES.size) // (8 * top_k)
 
 
 def dispatch_rows(max_frame_bytes: int, row_bytes: int, top_k: int) -> int:
     """Rows that fit a DISPATCH frame with ``top_k`` routes each."""
-    return (max_frame_bytes - PREFIX.size - _DISPATCH.size) // (row_bytes + 8 * top_k)
+    return (max_frame_bytes - PREFIX.size - ASKED.size) // (row_bytes + 8 * top_k)
 
 
 def result_rows(hidden: int, itemsize: int) -> int:
@@ -251,56 +239,27 @@ def decode(frame: Buffer, max_frame_bytes: int, version: int = WIRE_VERSION) -> 
             return _decode_placed(frame, frame_id)
         case Kind.FILLED:
             return _decode_filled(frame, frame_id)
-        case _:
-            raise bad(f"unknown kind {kind}")
-
-
-def _dispatch_header(frame: Dispatch | Placed, num_rows: int, hidden: int, dtype: torch.dtype) -> bytes:
-    deadline_us = min(max(frame.deadline_us, 0), 0xFFFFFFFF)
-    return _DISPATCH.pack(
-        frame.fingerprint, *frame.epoch, frame.layer, DTYPE_CODES[dtype], frame.priority, deadline_us,
-        num_rows, len(frame.route_rows), hidden,
-    )  # fmt: skip
+    if kind in pair_frames.KINDS and version >= PAIRS_SINCE:
+        return pair_frames.decode(frame, Kind(kind), frame_id, max_frame_bytes)
+    raise bad(f"unknown kind {kind}")
 
 
 def _decode_dispatch(frame: Buffer, frame_id: int) -> Dispatch:
-    asked, dtype, num_rows, num_routes, hidden = _header(frame)
-    start = PREFIX.size + _DISPATCH.size
+    asked, dtype, num_rows, num_routes, hidden = unpack_asked(frame)
+    start = PREFIX.size + ASKED.size
     after_rows = start + num_rows * hidden * dtype.itemsize
-    routes = _routes(frame, after_rows, num_routes, num_rows)
+    routes = unpack_routes(frame, after_rows, num_routes, num_rows)
     rows = view(frame, dtype, num_rows * hidden, start).view(num_rows, hidden)
     return Dispatch(frame_id, *asked, rows, *routes)
 
 
 def _decode_placed(frame: Buffer, frame_id: int) -> Placed:
-    asked, dtype, num_rows, num_routes, hidden = _header(frame)
-    start = PREFIX.size + _DISPATCH.size
+    asked, dtype, num_rows, num_routes, hidden = unpack_asked(frame)
+    start = PREFIX.size + ASKED.size
     at_least(frame, start + _PLACES.size)
     rows_at, results_at = _PLACES.unpack_from(frame, start)
-    routes = _routes(frame, start + _PLACES.size, num_routes, num_rows)
+    routes = unpack_routes(frame, start + _PLACES.size, num_routes, num_rows)
     return Placed(frame_id, *asked, dtype, num_rows, hidden, rows_at, results_at, *routes)
-
-
-def _header(frame: Buffer) -> tuple[_AskedFields, torch.dtype, int, int, int]:
-    """What was asked, the dtype of its rows, how many they are, how many routes there are, and how wide they are."""
-    at_least(frame, PREFIX.size + _DISPATCH.size)
-    fingerprint, incarnation, counter, layer, dtype, priority, deadline_us, num_rows, num_routes, hidden = (
-        _DISPATCH.unpack_from(frame, PREFIX.size)
-    )
-    if not num_rows or not num_routes or not hidden:
-        raise bad(f"{num_rows} rows of {hidden} with {num_routes} routes; each must be at least 1")
-    asked = fingerprint, (incarnation, counter), layer, priority, deadline_us
-    return asked, dtype_of(dtype), num_rows, num_routes, hidden
-
-
-def _routes(frame: Buffer, start: int, num_routes: int, num_rows: int) -> tuple[Indices, Indices]:
-    """Rows and experts of the routes, which end the frame."""
-    expect(frame, start + 8 * num_routes)
-    route_rows = np.frombuffer(frame, np.int32, num_routes, start)
-    if route_rows.view(np.uint32).max() >= num_rows:  # as unsigned, what is negative is large
-        wrong = route_rows[(route_rows < 0) | (route_rows >= num_rows)][0]
-        raise bad(f"a route names row {wrong} of {num_rows}")
-    return route_rows, np.frombuffer(frame, np.int32, num_routes, start + 4 * num_routes)
 
 
 def _decode_filled(frame: Buffer, frame_id: int) -> Filled:
@@ -343,7 +302,7 @@ def _decode_hello(frame: Buffer, newest: int) -> Hello:
         hello = Hello(**fields, newest=newest)
     except (ValueError, TypeError, AttributeError, msgpack.UnpackException) as error:
         raise bad(f"unreadable greeting ({type(error).__name__})") from error
-    texts, numbers = (hello.seat, hello.fingerprint, hello.dtype), (hello.max_frame_bytes, hello.oldest)
+    texts, numbers = (hello.seat, hello.fingerprint, hello.dtype, hello.pair), (hello.max_frame_bytes, hello.oldest)
     if not all(isinstance(text, str) for text in texts) or not all(type(number) is int for number in numbers):
         raise bad("a greeting field has the wrong type")
     if not 1 <= hello.oldest <= newest:

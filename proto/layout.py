@@ -9,14 +9,16 @@ say why they do not talk: every version lays them out alike, but that a newer HE
 import enum
 import struct
 import warnings
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import torch
 
 from .errors import Code, FleetError
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 OLDEST_WIRE_VERSION = 1
+PAIRS_SINCE = 2  # the wire version whose frames may announce rows that travel beside the lane
+NO_PAIR: Final = "none"
 MAGIC = b"XFLT"
 PREFIX = struct.Struct("<4sBBHQ")
 _DTYPES = {1: torch.bfloat16, 2: torch.float32}
@@ -33,6 +35,10 @@ class Kind(enum.IntEnum):
     CANCEL = 5
     PLACED = 6
     FILLED = 7
+    PAIR = 8
+    PAIRED = 9
+    PAIRED_RESULT = 10
+    TAKEN = 11
 
 
 def prefix(version: int, kind: Kind, frame_id: int) -> bytes:

@@ -11,6 +11,7 @@ import torch
 from ..proto.codec import Dispatch, Hello, Result
 from ..proto.errors import FleetError
 from ..proto.layout import Buffer
+from ..proto.pair_frames import PairFrame
 
 
 class Owner(Protocol):
@@ -21,6 +22,8 @@ class Owner(Protocol):
 
     def received(self, connection: "Connection", data: Buffer) -> None: ...
 
+    def answered(self, connection: "Connection", result: Result) -> None: ...
+
 
 class Connection(Protocol):
     """What differs between the kinds of lanes; ``ended`` is the IO loop's."""
@@ -29,8 +32,8 @@ class Connection(Protocol):
 
     def open(self, hello: bytes) -> None: ...
 
-    def greeted(self, version: int) -> None:
-        """The other end has greeted as well; from now on frames are of this wire version."""
+    def greeted(self, hello: Hello, version: int) -> None:
+        """The shard has greeted as well; from now on frames are of this wire version."""
         ...
 
     def max_rows(self, hello: Hello, row_bytes: int, top_k: int) -> int: ...
@@ -38,6 +41,10 @@ class Connection(Protocol):
     def post(self, frame: Dispatch, row_ids: torch.Tensor | None) -> None: ...
 
     def answer(self, frame: object) -> Result | None: ...
+
+    def on_pair(self, frame: PairFrame) -> None:
+        """Raises FleetError for what does not fit."""
+        ...
 
     def cancel(self, frame_id: int) -> bool:
         """Whether the shard still has to say that it has ended the frame."""

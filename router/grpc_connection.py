@@ -1,10 +1,11 @@
 """A lane's connection over gRPC: a stream on the IO loop, through which frames go and come as they are.
 
-Knows nothing of routes' meaning. Frames are encoded and decoded on the reactor's thread; the loop only carries them.
+Large rows may take another way (``pairs.py``). Knows nothing of routes' meaning. Frames are encoded and decoded on the reactor's thread; the loop only carries them.
 """
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable
 
 import grpc
@@ -14,18 +15,26 @@ from ..membership import wire
 from ..proto.codec import Dispatch, Hello, Result, dispatch_rows, encode_cancel, encode_dispatch
 from ..proto.errors import Code, FleetError, from_details
 from ..proto.lane import PATH, channel_options
+from ..proto.layout import NO_PAIR, PAIRS_SINCE
+from ..proto.pair_frames import PairFrame
+from ..proto.pair_group import PairSettings
 from ..proto.reactor import Reactor
 from .connection import Owner, settle
+from .pairs import WorkerPairs
+
+logger = logging.getLogger(__name__)
 
 
 class GrpcConnection:
     """A stream on the IO loop; frames go and come through it as they are."""
 
-    def __init__(self, lane: Owner, reactor: Reactor, max_frame_bytes: int) -> None:
+    def __init__(self, lane: Owner, reactor: Reactor, max_frame_bytes: int, pair: PairSettings) -> None:
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[FleetError] = self._loop.create_future()
         self._lane, self._reactor, self._max_frame_bytes = lane, reactor, max_frame_bytes
         self._outgoing: asyncio.Queue[bytes] = asyncio.Queue()
+        self._pair = pair
+        self._pairs: WorkerPairs | None = None
         self._version = 0  # until the shard has greeted
         self._task: asyncio.Task[None] | None = None
 
@@ -33,8 +42,12 @@ class GrpcConnection:
         self._send(hello)
         self._post(self._begin)
 
-    def greeted(self, version: int) -> None:
+    def greeted(self, hello: Hello, version: int) -> None:
         self._version = version
+        if version >= PAIRS_SINCE and hello.pair == self._pair.transport != NO_PAIR:
+            self._pairs = WorkerPairs(self._pair, self._lane, self, self._reactor, self._send, version)
+        elif self._pair.transport != NO_PAIR:
+            logger.warning("%s exchanges rows by %s, not %s: over gRPC", hello.seat, hello.pair, self._pair.transport)
 
     def max_rows(self, hello: Hello, row_bytes: int, top_k: int) -> int:
         return dispatch_rows(hello.max_frame_bytes, row_bytes, top_k)
@@ -42,19 +55,28 @@ class GrpcConnection:
     def post(self, frame: Dispatch, row_ids: torch.Tensor | None) -> None:
         if row_ids is not None:
             frame = frame.with_rows(frame.rows[row_ids])
-        self._send(encode_dispatch(frame, self._version))
+        if self._pairs is None or not self._pairs.post(frame):
+            self._send(encode_dispatch(frame, self._version))
 
     def answer(self, frame: object) -> Result | None:
         return frame if isinstance(frame, Result) else None
+
+    def on_pair(self, frame: PairFrame) -> None:
+        if self._pairs is None:
+            raise FleetError(Code.BAD_FRAME, f"{self._lane.seat} sent a {type(frame).__name__} frame without a pair")
+        self._pairs.received(frame)
 
     def cancel(self, frame_id: int) -> bool:
         self._send(encode_cancel(frame_id, self._version))
         return False
 
     def free(self, frame_id: int) -> None:
-        """There is nothing to free."""
+        if self._pairs is not None:
+            self._pairs.free(frame_id)
 
     def end(self, error: FleetError) -> None:
+        if self._pairs is not None:
+            self._pairs.close()
         self._post(self._end, error)
 
     def discard(self) -> None:

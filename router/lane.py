@@ -19,6 +19,8 @@ from ..proto.errors import Code, FleetError
 from ..proto.io_thread import IoThread
 from ..proto.layout import Buffer
 from ..proto.local_lane import connect_locally
+from ..proto.pair_frames import PairAt, Paired, PairedResult, Taken
+from ..proto.pair_group import PairSettings
 from ..proto.reactor import Reactor, Timer
 from ..proto.shared_memory import Arena
 from .connection import Connection
@@ -40,6 +42,7 @@ class _Sent:
 
     sink: Sink | None
     num_left: int  # routes without an answer; 0 also after an error
+    failed: bool = False  # an error may overtake results whose rows come another way
 
 
 class Lane:
@@ -55,6 +58,7 @@ class Lane:
         on_change: Callable[[], None],
         *,
         local: bool = True,
+        pair: PairSettings,
     ) -> None:
         self.seat = seat
         self.address = address
@@ -68,6 +72,7 @@ class Lane:
         self._reactor = reactor
         self._on_change = on_change
         self._local = local
+        self._pair = pair
         self._sent: dict[int, _Sent] = {}
         self._connection: Connection | None = None
         self._greeting: Timer | None = None
@@ -138,6 +143,15 @@ class Lane:
         except FleetError as error:
             connection.end(error)
 
+    def answered(self, connection: Connection, result: Result) -> None:
+        """A result of the shard whose rows came another way."""
+        if connection is not self._connection:
+            return
+        try:
+            self._answer(connection, result)
+        except FleetError as error:
+            connection.end(error)
+
     def begin(self, connection: Connection) -> None:
         """Greets over a new connection."""
         if self._closed:
@@ -166,7 +180,7 @@ class Lane:
     def _connect(self) -> Connection:
         """On the IO loop; the reactor's thread greets."""
         connection = self._connect_locally() if self._local else None
-        connection = connection or GrpcConnection(self, self._reactor, self._hello.max_frame_bytes)
+        connection = connection or GrpcConnection(self, self._reactor, self._hello.max_frame_bytes, self._pair)
         self._reactor.post(self.begin, connection)
         return connection
 
@@ -190,12 +204,14 @@ class Lane:
             self._fail(frame)
         elif isinstance(frame, Result | Filled):
             self._answer(connection, frame)
+        elif isinstance(frame, PairAt | Paired | PairedResult | Taken):
+            connection.on_pair(frame)
         else:
             raise FleetError(Code.BAD_FRAME, f"{self.seat} sent a {type(frame).__name__} frame")
 
     def _answer(self, connection: Connection, frame: Result | Filled) -> None:
         sent = self._sent.get(frame.frame_id)
-        if sent is None:
+        if sent is None or sent.failed:
             return
         result = connection.answer(frame)
         if result is None or len(result.rows) > sent.num_left:
@@ -210,7 +226,7 @@ class Lane:
         sent = self._sent.get(error.frame_id)
         if sent is None:
             return
-        sent.num_left = 0
+        sent.num_left, sent.failed = 0, True
         if sent.sink is None:
             self._forget(error.frame_id)
         else:
@@ -230,7 +246,7 @@ class Lane:
         if hello.seat != self.seat:
             raise FleetError(Code.LANE_LOST, f"{self.address} is {hello.seat}, not {self.seat}")
         self.version = self._hello.version_with(hello)
-        connection.greeted(self.version)
+        connection.greeted(hello, self.version)
         if self._greeting is not None:
             self._greeting.cancel()
         self.limits = hello
@@ -242,6 +258,8 @@ class Lane:
     def _break(self, connection: Connection | None, error: FleetError) -> None:
         if connection is not self._connection:
             return
+        if connection is not None:
+            connection.end(error)  # lets go of what it has beside what broke
         was_up, self.up, self._connection = self.up, False, None
         self._forgive()
         if self._greeting is not None:

@@ -10,8 +10,9 @@ import socket
 import torch
 
 from ..proto.codec import Dispatch, Filled, Hello, Placed, Result, encode_cancel, encode_placed, placed_rows
-from ..proto.errors import FleetError
+from ..proto.errors import Code, FleetError
 from ..proto.local_lane import MAX_MESSAGE_BYTES, FrameSocket
+from ..proto.pair_frames import PairFrame
 from ..proto.reactor import Reactor
 from ..proto.shared_memory import ALIGNMENT, Arena
 from .connection import Owner, settle
@@ -34,7 +35,7 @@ class LocalConnection:
         )
         self._socket.send(hello, self._arena.file)
 
-    def greeted(self, version: int) -> None:
+    def greeted(self, hello: Hello, version: int) -> None:
         self._version = version
 
     def max_rows(self, hello: Hello, row_bytes: int, top_k: int) -> int:
@@ -67,6 +68,9 @@ class LocalConnection:
             return None
         rows = results[frame.first_route : frame.first_route + frame.count]
         return Result(frame.frame_id, frame.first_route, frame.num_routes, rows)
+
+    def on_pair(self, frame: PairFrame) -> None:
+        raise FleetError(Code.BAD_FRAME, f"a {type(frame).__name__} frame came over a local lane")
 
     def cancel(self, frame_id: int) -> bool:
         self._send(encode_cancel(frame_id, self._version))

@@ -20,6 +20,7 @@ from ..proto.codec import Dispatch as Frame
 from ..proto.codec import Hello, short_fingerprint
 from ..proto.errors import FleetError
 from ..proto.io_thread import IoThread
+from ..proto.pair_group import ALL_ON_THE_LANE, PairSettings
 from ..proto.reactor import Reactor, Timer
 from .dispatch import Dispatch, Part, Routes
 from .lane import Lane
@@ -56,6 +57,7 @@ class Router:
         lost_expert_wait_s: float = 0.0,
         *,
         local_lanes: bool = True,
+        pair: PairSettings = ALL_ON_THE_LANE,
         loads: ExpertLoads | None = None,
     ) -> None:
         """A layer's answers have ``layer_deadline_s``; experts that nobody holds are waited for ``lost_expert_wait_s`` besides."""
@@ -69,6 +71,7 @@ class Router:
         self._layer_deadline_s = layer_deadline_s
         self._lost_expert_wait_s = lost_expert_wait_s
         self._local_lanes = local_lanes
+        self._pair = pair
         self._epoch: Epoch | None = None
         self._lanes: dict[tuple[str, str], Lane] = {}
         self._frame_ids = itertools.count(1)
@@ -167,7 +170,14 @@ class Router:
             self._lanes.pop(key).close()
         for seat, address in wanted - self._lanes.keys():
             self._lanes[seat, address] = Lane(
-                seat, address, self._hello, self._io, self._reactor, self._replan, local=self._local_lanes
+                seat,
+                address,
+                self._hello,
+                self._io,
+                self._reactor,
+                self._replan,
+                local=self._local_lanes,
+                pair=self._pair,
             )
         logger.info("epoch %s: %d expert shards, complete: %s", epoch.id, len(epoch.experts), epoch.complete)
         self._replan()

@@ -49,6 +49,12 @@ def test_every_role_gets_the_fleets_settings(tmp_path: Path) -> None:
     assert expert.drain_s == attention.drain_s == gateway.drain_s == 3.0
 
 
+def test_both_ends_of_a_lane_are_told_of_the_same_pairs(tmp_path: Path) -> None:
+    fleet = config(tmp_path, pair_transport="gloo", pair_min_kib=9)
+    for role in (fleet.expert("expert-1", "h:1", "10.0.0.1", 4), fleet.attention("attention-0", "h:1", "10.0.0.2", 2)):
+        assert (role.pair_transport, role.pair_min_bytes) == ("gloo", 9 << 10)
+
+
 def test_a_value_only_a_role_refuses_is_refused_early(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="max_num_seqs: 0 is not within"):
         config(tmp_path, max_num_seqs=0).check_roles()

@@ -35,6 +35,23 @@ def test_a_backend_computes_on_its_own_device(given: dict[str, str], message: st
         ExpertConfig(Path("model"), **given)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"pair_transport": "nccl"}, "pair_transport: nccl sends from a GPU; give --device cuda"),
+        ({"pair_min_kib": -1}, "pair_min_kib: -1 is not within 0 to 1048576"),
+    ],
+)
+def test_a_pair_needs_what_its_transport_needs(given: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ExpertConfig(Path("model"), **given)  # type: ignore[arg-type]
+
+
+def test_a_pair_is_refused_where_the_lanes_are_encrypted(tls_dir: Path) -> None:
+    with pytest.raises(ValueError, match="pair_transport: gloo does not encrypt; it cannot go with tls_dir"):
+        ExpertConfig(Path("model"), pair_transport="gloo", tls_dir=tls_dir)
+
+
 @pytest.mark.parametrize("device", ["cuda", "cuda:3"])
 @pytest.mark.parametrize("backend", ["auto", "triton"])
 def test_a_gpu_is_named_as_torch_names_it(device: str, backend: str) -> None:

@@ -1,0 +1,61 @@
+"""The part that all kinds of dispatches share: what is asked, for which rows, over which routes.
+
+Knows nothing of where the rows are. 44 bytes and 4 zero bytes follow a frame's prefix; route_rows and route_experts, int32 [N]
+each, end the frame.
+"""
+
+import struct
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from .layout import DTYPE_CODES, PREFIX, Buffer, at_least, bad, dtype_of, expect
+
+ASKED = struct.Struct("<8sQQHBBIIII4x")
+Indices: TypeAlias = npt.NDArray[np.int32]
+_Fields: TypeAlias = tuple[bytes, tuple[int, int], int, int, int]  # of ``Asked``, after the frame id
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What every dispatch says, wherever its rows are."""
+
+    frame_id: int
+    fingerprint: bytes
+    epoch: tuple[int, int]
+    layer: int
+    priority: int
+    deadline_us: int
+
+
+def pack_asked(asked: Asked, dtype: torch.dtype, num_rows: int, num_routes: int, hidden: int) -> bytes:
+    deadline_us = min(max(asked.deadline_us, 0), 0xFFFFFFFF)
+    return ASKED.pack(
+        asked.fingerprint, *asked.epoch, asked.layer, DTYPE_CODES[dtype], asked.priority, deadline_us,
+        num_rows, num_routes, hidden,
+    )  # fmt: skip
+
+
+def unpack_asked(frame: Buffer) -> tuple[_Fields, torch.dtype, int, int, int]:
+    """What was asked, the dtype of its rows, how many they are, how many routes there are, and how wide they are."""
+    at_least(frame, PREFIX.size + ASKED.size)
+    fingerprint, incarnation, counter, layer, dtype, priority, deadline_us, num_rows, num_routes, hidden = (
+        ASKED.unpack_from(frame, PREFIX.size)
+    )
+    if not num_rows or not num_routes or not hidden:
+        raise bad(f"{num_rows} rows of {hidden} with {num_routes} routes; each must be at least 1")
+    asked = fingerprint, (incarnation, counter), layer, priority, deadline_us
+    return asked, dtype_of(dtype), num_rows, num_routes, hidden
+
+
+def unpack_routes(frame: Buffer, start: int, num_routes: int, num_rows: int) -> tuple[Indices, Indices]:
+    """Rows and experts of the routes, which end the frame."""
+    expect(frame, start + 8 * num_routes)
+    route_rows = np.frombuffer(frame, np.int32, num_routes, start)
+    if route_rows.view(np.uint32).max() >= num_rows:  # as unsigned, what is negative is large
+        wrong = route_rows[(route_rows < 0) | (route_rows >= num_rows)][0]
+        raise bad(f"a route names row {wrong} of {num_rows}")
+    return route_rows, np.frombuffer(frame, np.int32, num_routes, start + 4 * num_routes)

@@ -1,0 +1,159 @@
+"""The frames of a lane whose large rows travel beside it, through a process group of its two ends.
+
+Knows nothing of groups. These kinds exist since wire version 2. A transfer is announced on the lane, then its rows travel through
+the group; ``number`` counts a generation's transfers in one direction from 0 on, so that both ends take them in one order.
+
+* PAIR           generation u32, 4 zero bytes, UTF-8 HOST:PORT of the store at which the worker's end waits
+* PAIRED         as DISPATCH, but instead of the rows generation u32 and number u32
+* PAIRED_RESULT  as RESULT, but instead of the rows generation u32 and number u32
+* TAKEN          generation u32, count u32, ended u8, 7 zero bytes: the first ``count`` transfers have come, and if ended
+  no others will; what was announced beyond them shall come over the lane
+"""
+
+import struct
+from dataclasses import dataclass
+
+import torch
+
+from .asked import ASKED, Asked, Indices, pack_asked, unpack_asked, unpack_routes
+from .layout import DTYPE_CODES, PAIRS_SINCE, PREFIX, Buffer, Kind, at_least, bad, dtype_of, expect, prefix
+
+MAX_ADDRESS_BYTES = 256
+_PAIR = struct.Struct("<I4x")
+_TRANSFER = struct.Struct("<II")
+_RESULT = struct.Struct("<IIIIB7x")
+_TAKEN = struct.Struct("<IIB7x")
+
+
+@dataclass(frozen=True, slots=True)
+class PairAt:
+    """Where the shard's end of a pair finds the worker's."""
+
+    generation: int
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class Paired(Asked):
+    """A DISPATCH whose rows [num_rows, hidden] come as transfer ``number`` of a generation."""
+
+    dtype: torch.dtype
+    num_rows: int
+    hidden: int
+    generation: int
+    number: int
+    route_rows: Indices  # [N]
+    route_experts: Indices  # [N]
+
+
+@dataclass(frozen=True, slots=True)
+class PairedResult:
+    """A RESULT whose rows [count, hidden] come as transfer ``number`` of a generation."""
+
+    frame_id: int
+    first_route: int
+    num_routes: int
+    dtype: torch.dtype
+    count: int
+    hidden: int
+    generation: int
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    generation: int
+    count: int
+    ended: bool
+
+
+PairFrame = PairAt | Paired | PairedResult | Taken
+KINDS = frozenset((Kind.PAIR, Kind.PAIRED, Kind.PAIRED_RESULT, Kind.TAKEN))
+
+
+def encode_pair(pair: PairAt, version: int) -> bytes:
+    return _begin(version, Kind.PAIR, 0) + _PAIR.pack(pair.generation) + pair.address.encode()
+
+
+def encode_paired(frame: Paired, version: int) -> bytes:
+    header = pack_asked(frame, frame.dtype, frame.num_rows, len(frame.route_rows), frame.hidden)
+    transfer = _TRANSFER.pack(frame.generation, frame.number)
+    begin = _begin(version, Kind.PAIRED, frame.frame_id)
+    return b"".join((begin, header, transfer, frame.route_rows.data, frame.route_experts.data))
+
+
+def encode_paired_result(frame: PairedResult, version: int) -> bytes:
+    header = _RESULT.pack(frame.first_route, frame.count, frame.num_routes, frame.hidden, DTYPE_CODES[frame.dtype])
+    transfer = _TRANSFER.pack(frame.generation, frame.number)
+    return _begin(version, Kind.PAIRED_RESULT, frame.frame_id) + header + transfer
+
+
+def encode_taken(taken: Taken, version: int) -> bytes:
+    return _begin(version, Kind.TAKEN, 0) + _TAKEN.pack(taken.generation, taken.count, taken.ended)
+
+
+def decode(frame: Buffer, kind: Kind, frame_id: int, max_frame_bytes: int) -> PairFrame:
+    """One of ``KINDS``, whose prefix has been checked; rows that it announces have at most ``max_frame_bytes``."""
+    match kind:
+        case Kind.PAIR:
+            return _decode_pair(frame)
+        case Kind.PAIRED:
+            return _decode_paired(frame, frame_id, max_frame_bytes)
+        case Kind.PAIRED_RESULT:
+            return _decode_paired_result(frame, frame_id, max_frame_bytes)
+        case _:
+            return _decode_taken(frame)
+
+
+def _decode_pair(frame: Buffer) -> PairAt:
+    start = PREFIX.size + _PAIR.size
+    at_least(frame, start)
+    if len(frame) > start + MAX_ADDRESS_BYTES:
+        raise bad(f"address of {len(frame) - start} bytes; the limit is {MAX_ADDRESS_BYTES}")
+    (generation,) = _PAIR.unpack_from(frame, PREFIX.size)
+    address = frame[start:].decode(errors="replace")
+    host, _, port = address.rpartition(":")
+    if not host or not (port.isascii() and port.isdecimal()) or not 0 < int(port) < 1 << 16:
+        raise bad(f"{address!r} is not HOST:PORT")
+    return PairAt(generation, address)
+
+
+def _decode_paired(frame: Buffer, frame_id: int, max_frame_bytes: int) -> Paired:
+    asked, dtype, num_rows, num_routes, hidden = unpack_asked(frame)
+    _check_size(num_rows, hidden, dtype, max_frame_bytes)
+    start = PREFIX.size + ASKED.size
+    at_least(frame, start + _TRANSFER.size)
+    generation, number = _TRANSFER.unpack_from(frame, start)
+    routes = unpack_routes(frame, start + _TRANSFER.size, num_routes, num_rows)
+    return Paired(frame_id, *asked, dtype, num_rows, hidden, generation, number, *routes)
+
+
+def _decode_paired_result(frame: Buffer, frame_id: int, max_frame_bytes: int) -> PairedResult:
+    expect(frame, PREFIX.size + _RESULT.size + _TRANSFER.size)
+    first, count, num_routes, hidden, dtype_code = _RESULT.unpack_from(frame, PREFIX.size)
+    dtype = dtype_of(dtype_code)
+    if not count or not hidden or first + count > num_routes:
+        raise bad(f"routes {first} to {first + count} of {num_routes}, {hidden} wide")
+    _check_size(count, hidden, dtype, max_frame_bytes)
+    transfer = _TRANSFER.unpack_from(frame, PREFIX.size + _RESULT.size)
+    return PairedResult(frame_id, first, num_routes, dtype, count, hidden, *transfer)
+
+
+def _decode_taken(frame: Buffer) -> Taken:
+    expect(frame, PREFIX.size + _TAKEN.size)
+    generation, count, ended = _TAKEN.unpack_from(frame, PREFIX.size)
+    if ended > 1:
+        raise bad(f"ended is {ended}, neither 0 nor 1")
+    return Taken(generation, count, bool(ended))
+
+
+def _check_size(num_rows: int, hidden: int, dtype: torch.dtype, max_frame_bytes: int) -> None:
+    """So much memory is taken on the word of the announcement."""
+    num_bytes = num_rows * hidden * dtype.itemsize
+    if num_bytes > max_frame_bytes:
+        raise bad(f"a transfer of {num_bytes} bytes; the limit is {max_frame_bytes}")
+
+
+def _begin(version: int, kind: Kind, frame_id: int) -> bytes:
+    assert version >= PAIRS_SINCE, f"wire version {version} has no {kind.name} frames"
+    return prefix(version, kind, frame_id)
