@@ -5,6 +5,7 @@ The thinking names what is asked, reads out the declared tools and says of each 
 """
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,8 @@ from .parts import Call, Dialogue, Message, Step, Turn, tool
 from .space import Space, tidy, words
 
 _VERBS = ("get", "fetch", "read", "find", "check", "lookup", "query", "show", "load", "retrieve")
+_SAID_OF_NOUNS = {*_VERBS, "current", *words("set change adjust order buy purchase send post user book reserve schedule")}
+_SAID_OF_NOUNS |= set(words("measure compute start create transfer move ship"))
 # Kind of subject: its nouns, the names a parameter may have, and the word that joins noun and subject.
 _KINDS: dict[str, tuple[list[str], tuple[str, ...], str]] = {
     "city": (known.PLACE_NOUNS, ("city", "location", "place", "town"), "in"),
@@ -186,10 +189,19 @@ def missing(space: Space, asked: Topic, tools: tuple[Message, ...]) -> Turn:
 
 
 def read_out(tools: tuple[Message, ...], *fitting: str) -> str:
-    """Every declared tool by name, and whether it fits; of those that do, the arguments they ask for."""
+    """Every declared tool: its name, what it is for, and whether that fits; of those that do, the arguments they ask for."""
     functions = [one["function"] for one in tools]
-    told = (f"{one['name']} {_wanted(one) if one['name'] in fitting else 'no'}" for one in functions)
+    told = (
+        f"{one['name']} for {_subject_of(one['name'])} {_wanted(one) if one['name'] in fitting else 'no'}"
+        for one in functions
+    )
     return f"Tools: {', '.join(told)}."
+
+
+def _subject_of(name: str) -> str:
+    """The noun in a tool's name: what is left without verbs."""
+    parts = [part.lower() for part in re.findall(r"[A-Z]?[^_A-Z]+", name)]
+    return "_".join(part for part in parts if part not in _SAID_OF_NOUNS) or name
 
 
 def _wanted(function: Message) -> str:
