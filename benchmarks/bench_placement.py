@@ -193,13 +193,8 @@ def main() -> None:
             sys.exit(
                 f"bench_placement: EPLB cannot deal {replicas * EXPERTS:g} replicas evenly to {options.shards} shards"
             )
-    lines = [
-        (
-            f"# bench_placement.py --shards {options.shards} --layers {options.layers} --steps {options.steps} "
-            f"--draws {options.draws} --seed {options.seed}; K2's experts, top-8"
-        ),
-        _COLUMNS,
-    ]
+    flags = [f"--{name} {getattr(options, name)}" for name in ("shards", "layers", "steps", "draws", "seed")]
+    lines = [f"# bench_placement.py {' '.join(flags)}; K2's experts, top-8", _COLUMNS]
     print(*lines, sep="\n", flush=True)
 
     def output(line: str) -> None:

@@ -94,8 +94,6 @@ class Replication:
             for copies in range(2, int(target.max(initial=0)) + 1):
                 self._hopeless.clear()
                 for layer, expert in pairs_of(deal.copies < np.minimum(target, copies), deal.share):
-                    if not self.may_load(1):
-                        return
                     self._replicate(layer, expert, zones, copies)
 
     def may_load(self, pairs: int) -> bool:
@@ -103,12 +101,15 @@ class Replication:
 
     def _replicate(self, layer: int, expert: int, zones: Ints, copies: int) -> None:
         deal = self._deal
-        suitable = deal.suitable(layer, expert, zones)
-        if deal.copies[layer, expert] == 0 or not suitable.any():
+        if deal.copies[layer, expert] == 0:
             return
-        shard = deal.emptiest(layer, expert, suitable)
-        if shard == NOWHERE:
-            shard = self._free_a_place(layer, expert, suitable, zones, copies)
+        suitable = deal.suitable(layer, expert, zones)
+        # Who holds it now has it dropped as it shares a domain, and need not load it.
+        shard = deal.emptiest(layer, expert, suitable & deal.now[:, layer, expert])
+        if shard == NOWHERE and self.may_load(1):
+            shard = deal.emptiest(layer, expert, suitable)
+            if shard == NOWHERE and suitable.any():
+                shard = self._free_a_place(layer, expert, suitable, zones, copies)
         if shard != NOWHERE:
             deal.add(shard, layer, expert)
 

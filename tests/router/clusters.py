@@ -67,6 +67,18 @@ def check(shards: Sequence[Shard], wanted: npt.NDArray[np.bool_], placement: Pla
         assert not (mine & others).any(), "copies of one expert are of two classes"
 
 
+def can_survive(shards: Sequence[Shard], pairs: int) -> bool:
+    """Whether every class alone can hold so many pairs twice that together they hold all; unknown classes promise nothing."""
+    classes = {shard.numerics for shard in shards}
+    if "" in classes:
+        return False
+    most = 0
+    for name in classes:
+        mine = [shard for shard in shards if shard.numerics == name]
+        most += max(count for count in range(pairs + 1) if room_for(mine, count, 2))
+    return most >= pairs
+
+
 def room_for(shards: Sequence[Shard], pairs: int, copies: int) -> bool:
     """Whether the domains can hold ``copies`` copies of each pair, none holding a pair twice."""
     rooms: dict[str, int] = {}
