@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from expertfleet.router.copies import Objective
 from expertfleet.router.placement import Placement, Shard, place
 from expertfleet.router.plan import spread
 
@@ -104,7 +105,7 @@ def eplb(shards: int, slots: int, nodes: int) -> Policy:
     return deal
 
 
-def ours(shards: int, replicas: float, objective: str, churn: float | None = None) -> Policy:
+def ours(shards: int, replicas: float, objective: Objective, churn: float | None = None) -> Policy:
     def deal(loads: Floats, before: Bools | None) -> Bools:
         wanted = np.ones(loads.shape, dtype=np.bool_)
         seats = [
@@ -112,7 +113,7 @@ def ours(shards: int, replicas: float, objective: str, churn: float | None = Non
             for number in range(shards)
         ]
         most = None if churn is None or before is None else int(churn * wanted.size)
-        dealt: Placement = place(seats, wanted, replicas, loads, max_moves=most, objective=objective)  # type: ignore[arg-type]
+        dealt: Placement = place(seats, wanted, replicas, loads, max_moves=most, objective=objective)
         return np.stack(dealt.held)
 
     return deal

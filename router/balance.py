@@ -33,7 +33,7 @@ class Balance:
     def level(self) -> None:
         """Equal shards hold equal numbers of experts in every layer, others in proportion to their speed and room."""
         for layer in range(self._deal.wanted.shape[0]):
-            while self._level_step(layer):
+            while self._level_step(layer, free=True) or self._level_step(layer, free=False):
                 pass
         while self._level_totals():
             pass
@@ -58,7 +58,7 @@ class Balance:
         load = deal.loads[layer]
         return float((load / deal.speed).max() * deal.speed.sum() / (int(load.sum()) or 1))
 
-    def _level_step(self, layer: int) -> bool:
+    def _level_step(self, layer: int, free: bool) -> bool:
         deal = self._deal
         counts, speed = deal.counts[layer], deal.speed
         filled, next_level = counts / speed, (counts + 1) / speed
@@ -69,15 +69,16 @@ class Balance:
                 sources.tolist(), key=lambda s: (-filled[s], -deal.loads[layer, s] / speed[s], -deal.totals[s])
             ):
                 movable = self._movable(layer, source, target).nonzero()[0]
-                if not len(movable) or not self._limit.may_load(1):
+                costs = deal.now[source, layer, movable] & ~deal.now[target, layer, movable]
+                movable = movable[~costs] if free else movable
+                if not len(movable) or not (free or self._limit.may_load(1)):
                     continue
                 gap = (deal.loads[layer, source] / speed[source] - deal.loads[layer, target] / speed[target]) / (
                     1 / speed[source] + 1 / speed[target]
                 )
                 ahead = max(1.0, (filled[source] - filled[target]) / (1 / speed[source] + 1 / speed[target]))
-                costs = deal.now[source, layer, movable] & ~deal.now[target, layer, movable]
                 misfit = abs(deal.share[layer, movable] - gap / ahead)
-                deal.move(int(movable[np.lexsort((misfit, costs))[0]]), layer, source, target)
+                deal.move(int(movable[misfit.argmin()]), layer, source, target)
                 return True
         return False
 

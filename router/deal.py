@@ -17,7 +17,7 @@ class Deal:
     """Begins with what is held now; ``add`` and ``drop`` keep every sum true."""
 
     def __init__(self, held: Bools, capacity: Ints, speed: Floats, classes: Ints, domains: Ints, wanted: Bools) -> None:
-        S, L, _ = held.shape
+        S, L, E = held.shape
         self.now = held  # [S, L, E]
         self.held = held & wanted
         self.wanted = wanted
@@ -32,8 +32,9 @@ class Deal:
         self.same_class: Bools = classes[:, None] == classes
         self.limits = _layer_limits(capacity, wanted)  # [L, S]
         self._afresh = not self.held.any()
-        flat = self.held.reshape(S, -1).astype(np.float32)
-        self._together = flat @ flat.T  # [S, S] pairs that two shards have in common
+        by_layer = self.held.transpose(1, 0, 2).astype(np.float32)  # [L, S, E]
+        self._common = by_layer @ by_layer.transpose(0, 2, 1)  # [L, S, S] pairs that two shards have in common
+        self._together = self._common.sum(0)  # [S, S]
         self._expected: list[int] = [0] * L  # copies there will be in each layer
         self._load_unit: list[float] = [1.0] * L
         self._dealt: list[int] = self.counts.sum(1).tolist()
@@ -88,6 +89,8 @@ class Deal:
         others = step * self.held[:, layer, expert]
         self._together[shard] += others
         self._together[:, shard] += others
+        self._common[layer, shard] += others
+        self._common[layer, :, shard] += others
 
     def holders(self, layer: int, expert: int) -> list[int]:
         found: list[int] = self.held[:, layer, expert].nonzero()[0].tolist()
@@ -102,7 +105,7 @@ class Deal:
 
     def emptiest(self, layer: int, expert: int, allowed: Bools) -> int:
         """Who of ``allowed`` [S] takes one more copy: the one with the fewest experts in this layer for its speed, then
-        the least to do, then the fewest in all, then the fewest pairs in common with who holds it already."""
+        the least to do, then the fewest pairs in common with who holds it already, and the fewest in all."""
         # The last round of a layer goes to some shards only: to those with less memory taken, if nothing is there yet.
         last_round = self._afresh and self._expected[layer] - self._dealt[layer] < self.num_shards
         if self._view != (layer, last_round):
@@ -110,9 +113,10 @@ class Deal:
             for shard in range(self.num_shards):
                 self._look(shard)
         score = self._filled
-        if self.copies[layer, expert]:
-            score = score + 1e-9 * self._unit * self._together[self.held[:, layer, expert]].sum(0)
-        for mask in (allowed & self._within, allowed & self._open):
+        for holder in self.holders(layer, expert) if self.copies[layer, expert] else ():
+            score = score + 1e-9 * (self._common[layer, holder] + self._together[holder]).astype(np.float64)
+        for room in (self._within, self._open):
+            mask = allowed & room
             found = int(np.where(mask, score, np.inf).argmin())
             if mask[found]:
                 return found

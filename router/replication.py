@@ -105,7 +105,8 @@ class Replication:
             return
         suitable = deal.suitable(layer, expert, zones)
         # Who holds it now has it dropped as it shares a domain, and need not load it.
-        shard = deal.emptiest(layer, expert, suitable & deal.now[:, layer, expert])
+        holding = suitable & deal.now[:, layer, expert]
+        shard = deal.emptiest(layer, expert, holding) if holding.any() else NOWHERE
         if shard == NOWHERE and self.may_load(1):
             shard = deal.emptiest(layer, expert, suitable)
             if shard == NOWHERE and suitable.any():
@@ -141,9 +142,11 @@ class Replication:
         holder = deal.holders(layer, expert)[0]
         with_room = (deal.totals < deal.capacity) & deal.same_class[holder]
         for target in with_room.nonzero()[0].tolist():
-            present = deal.held[zones == zones[target]].any(0)  # [L, E]
+            in_zone = deal.held[zones == zones[target]].any(0)  # [L, E]
+            in_domain = deal.held[deal.domains == deal.domains[target]].any(0)
             for source in suitable.nonzero()[0].tolist():
-                movable = deal.held[source] & ~present
+                within = deal.domains[source] == deal.domains[target]
+                movable = deal.held[source] & ~(in_zone if within else in_domain)
                 if not movable.any():
                     continue
                 layers, experts = movable.nonzero()
