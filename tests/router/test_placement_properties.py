@@ -64,6 +64,7 @@ def test_any_small_cluster_is_placed_as_promised(seed: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(0)
 @pytest.mark.skipif("not config.getoption('--placements')", reason="takes minutes; --placements 10000")
 def test_thousands_of_small_clusters_are_placed_as_promised(request: pytest.FixtureRequest) -> None:
     for seed in range(request.config.getoption("--placements")):
