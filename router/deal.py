@@ -17,7 +17,7 @@ class Deal:
     """Begins with what is held now; ``add`` and ``drop`` keep every sum true."""
 
     def __init__(self, held: Bools, capacity: Ints, speed: Floats, classes: Ints, domains: Ints, wanted: Bools) -> None:
-        S, L, E = held.shape
+        S, L, _ = held.shape
         self.now = held  # [S, L, E]
         self.held = held & wanted
         self.wanted = wanted

@@ -14,7 +14,11 @@ from .parts import Call, Dialogue, Message, Step, Turn, tool
 from .space import Space, tidy, words
 
 _VERBS = ("get", "fetch", "read", "find", "check", "lookup", "query", "show", "load", "retrieve")
-_SAID_OF_NOUNS = {*_VERBS, "current", *words("set change adjust order buy purchase send post user book reserve schedule")}
+_SAID_OF_NOUNS = {
+    *_VERBS,
+    "current",
+    *words("set change adjust order buy purchase send post user book reserve schedule"),
+}
 _SAID_OF_NOUNS |= set(words("measure compute start create transfer move ship"))
 # Kind of subject: its nouns, the names a parameter may have, and the word that joins noun and subject.
 _KINDS: dict[str, tuple[list[str], tuple[str, ...], str]] = {
