@@ -1,7 +1,7 @@
 """Who shall hold which experts, who is asked for them meanwhile, and what each shard is told: pure functions over seats.
 
 Knows nothing of time, gRPC and epochs' numbers. An expert changes its place in four steps, and at every one of them somebody who
-holds it is asked for it: 1. ``targets`` names the new place; 2. ``orders`` has the new shard load it, while the old one keeps
+holds it is asked for it: 1. a ``Layout`` names the new place; 2. ``orders`` has the new shard load it, while the old one keeps
 it; 3. once it is there, ``routes`` sends its work to the new place alone; 4. when no epoch that anybody still uses names the
 old place, its ``orders`` leave the expert out.
 """
@@ -32,30 +32,48 @@ class Layout:
     inputs: tuple[object, ...]
 
 
-def lay_out(
+@dataclass(frozen=True)
+class Question:
+    """Where experts shall be; all that the answer depends on."""
+
+    shards: tuple[Shard, ...]
+    wanted: Mask
+    replicas: float
+    loads: npt.NDArray[np.float32] | None  # [num_layers, num_experts]
+    max_moves: int | None
+    live: frozenset[str]
+    inputs: tuple[object, ...]
+
+    def answer(self) -> Layout:
+        """For a large model this takes a second; on any thread."""
+        placement = place(self.shards, self.wanted, self.replicas, self.loads, max_moves=self.max_moves)
+        targets = {shard.seat: held for shard, held in zip(self.shards, placement.held, strict=True)}
+        return Layout(targets, placement, self.live, self.inputs)
+
+
+def question(
     seats: Sequence[Seat],
     wanted: Mask,
     replicas: float,
-    before: "Layout | None",
-    loads: npt.NDArray[np.float32] | None = None,  # [num_layers, num_experts]
+    before: Layout | None,
+    loads: npt.NDArray[np.float32] | None = None,
     max_moves: int | None = None,
-) -> Layout:
-    """Where experts shall be, on ``seats`` that stay. What was planned before counts as held: it is on its way.
+) -> Question | None:
+    """For ``seats`` that stay. What was planned before counts as held: it is on its way.
 
-    Without ``max_moves`` nothing is planned anew as long as seats and replicas are as they were.
+    Without ``max_moves``, None as long as seats and replicas are as they were.
     """
     replicas = min(replicas, max(1, len(seats)))
     inputs = (replicas, *((seat.name, seat.capacity, seat.report.numerics, seat.node, seat.live) for seat in seats))
     if before is not None and before.inputs == inputs and max_moves is None:
-        return before
-    shards = [_shard(seat, wanted, before) for seat in seats]
-    placement = place(shards, wanted, replicas, loads, max_moves=max_moves)
-    targets = {seat.name: held for seat, held in zip(seats, placement.held, strict=True)}
-    return Layout(targets, placement, frozenset(seat.name for seat in seats if seat.live), inputs)
+        return None
+    live = frozenset(seat.name for seat in seats if seat.live)
+    shards = tuple(_shard(seat, wanted, before) for seat in seats)
+    return Question(shards, wanted, replicas, loads, max_moves, live, inputs)
 
 
 def check_fits(seats: Sequence[Seat], wanted: Mask, replicas: float, name: str) -> None:
-    """Raises FleetError BAD_REQUEST when ``seats`` cannot hold every expert, with the number of seats that would."""
+    """On any thread. Raises FleetError BAD_REQUEST when ``seats`` cannot hold every expert, with the number of seats that would."""
     if replicas > len(seats):
         raise FleetError(
             Code.BAD_REQUEST,

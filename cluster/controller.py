@@ -136,7 +136,11 @@ class Controller(rpc.MembershipServicer):
 
     async def Scale(self, request: pb.ScaleRequest, context: grpc.aio.ServicerContext) -> pb.ScaleReply:
         try:
-            wanted = self._scaled(request)
+            wanted, name = self._scaled(request)
+            known = self._book.seats
+            seats = [known.get(seat) or Seat(seat, "expert", wanted=True) for seat in wanted.seats("expert")]
+            all_experts = self._book.shape.all_experts()
+            await asyncio.to_thread(check_fits, seats, all_experts, wanted.replicas, name)
         except FleetError as error:
             await context.abort(error.status, error.details)
         if self._state_file is not None:
@@ -161,8 +165,8 @@ class Controller(rpc.MembershipServicer):
             coverage=self._fleet.coverage(),
         )
 
-    def _scaled(self, request: pb.ScaleRequest) -> Wanted:
-        """Raises FleetError BAD_REQUEST for what cannot be, before anything is changed."""
+    def _scaled(self, request: pb.ScaleRequest) -> tuple[Wanted, str]:
+        """What is wanted, and what of the request says so. Raises FleetError BAD_REQUEST."""
         wanted, name = self._book.wanted, "replicas"
         if request.HasField("attention_workers"):
             wanted = wanted.scaled("attention", request.attention_workers)
@@ -172,10 +176,7 @@ class Controller(rpc.MembershipServicer):
             wanted, name = wanted.scaled("expert", request.expert_shards), "expert_shards"
         if request.HasField("replicas"):
             wanted = wanted.with_replicas(request.replicas)
-        known = self._book.seats
-        seats = [known.get(seat) or Seat(seat, "expert", wanted=True) for seat in wanted.seats("expert")]
-        check_fits(seats, self._book.shape.all_experts(), wanted.replicas, name)
-        return wanted
+        return wanted, name
 
     async def _look_for(self, seat: Seat, lease_id: int) -> None:
         """The worker's stream broke: is anybody at its address? A refused connection says no; silence says nothing."""
@@ -218,15 +219,21 @@ class Controller(rpc.MembershipServicer):
                     await self._changed.wait()
                 await asyncio.sleep(_COALESCE_S)
             self._changed.clear()
-            await self._commit()
+            await self._commit()  # whoever is gone is told at once, where its experts go takes thought
+            if (question := self._fleet.question()) is not None:
+                self._fleet.adopt(await asyncio.to_thread(question.answer))
+                await self._commit()
             await self._give_orders()
 
     async def _rebalance(self) -> None:
         while True:
             await asyncio.sleep(_REBALANCE_S)
-            if moved := self._fleet.rebalance():
-                _log.info("%d experts move to where they are asked for", moved)
-                self._changed.set()
+            if (question := self._fleet.rebalancing()) is not None:
+                layout = await asyncio.to_thread(question.answer)
+                if layout.placement.moved and self._fleet.settled():
+                    _log.info("%d experts move to where they are asked for", layout.placement.moved)
+                    self._fleet.adopt(layout)
+                    self._changed.set()
 
     async def _commit(self) -> None:
         epoch = self._fleet.next_epoch(time.monotonic())

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ..membership.epoch import NO_EPOCH, Epoch, EpochId
 from ..proto.generated import membership_pb2 as pb
 from ..router.load import Load
-from .assignment import Layout, Mask, lay_out, order, routes
+from .assignment import Layout, Mask, Question, order, question, routes
 from .seats import Seat, SeatBook
 
 # Of all experts, moved at most by one rebalancing.
@@ -33,7 +33,6 @@ class Convergence:
 
     def next_epoch(self, now: float) -> Epoch | None:
         """What is to be published, if anything has changed; from then on it is in use."""
-        self._lay_out()
         epoch = self._picture()
         self._was_complete = self._was_complete or epoch.complete
         gathering = self._newest.id == NO_EPOCH and not epoch.complete and now < self._gathered_at
@@ -62,15 +61,29 @@ class Convergence:
                 orders[seat.lease_id] = order(seat, target, self._asked_of(seat))
         return orders
 
-    def rebalance(self) -> int:
-        """Moves a few experts, and copies of them, to where the loads of late want them; how many. Only when all is at rest."""
-        if not self.settled() or self._layout is None or (loads := self._loads()) is None:
-            return 0
+    def question(self) -> Question | None:
+        """Where experts shall be, if that must be asked anew; the answer is for ``adopt``.
+
+        Until the fleet was whole for the first time, seats that nobody has taken yet are counted on.
+        """
+        staying = [
+            seat for seat in self._book.of_role("expert") if seat.stays and (seat.live or not self._was_complete)
+        ]
+        if not staying:
+            return None
+        return question(staying, self._all_experts, self._book.wanted.replicas, self._layout, self._loads())
+
+    def rebalancing(self) -> Question | None:
+        """The same for a few experts, and copies of them, that the loads of late want elsewhere. Only when all is at rest."""
+        loads = self._loads()
+        if loads is None or not self.settled():
+            return None
         most = max(1, int(_MOVED_SHARE * self._all_experts.sum()))
         staying = [seat for seat in self._book.of_role("expert") if seat.stays and seat.live]
-        wanted, before = self._book.wanted, self._layout
-        self._layout = lay_out(staying, self._all_experts, wanted.replicas, before, loads, most)
-        return self._layout.placement.moved
+        return question(staying, self._all_experts, self._book.wanted.replicas, self._layout, loads, most)
+
+    def adopt(self, layout: Layout) -> None:
+        self._layout = layout
 
     def settled(self) -> bool:
         """Whether everybody holds what was planned and is asked for it, and nobody is on the way in or out."""
@@ -88,15 +101,6 @@ class Convergence:
 
     def num_planned(self, seat: Seat) -> int:
         return int(self._target(seat).sum()) if self._layout is not None else 0
-
-    def _lay_out(self) -> None:
-        """Until the fleet was whole for the first time, seats that nobody has taken yet are counted on."""
-        staying = [seat for seat in self._book.of_role("expert") if seat.stays]
-        if self._was_complete:
-            staying = [seat for seat in staying if seat.live]
-        if staying:
-            replicas = self._book.wanted.replicas
-            self._layout = lay_out(staying, self._all_experts, replicas, self._layout, self._loads())
 
     def _loads(self) -> npt.NDArray[np.float32] | None:
         """[num_layers, num_experts]: how often each expert is activated; None while nobody has asked any."""

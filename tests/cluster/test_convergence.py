@@ -58,6 +58,21 @@ def whole_fleet(capacity: int = 100) -> tuple[SeatBook, Convergence]:
     return book, fleet
 
 
+def lay_out(fleet: Convergence) -> None:
+    if (question := fleet.question()) is not None:
+        fleet.adopt(question.answer())
+
+
+def rebalance(fleet: Convergence) -> int:
+    """How many experts move."""
+    question = fleet.rebalancing()
+    if question is None:
+        return 0
+    layout = question.answer()
+    fleet.adopt(layout)
+    return layout.placement.moved
+
+
 def obey(book: SeatBook, fleet: Convergence, leases: dict[int, str], load: bytes = b"") -> None:
     for _ in range(6):
         orders = fleet.orders(0.0)
@@ -66,6 +81,7 @@ def obey(book: SeatBook, fleet: Convergence, leases: dict[int, str], load: bytes
             if seat.startswith("attention"):
                 told.load = load
             book.report(lease, told, 0.0)
+        lay_out(fleet)
         if (epoch := fleet.next_epoch(0.0)) is not None:
             fleet.forget_before(epoch.id)
     assert fleet.settled()
@@ -74,13 +90,13 @@ def obey(book: SeatBook, fleet: Convergence, leases: dict[int, str], load: bytes
 def test_copies_follow_the_load_a_few_at_a_time() -> None:
     book, fleet = whole_fleet()
     leases = {seat.lease_id: seat.name for seat in book.seats.values()}
-    assert fleet.rebalance() == 0  # nobody has said what is asked
+    assert rebalance(fleet) == 0  # nobody has said what is asked
     rates = np.ones((3, 6), dtype=np.float32)
     rates[2, 4] = 100.0
     obey(book, fleet, leases, Load(rates, rates).to_bytes())
     moves = []
     for _ in range(12):
-        moves.append(fleet.rebalance())
+        moves.append(rebalance(fleet))
         obey(book, fleet, leases, Load(rates, rates).to_bytes())
     assert max(moves) == 1
     assert moves[-1] == 0
@@ -145,6 +161,7 @@ class FleetMachine(RuleBasedStateMachine):
     def step(self) -> None:
         self.now += 0.5
         self.report()
+        lay_out(self.fleet)
         epoch = self.fleet.next_epoch(self.now)
         if epoch is not None:
             assert epoch.id not in self.epochs
