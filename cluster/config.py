@@ -61,6 +61,7 @@ class FleetConfig(WireSettings):
         120.0,
         "seconds that a layer waits for an expert which no live shard holds, before its requests end with an error",
     )
+    worker_wait_s: float = option(30.0, "seconds that a request waits for an attention worker when all are lost")
     keep_alive_s: float = option(15.0, "seconds of silence after which a stream gets a comment line")
     drain_s: float = option(30.0, "seconds that running requests may take after SIGTERM")
     api_key: tuple[str, ...] = option((), "keys that clients must present; none: open to all", secret=True)
@@ -169,6 +170,7 @@ class FleetConfig(WireSettings):
             max_model_len=self.max_model_len,
             api_key=self.api_key,
             keep_alive_s=self.keep_alive_s,
+            worker_wait_s=self.worker_wait_s,
             drain_s=self.drain_s,
             tls_dir=self.tls_dir,
             cluster_token=self.cluster_token,

@@ -4,8 +4,9 @@ Knows nothing of HTTP or text. A worker that leaves the epoch gets no new sequen
 """
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -59,6 +60,7 @@ class Backend:
     def __init__(self) -> None:
         self._workers: dict[str, Worker] = {}
         self._closing: set[asyncio.Task[None]] = set()
+        self._updated = asyncio.Event()  # replaced by every update
         self._num_picks = 0
 
     @property
@@ -76,15 +78,20 @@ class Backend:
             if address not in self._workers:
                 self._workers[address] = Worker(member)
             self._workers[address].numerics = member.numerics
+        self._updated.set()
+        self._updated = asyncio.Event()
+
+    async def wait_for_update(self, timeout_s: float) -> None:
+        """Returns with the next epoch, at the latest after ``timeout_s``."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._updated.wait(), timeout_s)
 
     def pick(
-        self, prompt_ids: Sequence[int], *, salt: str = "", numerics: str = "", avoid: frozenset[str] = frozenset()
+        self, prompt_ids: Sequence[int], *, salt: str = "", numerics: str = "", avoid: Collection[Worker] = ()
     ) -> Worker:
         """The least loaded worker, or a nearly as idle one that has seen more of the prompt."""
         fitting = [
-            worker
-            for worker in self._workers.values()
-            if worker.address not in avoid and numerics in ("", worker.numerics)
+            worker for worker in self._workers.values() if worker not in avoid and numerics in ("", worker.numerics)
         ]
         if not fitting:
             wanted = f" of numerics class {numerics!r}" if numerics else ""

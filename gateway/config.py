@@ -28,6 +28,7 @@ class GatewayConfig(WireSettings):
     max_choices: int = option(128, "most sequences one request may ask for (prompts × n)")
     keep_alive_s: float = option(15.0, "seconds of silence after which a stream gets a comment line")
     first_chunk_s: float = option(0.5, "seconds a stream waits for the first token before its headers go out")
+    worker_wait_s: float = option(30.0, "seconds that a request waits for an attention worker when all are lost")
     drain_s: float = option(30.0, "seconds that running requests may take after SIGTERM")
     retry_after_s: int = option(2, "the Retry-After of answers 429 and 503, in seconds")
     access_log: bool = option(False, "one log line a request")
@@ -43,6 +44,7 @@ class GatewayConfig(WireSettings):
         within("max_choices", self.max_choices, 1, 1024)
         within("keep_alive_s", self.keep_alive_s, 0.05, 3600)
         within("first_chunk_s", self.first_chunk_s, 0, 60)
+        within("worker_wait_s", self.worker_wait_s, 0, 86400)
         within("drain_s", self.drain_s, 0, 86400)
         within("retry_after_s", self.retry_after_s, 1, 3600)
         if self.max_model_len is not None:

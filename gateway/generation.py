@@ -1,8 +1,9 @@
 """One sequence on whichever worker can run it: the replies of Generate, carried over a worker's failure.
 
-Knows nothing of text. 1. Pick a worker and stream its replies. 2. If it fails before the first token, try one other.
-3. If it fails later, hand prompt and tokens so far to another worker of the same numerics class, which continues
-identically; each worker is tried once. 4. If there is none, the worker's error is the sequence's.
+Knows nothing of text. 1. Pick a worker and stream its replies. 2. If it refuses before the first token, try one other.
+3. If it is lost, or fails later, hand prompt and tokens so far to another worker of the same numerics class, which continues
+identically; each process is tried once. 4. If there is none, wait a while for one to come; then the worker's error is the
+sequence's.
 """
 
 import asyncio
@@ -28,15 +29,19 @@ _HOPEFUL = frozenset(
         Code.WRONG_NUMERICS,
     }
 )
+# The worker itself is gone or going; the next one has every chance.
+_GONE = frozenset({Code.LANE_LOST, Code.DRAINING, Code.NOT_READY})
 # How much longer than the request's deadline its worker is waited for.
 _GRACE_S = 1.0
 
 
-async def replies(backend: Backend, request: pb.GenerateRequest) -> AsyncGenerator[pb.GenerateReply, None]:
+async def replies(
+    backend: Backend, request: pb.GenerateRequest, worker_wait_s: float
+) -> AsyncGenerator[pb.GenerateReply, None]:
     """Every token exactly once; raises FleetError. Closing the generator cancels the call at the worker."""
-    sequence = _Sequence(backend, request)
+    sequence = _Sequence(backend, request, worker_wait_s)
     while True:
-        worker = sequence.pick()
+        worker = await sequence.pick()
         try:
             async for reply in sequence.run_on(worker):
                 yield reply
@@ -48,25 +53,35 @@ async def replies(backend: Backend, request: pb.GenerateRequest) -> AsyncGenerat
 
 
 class _Sequence:
-    def __init__(self, backend: Backend, request: pb.GenerateRequest) -> None:
+    def __init__(self, backend: Backend, request: pb.GenerateRequest, worker_wait_s: float) -> None:
         self._backend = backend
         self._request = request
-        self._tried: set[str] = set()
+        self._worker_wait_s = worker_wait_s
+        self._tried: set[Worker] = set()
         self._failure: FleetError | None = None
         self._ends_at = asyncio.get_running_loop().time() + request.deadline_s if request.deadline_s else None
 
-    def pick(self) -> Worker:
-        try:
-            return self._backend.pick(
-                self._request.prompt_ids,
-                salt=self._request.cache_salt,
-                numerics=self._request.numerics.partition("/")[0],
-                avoid=frozenset(self._tried),
-            )
-        except FleetError:
-            if self._failure is not None:
-                raise self._failure from None
-            raise
+    async def pick(self) -> Worker:
+        """Waits for one, if all that there are have failed; a worker that was started again counts as another."""
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + self._worker_wait_s
+        while True:
+            try:
+                return self._pick_now()
+            except FleetError as error:
+                if loop.time() >= give_up:
+                    raise self._failure or error from None
+            ends_at = give_up if self._ends_at is None else min(give_up, self._ends_at)
+            await self._backend.wait_for_update(ends_at - loop.time())
+            self._set_deadline()
+
+    def _pick_now(self) -> Worker:
+        return self._backend.pick(
+            self._request.prompt_ids,
+            salt=self._request.cache_salt,
+            numerics=self._request.numerics.partition("/")[0],
+            avoid=self._tried,
+        )
 
     async def run_on(self, worker: Worker) -> AsyncGenerator[pb.GenerateReply, None]:
         is_resumption = bool(self._request.generated_ids)
@@ -85,8 +100,9 @@ class _Sequence:
 
     def give_up_or_go_on(self, worker: Worker, error: FleetError) -> None:
         started = bool(self._request.generated_ids)
-        self._tried.add(worker.address)
-        if error.code not in _HOPEFUL or (not started and self._failure is not None):
+        self._tried.add(worker)
+        tried_enough = not started and self._failure is not None and error.code not in _GONE
+        if error.code not in _HOPEFUL or tried_enough:
             raise error
         self._failure = error
         num_sent = len(self._request.generated_ids)

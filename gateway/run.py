@@ -23,7 +23,10 @@ _log = logging.getLogger(__name__)
 
 
 class Run:
-    def __init__(self, job: Job, answers: Sequence[Answer], backend: Backend, metrics: Metrics) -> None:
+    def __init__(
+        self, job: Job, answers: Sequence[Answer], backend: Backend, metrics: Metrics, worker_wait_s: float
+    ) -> None:
+        self._worker_wait_s = worker_wait_s
         self._job = job
         self._answers = answers
         self._backend = backend
@@ -66,7 +69,7 @@ class Run:
     async def _pump(self, index: int) -> None:
         answer = self._answers[index]
         try:
-            async with aclosing(replies(self._backend, self._job.sequences[index])) as stream:
+            async with aclosing(replies(self._backend, self._job.sequences[index], self._worker_wait_s)) as stream:
                 async for reply in stream:
                     self._take(index, answer.push(reply), len(reply.token_ids))
                     if answer.finish_reason is not None:

@@ -100,7 +100,7 @@ class Service:
     async def _respond(self, http: Request, job: Job, answers: list[Answer], form: AnyFormat) -> Response:
         headers = {IGNORED_HEADER: ", ".join(job.ignored)} if job.ignored else {}
         async with AsyncExitStack() as stack:
-            run = Run(job, answers, self.backend, self.metrics)
+            run = Run(job, answers, self.backend, self.metrics, self.config.worker_wait_s)
             stack.enter_context(self.drain.track(run))
             await stack.enter_async_context(run)
             if not job.request.stream:

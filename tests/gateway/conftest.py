@@ -47,19 +47,19 @@ class FakeWorker(rpc.AttentionWorkerServicer):
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> AsyncIterator[pb.GenerateReply]:
         self.requests.append(request)
         self.num_running += 1
-        is_first = True
+        is_first, ended = True, False
         try:
             async for reply in self.script(request):
                 if is_first:
                     reply.MergeFrom(pb.GenerateReply(seat=self.seat, numerics=self.numerics, num_cached_tokens=3))
                 is_first = False
                 yield reply
+            ended = True
         except FleetError as error:
+            ended = True
             await context.abort(error.status, error.details)
-        except asyncio.CancelledError:
-            self.num_cancelled += 1
-            raise
         finally:
+            self.num_cancelled += not ended
             self.num_running -= 1
 
     async def Describe(self, request: Any, context: Any) -> mpb.WorkerReport:
@@ -224,6 +224,7 @@ class Rig:
             "served_model_name": (NAME, "tiny"),
             "max_model_len": 4096,
             "drain_s": 5.0,
+            "worker_wait_s": 0.0,
         }
         config = GatewayConfig(model=model_dir, controller=self.controller.address, **(defaults | settings))
         self.gateway = GatewayServer(config)

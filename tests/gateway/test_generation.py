@@ -1,5 +1,7 @@
 """A sequence carried over its worker's failure, told as one answer."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -13,14 +15,55 @@ def by_requests(rig: Any) -> list[Any]:
     return [worker for worker in rig.workers if worker.requests]
 
 
-@pytest.mark.parametrize("code", [Code.LANE_LOST, Code.OVERLOADED, Code.DRAINING, Code.NOT_READY])
-def test_refused_before_the_first_token_one_other_worker_is_tried(trio: Any, scripts: Any, code: Code) -> None:
+def test_an_overloaded_worker_is_tried_before_the_first_token_and_one_other(trio: Any, scripts: Any) -> None:
     trio.says(LONG)
-    trio.workers[0].script = trio.workers[1].script = scripts.fail(code)
+    trio.workers[0].script = trio.workers[1].script = scripts.fail(Code.OVERLOADED)
     statuses = [trio.chat().status_code for _ in range(12)]
     assert 200 in statuses
     assert all(len(worker.requests) for worker in trio.workers)
     assert sum(len(worker.requests) for worker in trio.workers) <= 24
+
+
+@pytest.mark.parametrize("code", [Code.LANE_LOST, Code.DRAINING, Code.NOT_READY])
+def test_workers_that_are_gone_are_passed_over(trio: Any, scripts: Any, code: Code) -> None:
+    trio.says(LONG)
+    trio.workers[0].script = trio.workers[1].script = scripts.fail(code)
+    assert {trio.chat().status_code for _ in range(6)} == {200}
+    assert len(trio.workers[2].requests) == 6
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_sequence_waits_for_a_worker_to_come_when_the_only_one_is_lost(
+    model_dir: Any, scripts: Any, begun: bool
+) -> None:
+    rig = scripts.Rig(model_dir, num_workers=2, worker_wait_s=20.0)
+    try:
+        ids = rig.text.ids(LONG)
+        rig.says(LONG)
+        rig.workers[0].script = scripts.fail(Code.LANE_LOST, after=ids[:3] if begun else ())
+        rig.controller.publish(rig.workers[:1])
+        scripts.until(lambda: len(rig.gateway.service.backend.workers) == 1)
+        answer = ThreadPoolExecutor(1).submit(rig.chat, return_token_ids=True)
+        scripts.until(lambda: len(rig.workers[0].requests) == 1)
+        time.sleep(0.3)
+        assert not answer.done()
+        rig.controller.publish(rig.workers[1:])
+        assert answer.result(10).json()["choices"][0]["token_ids"] == ids
+        assert len(rig.workers[0].requests) == len(rig.workers[1].requests) == 1
+        assert list(rig.workers[1].requests[0].generated_ids) == (ids[:3] if begun else [])
+    finally:
+        rig.close()
+
+
+def test_the_wait_for_a_worker_ends_with_the_requests_own_time(model_dir: Any, scripts: Any) -> None:
+    rig = scripts.Rig(model_dir, worker_wait_s=20.0)
+    try:
+        rig.worker.script = scripts.fail(Code.LANE_LOST)
+        began = time.monotonic()
+        assert rig.chat(timeout=0.5).status_code == 504
+        assert time.monotonic() - began < 5
+    finally:
+        rig.close()
 
 
 def test_bad_requests_are_not_tried_elsewhere(trio: Any, scripts: Any) -> None:
