@@ -31,6 +31,7 @@ _ANSWER_S = 30.0
 _POLL_S = 0.2
 _WORKER_DRAIN_S = 5.0
 _LEAVE_S = 10.0
+_HURRY_S = 1.0
 
 
 class Ports:
@@ -95,13 +96,24 @@ class Fleet:
             crew.drain("expert", _WORKER_DRAIN_S)
 
     def end(self) -> None:
-        """Whatever still runs is killed, and the run's folder removed."""
+        """Whatever still runs is killed, and the run's folder removed; clients hear of it before their workers are gone."""
+        self._end_gateway()
         crew = self._crew
         if crew is not None:
             with contextlib.suppress(StopAsked):
                 self._stop.run(crew.leave, _LEAVE_S)
         killed = self._launcher.end()
         _log.info("%d processes were left to kill", len(killed))
+
+    def _end_gateway(self) -> None:
+        """Without a drain: what runs gets an error frame."""
+        gateway = self._gateway
+        if gateway is None:
+            return
+        for _ in range(2):  # the second signal is the one that does not wait
+            self._launcher.terminate(gateway.pid)
+            if self._stop.wait_until(lambda: gateway.pid in self._launcher.exited, _HURRY_S):
+                return
 
     def _join_ray(self) -> "Crew":
         address = self._config.ray_address
