@@ -15,7 +15,7 @@ import numpy.typing as npt
 from ..membership.epoch import ExpertSet
 from ..proto.errors import Code, FleetError
 from ..proto.generated import membership_pb2 as pb
-from ..router.placement import Placement, Shard, place
+from ..router.placement import Shard, place
 from .seats import Seat
 
 Mask = npt.NDArray[np.bool_]  # [num_layers, num_experts]
@@ -27,7 +27,8 @@ class Layout:
     """A placement by seat; ``inputs`` are what it was made of, so that it is made again only for a reason."""
 
     targets: Targets
-    placement: Placement
+    moved: int  # experts that some shard has to load for it
+    coverage: float  # the share of the experts that would survive the loss of any one node
     live: frozenset[str]  # seats that were taken, and so were told their target
     inputs: tuple[object, ...]
 
@@ -48,7 +49,7 @@ class Question:
         """For a large model this takes a second; on any thread."""
         placement = place(self.shards, self.wanted, self.replicas, self.loads, max_moves=self.max_moves)
         targets = {shard.seat: held for shard, held in zip(self.shards, placement.held, strict=True)}
-        return Layout(targets, placement, self.live, self.inputs)
+        return Layout(targets, placement.moved, placement.coverage(), self.live, self.inputs)
 
 
 def question(

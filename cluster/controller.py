@@ -230,8 +230,8 @@ class Controller(rpc.MembershipServicer):
             await asyncio.sleep(_REBALANCE_S)
             if (question := self._fleet.rebalancing()) is not None:
                 layout = await asyncio.to_thread(question.answer)
-                if layout.placement.moved and self._fleet.settled():
-                    _log.info("%d experts move to where they are asked for", layout.placement.moved)
+                if layout.moved and self._fleet.settled():
+                    _log.info("%d experts move to where they are asked for", layout.moved)
                     self._fleet.adopt(layout)
                     self._changed.set()
 

@@ -97,7 +97,7 @@ class Convergence:
 
     def coverage(self) -> float:
         """The share of the experts that would survive the loss of any one node, once all is as planned."""
-        return self._layout.placement.coverage() if self._layout is not None else 0.0
+        return self._layout.coverage if self._layout is not None else 0.0
 
     def num_planned(self, seat: Seat) -> int:
         return int(self._target(seat).sum()) if self._layout is not None else 0

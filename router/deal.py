@@ -28,7 +28,6 @@ class Deal:
         self.counts: Ints = self.held.sum(2).T.copy()  # [L, S]
         self.loads = np.zeros((L, S), dtype=np.int64)
         self.moved = int((self.held & ~self.now).sum())
-        self.together = np.einsum("sle,tle->st", self.held, self.held, dtype=np.int64)  # pairs two shards both hold
         self.same_class: Bools = classes[:, None] == classes
         self.limits = _layer_limits(capacity, wanted)  # [L, S]
         self._afresh = not self.held.any()

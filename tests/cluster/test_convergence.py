@@ -70,7 +70,7 @@ def rebalance(fleet: Convergence) -> int:
         return 0
     layout = question.answer()
     fleet.adopt(layout)
-    return layout.placement.moved
+    return layout.moved
 
 
 def obey(book: SeatBook, fleet: Convergence, leases: dict[int, str], load: bytes = b"") -> None:
