@@ -1,4 +1,4 @@
-"""The ``expertfleet`` command: serve, status, scale, drain, chat, checkpoint.
+"""The ``expertfleet`` command: serve, head, node, gateway, status, scale, drain, chat, checkpoint.
 
 Knows nothing of what they do. It alone reads flags, file and environment. A user's mistake is one line on standard error
 and exit status 1, a wrong command line is status 2; neither is ever a traceback.
@@ -15,10 +15,13 @@ import yaml
 
 from .. import __version__
 from ..checkpoint import command as checkpoint_command
+from ..gateway import command as gateway_command
 from ..settings.reader import SettingsError, add_flags, masked, read_file, resolve
 from .chat import Chat, first_model, typed_lines
 from .config import FleetConfig
 from .errors import ClusterError
+from .head import HeadConfig, run_head
+from .node import add_node_flags, read_node_config, run_node
 from .scale import scale
 from .serve import dry_run, serve
 from .status import fetch_status, render
@@ -43,6 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"expertfleet {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_serve(commands.add_parser("serve", help="start a fleet and serve its API"))
+    _add_head(commands.add_parser("head", help="start the head of a fleet on several machines"))
+    _add_node(commands.add_parser("node", help="offer this machine's place for one worker to a head"))
+    gateway_command.fill_parser(commands.add_parser("gateway", help="start a gateway of a fleet on several machines"))
     _add_status(commands.add_parser("status", help="list the workers of a running fleet"))
     _add_scale(commands.add_parser("scale", help="change the size of a running fleet"))
     _add_drain(commands.add_parser("drain", help="have one worker of a running fleet leave"))
@@ -57,6 +63,16 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the resolved settings and the plan, then stop")
     add_flags(parser, FleetConfig)
     parser.set_defaults(run=_serve)
+
+
+def _add_head(parser: argparse.ArgumentParser) -> None:
+    add_flags(parser, HeadConfig)
+    parser.set_defaults(run=_head)
+
+
+def _add_node(parser: argparse.ArgumentParser) -> None:
+    add_node_flags(parser)
+    parser.set_defaults(run=_node)
 
 
 def _add_status(parser: argparse.ArgumentParser) -> None:
@@ -115,6 +131,14 @@ def _serve(arguments: argparse.Namespace) -> int:
         return serve(config)
     print(yaml.safe_dump({"settings": masked(config), "plan": dry_run(config)}, sort_keys=False), end="")
     return 0
+
+
+def _head(arguments: argparse.Namespace) -> int:
+    return run_head(resolve(HeadConfig, flags=vars(arguments), environ=os.environ))
+
+
+def _node(arguments: argparse.Namespace) -> int:
+    return run_node(*read_node_config(vars(arguments)))
 
 
 def _status(arguments: argparse.Namespace) -> int:

@@ -3,24 +3,31 @@
 Knows nothing of placement. A role's code is imported inside the actor's process alone, so the driver needs no torch.
 """
 
-import asyncio
 import importlib
+import os
 import threading
+import time
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
+from ..attention_workers.config import AttentionConfig
+from ..expert_workers.config import ExpertConfig
 from ..membership.wire import WireSecurity, secure
+from ..settings.reader import read_file, resolve
 from .controller import Controller
+from .controller_thread import ControllerThread
 from .seats import FleetShape
-from .wanted import Wanted
+from .wanted import Wanted, split_seat
 
-_START_S = 30.0
+# Names the file of settings that a node keeps for its worker.
+ROLE_FILE = "FLEET_ROLE_FILE"
+_POLL_S = 0.5
 
 
 class _RoleSeat:
     """A worker in the actor's own process; a restarted actor is back at once, its server loads on other threads."""
 
-    server: ClassVar[tuple[str, str]]
+    server: tuple[str, str]
 
     def __init__(self, config: Any) -> None:
         module, name = self.server
@@ -47,27 +54,65 @@ class AttentionSeat(_RoleSeat):
     server = ("..attention_workers.server", "AttentionServer")
 
 
+ROLES: dict[str, tuple[type, type[_RoleSeat]]] = {
+    "expert": (ExpertConfig, ExpertSeat),
+    "attention": (AttentionConfig, AttentionSeat),
+}
+
+
+class NodeSeat(_RoleSeat):
+    """The worker that a node is there for; who hires it knows nothing but its seat."""
+
+    def __init__(self) -> None:
+        path = Path(os.environ[ROLE_FILE])
+        values = read_file(path)
+        config, role = ROLES[split_seat(values["seat"])[0]]
+        self.server = role.server
+        try:
+            super().__init__(resolve(config, flags={}, environ={}, file=values, file_name=str(path)))
+        except (OSError, ValueError) as error:
+            _tell(failure_file(path), error)
+            raise
+        threading.Thread(target=self._watch, args=(failure_file(path),), daemon=True).start()
+
+    def _watch(self, failure: Path) -> None:
+        """For the node, which ends with the reason; a controller that refused the worker does not know of it."""
+        while True:
+            time.sleep(_POLL_S)
+            try:
+                self.ping()
+            except RuntimeError as error:
+                _tell(failure, error)
+                return
+
+
+def _tell(failure: Path, error: Exception) -> None:
+    """Whole or not at all."""
+    draft = failure.with_suffix(".new")
+    draft.write_text(" ".join(str(error).split()) or type(error).__name__)
+    draft.rename(failure)
+
+
+def failure_file(role_file: Path) -> Path:
+    """Where a worker says why it cannot work."""
+    return role_file.with_suffix(".failed")
+
+
 class ControllerSeat:
-    """The controller on a thread and loop of its own; a restarted one binds the same port."""
+    """The controller in an actor's process; a restarted one binds the same port."""
 
     def __init__(
-        self, shape: FleetShape, wanted: Wanted, host: str, port: int, state_file: Path | None, security: WireSecurity
+        self, shape: FleetShape, wanted: Wanted, host: str, port: int, state_file: Path, security: WireSecurity
     ) -> None:
         secure(security)
-        self._controller = Controller(shape, wanted, host, port, state_file=state_file)
-        self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="controller", daemon=True).start()
-        self._on_loop(self._controller.start())
+        self._thread = ControllerThread(Controller(shape, wanted, host, port, state_file=state_file))
 
     def ping(self) -> None:
         return None
 
     def address(self) -> str:
-        return self._controller.address
+        return self._thread.controller.address
 
     def drain(self, timeout_s: float) -> bool:
-        self._on_loop(self._controller.stop())
+        self._thread.stop()
         return True
-
-    def _on_loop(self, work: Any) -> None:
-        asyncio.run_coroutine_threadsafe(work, self._loop).result(_START_S)

@@ -25,7 +25,7 @@ class FleetConfig(WireSettings):
     port: int = option(8000, "port of the API; 0 takes any free one")
     admin_host: str = option("127.0.0.1", "address of metrics and status")
     admin_port: int = option(0, "port of metrics and status; 0 takes any free one")
-    controller_port: int = option(0, "port of the controller; 0 takes any free one, with --ray-address 7411")
+    controller_port: int = option(0, "port of the controller; 0 takes any free one")
     attention_workers: int = option(1, "number of attention workers")
     expert_shards: int = option(2, "number of expert shards")
     replicas: float = option(
@@ -35,9 +35,6 @@ class FleetConfig(WireSettings):
         None,
         "memory for experts of each shard, GiB, lost shards' experts included; all there is, shared out, if not given",
     )
-    state_file: Path | None = option(
-        None, "where the controller's machine keeps what was asked of scale and drain over restarts; with --ray-address"
-    )
     device: Literal["auto", "cpu", "cuda"] = option("auto", "where the workers compute: auto or cpu")
     backend: BackendSetting = option("auto", "how experts are computed")
     dtype: Literal["bfloat16", "float32"] = option("bfloat16", "dtype of activations, cache and frames")
@@ -45,7 +42,6 @@ class FleetConfig(WireSettings):
     pin: bool | None = option(
         None, "expert shards keep to processors of their own; the choice where NUMA nodes are several"
     )
-    ray_address: str = option("local", "local starts a private Ray; HOST:PORT uses one whose nodes offer the seats")
     served_model_name: tuple[str, ...] = option((), "names of the model in the API; the directory's if not given")
     max_model_len: int | None = option(None, "most tokens of prompt and answer; the checkpoint's limit if not given")
     max_num_seqs: int = option(64, "most sequences in one forward step")
@@ -73,8 +69,6 @@ class FleetConfig(WireSettings):
         within("replicas", self.replicas, 1, self.expert_shards)
         if self.memory_gib is not None:
             within("memory_gib", self.memory_gib, 0.001, 1 << 20)
-        if self.state_file is not None and self.is_local:
-            raise ValueError("state_file: a private Ray's fleet ends with serve; give --state-file with --ray-address")
         within("drain_s", self.drain_s, 0, 86_400)
         if self.threads is not None:
             within("threads", self.threads, 1, 1024)
@@ -88,16 +82,6 @@ class FleetConfig(WireSettings):
             )
         if any("," in key for key in self.api_key):
             raise ValueError("api_key: a key must not contain a comma")
-        if self.pin and not self.is_local:
-            raise ValueError(
-                "pin: machines of an own Ray bind their processes themselves; give --pin without --ray-address"
-            )
-        if self.ray_address != "local" and not self.ray_address.rpartition(":")[2].isdecimal():
-            raise ValueError(f"ray_address: {self.ray_address!r} is neither local nor HOST:PORT")
-
-    @property
-    def is_local(self) -> bool:
-        return self.ray_address == "local"
 
     @property
     def attention_seats(self) -> tuple[str, ...]:
@@ -106,11 +90,6 @@ class FleetConfig(WireSettings):
     @property
     def expert_seats(self) -> tuple[str, ...]:
         return tuple(f"expert-{index}" for index in range(self.expert_shards))
-
-    @property
-    def seats(self) -> tuple[str, ...]:
-        """Every seat that is a Ray actor, the controller's first."""
-        return (CONTROLLER_SEAT, *self.attention_seats, *self.expert_seats)
 
     def check_roles(self) -> None:
         """Builds every role's settings once, so that a value no role accepts is refused before anything starts."""
@@ -161,6 +140,7 @@ class FleetConfig(WireSettings):
     def gateway(self, controller: str, port: int, admin_port: int) -> GatewayConfig:
         return GatewayConfig(
             model=self.model,
+            seat="gateway-0",
             controller=controller,
             host=self.host,
             port=port,

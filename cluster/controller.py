@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
 import grpc
@@ -20,7 +20,7 @@ import grpc
 from ..membership import wire
 from ..membership.channel import SERVER_OPTIONS, listen
 from ..membership.epoch import NO_EPOCH, Epoch, EpochId
-from ..proto.errors import FleetError
+from ..proto.errors import Code, FleetError
 from ..proto.generated import membership_pb2 as pb
 from ..proto.generated import membership_pb2_grpc as rpc
 from .assignment import check_fits
@@ -51,11 +51,16 @@ class Controller(rpc.MembershipServicer):
         port: int = 0,
         lease_s: float = LEASE_S,
         state_file: Path | None = None,
+        seats_are_offered: bool = False,
     ) -> None:
-        """What ``state_file`` says is wanted goes before ``wanted``; changes are kept there."""
+        """What ``state_file`` says is wanted goes before ``wanted``; changes are kept there.
+
+        Where ``seats_are_offered``, nodes that come and go decide which seats there are, and ``Scale`` takes no numbers.
+        """
         self.epoch = Epoch(NO_EPOCH, shape.fingerprint, shape.dtype, (), (), complete=False)
         self._incarnation = time.time_ns() // 1_000_000
         self._state_file = state_file
+        self._seats_are_offered = seats_are_offered
         kept = Wanted.load(state_file) if state_file is not None else None
         self._book = SeatBook(shape, kept or wanted, lease_s, self._incarnation)
         self._fleet = Convergence(self._book, self._incarnation, time.monotonic() + lease_s)
@@ -143,11 +148,7 @@ class Controller(rpc.MembershipServicer):
             await asyncio.to_thread(check_fits, seats, all_experts, wanted.replicas, name)
         except FleetError as error:
             await context.abort(error.status, error.details)
-        if self._state_file is not None:
-            wanted.save(self._state_file)
-        self._book.want(wanted)
-        self._changed.set()
-        _log.info("wanted from now on: %s", wanted)
+        self._want(wanted)
         return pb.ScaleReply(
             expert_seats=wanted.seats("expert"), attention_seats=wanted.seats("attention"), replicas=wanted.replicas
         )
@@ -165,9 +166,40 @@ class Controller(rpc.MembershipServicer):
             coverage=self._fleet.coverage(),
         )
 
+    @property
+    def wanted(self) -> Wanted:
+        return self._book.wanted
+
+    def occupied(self) -> set[str]:
+        """Workers' seats that are wanted, or that somebody has yet to leave."""
+        return {seat.name for seat in self._book.seats.values() if seat.role != "gateway"}
+
+    def offer(self, seats: Iterable[str]) -> None:
+        """Their nodes have come. On the controller's loop; raises FleetError for what is no seat."""
+        self._want(self.wanted.offered(seats))
+
+    def forget(self, seats: Iterable[str]) -> None:
+        """Their nodes are gone for good. On the controller's loop."""
+        self._want(self.wanted.forgotten(seats))
+
+    def _want(self, wanted: Wanted) -> None:
+        if wanted == self.wanted:
+            return
+        if self._state_file is not None:
+            wanted.save(self._state_file)
+        self._book.want(wanted)
+        self._changed.set()
+        _log.info("wanted from now on: %s", wanted)
+
     def _scaled(self, request: pb.ScaleRequest) -> tuple[Wanted, str]:
         """What is wanted, and what of the request says so. Raises FleetError BAD_REQUEST."""
         wanted, name = self._book.wanted, "replicas"
+        for number in ("expert_shards", "attention_workers"):
+            if self._seats_are_offered and request.HasField(number):
+                how = "start or end nodes instead (on Kubernetes: kubectl scale statefulset)"
+                raise FleetError(
+                    Code.BAD_REQUEST, f"{number}: this fleet's seats are those that its nodes offer; {how}"
+                )
         if request.HasField("attention_workers"):
             wanted = wanted.scaled("attention", request.attention_workers)
         if request.drain:

@@ -10,8 +10,9 @@ import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from ..proto.errors import FleetError
 from ..proto.generated import membership_pb2 as pb
-from .config import CONTROLLER_SEAT, FleetConfig
+from .config import FleetConfig
 from .errors import ClusterError
 from .gateway_process import GatewayProcess
 from .launcher import Launcher, make_run_dir
@@ -19,7 +20,7 @@ from .membership_client import MembershipClient
 from .plan import Plan
 from .progress import Progress
 from .ray_head import RayHead
-from .ray_settings import RaySettings, prepare_driver, prepare_remote_driver
+from .ray_settings import RaySettings, prepare_driver
 from .stop import Stop, StopAsked
 
 if TYPE_CHECKING:
@@ -62,10 +63,9 @@ class Fleet:
     def start(self) -> None:
         """Returns when a chat request would be answered. Raises ClusterError when that cannot come about."""
         crew = self._crew = self._join_ray()
-        sites = crew.sites()
-        state_file = self._launcher.run_dir / "controller.json" if self._config.is_local else self._config.state_file
-        controller = self._controller = crew.hire_controller(sites[CONTROLLER_SEAT], self._ports.controller, state_file)
-        crew.hire_workers(sites, controller)
+        state_file = self._launcher.run_dir / "controller.json"
+        controller = self._controller = crew.hire_controller(self._ports.controller, state_file)
+        crew.hire_workers(controller)
         settings = self._config.gateway(controller, self._ports.api, self._ports.admin)
         gateway = self._gateway = GatewayProcess(settings, self._launcher, self._environ)
         gateway.start()
@@ -80,8 +80,9 @@ class Fleet:
         with MembershipClient(self._controller) as client:
             while True:
                 self._keep_up()
-                if self._crew is not None and (status := client.status()) is not None:
-                    self._crew.follow(status)
+                if self._crew is not None:
+                    with contextlib.suppress(FleetError):  # the controller is away; Ray starts it again
+                        self._crew.follow(client.status())
                 self._stop.wait_until(lambda: False, _POLL_S)
 
     def drain(self) -> None:
@@ -116,22 +117,17 @@ class Fleet:
                 return
 
     def _join_ray(self) -> "Crew":
-        address = self._config.ray_address
-        if self._config.is_local:
-            settings = RaySettings(self._launcher.run_dir, self._plan.shares[0].threads)
-            self._head = RayHead(settings, self._launcher)
-            self._say("starting Ray")
-            self._head.start(self._environ, self._stop.wait_until)
-            address = self._head.address
-            prepare_driver(os.environ, settings)
-        else:
-            prepare_remote_driver(os.environ)
+        settings = RaySettings(self._launcher.run_dir, self._plan.shares[0].threads)
+        head = self._head = RayHead(settings, self._launcher)
+        self._say("starting Ray")
+        head.start(self._environ, self._stop.wait_until)
+        prepare_driver(os.environ, settings)
         from .crew import Crew  # NOTE: imports ray, which reads its environment at import
+        from .ray_driver import connect
 
-        crew = Crew(self._config, self._plan, self._stop.wait_until)
-        crew.connect(address)
+        connect(head.address, self._stop.wait_until)
         self._stop.install()  # NOTE: Ray has put handlers of its own in the place of ours
-        return crew
+        return Crew(self._config, self._plan, self._stop.wait_until)
 
     def _wait_for_workers(self, client: MembershipClient, gateway: GatewayProcess, progress: Progress) -> None:
         is_ready = False
@@ -142,13 +138,14 @@ class Fleet:
             gateway.check_start()
             if self._head is not None:
                 self._head.supervise()
-            status = client.status()
-            if status is None:
-                progress.waiting_for("the controller does not answer")
-            else:
-                progress.update(status)
-                _raise_failure(status)
-                is_ready = status.ready
+            try:
+                status = client.status()
+            except FleetError as error:
+                progress.waiting_for(f"the controller does not answer ({error})")
+                continue
+            progress.update(status)
+            _raise_failure(status)
+            is_ready = status.ready
 
     def _wait_for_answer(self, gateway: GatewayProcess, progress: Progress) -> None:
         why = ""

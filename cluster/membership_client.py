@@ -1,11 +1,12 @@
-"""Asks a controller for the fleet's status from a thread without an event loop. Knows nothing of who asks."""
+"""What threads without an event loop ask of a controller. Knows nothing of who asks."""
 
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import grpc
 
 from ..membership import wire
+from ..proto.errors import from_details
 from ..proto.generated import membership_pb2 as pb
 from ..proto.generated import membership_pb2_grpc as rpc
 
@@ -15,14 +16,23 @@ _TIMEOUT_S = 2.0
 class MembershipClient:
     def __init__(self, controller: str) -> None:
         self._channel = wire.open_blocking_channel(controller, [("grpc.enable_http_proxy", 0)])
+        self._stub = rpc.MembershipStub(self._channel)
 
-    def status(self) -> pb.FleetStatus | None:
-        """None while the controller does not answer."""
+    def status(self) -> pb.FleetStatus:
+        """Raises FleetError while the controller does not answer."""
+        status: pb.FleetStatus = self._call(self._stub.Status, pb.StatusRequest())
+        return status
+
+    def drain(self, seat: str) -> None:
+        """Has ``seat`` leave. Raises FleetError: BAD_REQUEST where that cannot be, another code while nobody answers."""
+        self._call(self._stub.Scale, pb.ScaleRequest(drain=seat))
+
+    @staticmethod
+    def _call(method: Any, request: Any) -> Any:
         try:
-            reply: pb.FleetStatus = rpc.MembershipStub(self._channel).Status(pb.StatusRequest(), timeout=_TIMEOUT_S)
-        except grpc.RpcError:
-            return None
-        return reply
+            return method(request, timeout=_TIMEOUT_S)
+        except grpc.RpcError as error:
+            raise from_details(error.code(), error.details()) from error
 
     def __enter__(self) -> Self:
         return self

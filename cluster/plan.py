@@ -54,7 +54,7 @@ class Plan:
         raise ClusterError(
             f"too little memory: the plan needs {self.memory_bytes / GIB:.1f} GiB "
             f"({largest.seat} alone {largest.memory_bytes / GIB:.1f} GiB), {available_bytes / GIB:.1f} GiB are available; "
-            "lower --replicas, --cache-gib or --max-model-len, or spread the shards over machines with --ray-address"
+            "lower --replicas, --cache-gib or --max-model-len, or spread the shards over machines (docs/machines.md)"
         )
 
     def memory_for_experts(self, available_bytes: int) -> float:
@@ -89,22 +89,27 @@ def make_plan(config: FleetConfig, checkpoint: CheckpointFiles, cores: int, node
     if config.max_model_len is not None and config.max_model_len > model.max_position_embeddings:
         limit = model.max_position_embeddings
         raise ClusterError(f"max_model_len: {config.max_model_len} is more than the checkpoint's {limit} positions")
-    shape = FleetShape(
-        num_layers=model.num_layers,
-        num_experts=model.num_experts,
-        num_dense_layers=model.num_dense_layers,
-        fingerprint=checkpoint.fingerprint,
-        dtype=config.dtype,
-    )
+    shape = fleet_shape(checkpoint, config.dtype)
     threads = config.threads or threads_per_worker(cores, config.attention_workers + config.expert_shards)
     attention = _attention_share(config, checkpoint)
     shares = [Share(seat, threads, 0, *attention) for seat in config.attention_seats]
-    bound = deal_processors(config, cores, nodes) if config.is_local else [()] * config.expert_shards
+    bound = deal_processors(config, cores, nodes)
     for seat, num_experts, cpus in zip(config.expert_seats, _shares_of_experts(config, shape), bound, strict=True):
         weights = num_experts * model.expert_bytes
         memory = int(weights * EXPERT_OVERHEAD) + WORKER_BYTES
         shares.append(Share(seat, len(cpus) or threads, num_experts, weights, memory, format_ranges(cpus)))
     return Plan(shape, tuple(shares))
+
+
+def fleet_shape(checkpoint: CheckpointFiles, dtype: str) -> FleetShape:
+    model = checkpoint.config
+    return FleetShape(
+        num_layers=model.num_layers,
+        num_experts=model.num_experts,
+        num_dense_layers=model.num_dense_layers,
+        fingerprint=checkpoint.fingerprint,
+        dtype=dtype,
+    )
 
 
 def _shares_of_experts(config: FleetConfig, shape: FleetShape) -> list[int]:

@@ -23,8 +23,6 @@ from .gateway_process import claim_port, http_url
 from .plan import Plan, available_cores, make_plan
 from .stop import Stop, StopAsked
 
-_REMOTE_CONTROLLER_PORT = 7411
-
 
 def serve(config: FleetConfig) -> int:
     stop = Stop()
@@ -34,7 +32,7 @@ def serve(config: FleetConfig) -> int:
     secure(config.wire)
     try:
         plan = prepare(config, stop)
-        if config.is_local and config.memory_gib is None:
+        if config.memory_gib is None:
             config = dataclasses.replace(config, memory_gib=plan.memory_for_experts(available_memory()))
         ports = claim_ports(config)
         fleet = Fleet(config, plan, ports, os.environ.copy(), stop, say)
@@ -66,8 +64,7 @@ def prepare(config: FleetConfig, stop: Stop) -> Plan:
     config.check_roles()
     with CheckpointFiles.open(config.model) as checkpoint:
         plan = make_plan(config, checkpoint, available_cores(), numa_nodes())
-        if config.is_local:
-            plan.check_memory(available_memory())
+        plan.check_memory(available_memory())
         say(f"checking {config.model}")
         check(checkpoint, lambda done, total: stop.check(), available_cores())
     ChatTemplate.from_dir(config.model, Tokenizer.from_dir(config.model))
@@ -78,8 +75,6 @@ def prepare(config: FleetConfig, stop: Stop) -> Plan:
 def claim_ports(config: FleetConfig) -> Ports:
     api = claim_port(config.host, config.port, "--port")
     admin = claim_port(config.admin_host, config.admin_port, "--admin-port")
-    if not config.is_local:
-        return Ports(api, admin, config.controller_port or _REMOTE_CONTROLLER_PORT)
     return Ports(api, admin, claim_port("127.0.0.1", config.controller_port, "--controller-port"))
 
 

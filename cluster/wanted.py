@@ -5,6 +5,7 @@ Knows nothing of who sits there. Growing takes the lowest free ordinals, shrinki
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -53,6 +54,25 @@ class Wanted:
         if not left:
             raise FleetError(Code.BAD_REQUEST, f"drain: {seat} is the last of its kind; add another one first")
         return self._with(role, left)
+
+    def offered(self, seats: Iterable[str]) -> "Wanted":
+        """With ``seats``, whose nodes have come. Raises FleetError BAD_REQUEST for what is no worker's seat."""
+        more = self
+        for seat in seats:
+            role, ordinal = split_seat(seat)
+            if role not in ("attention", "expert") or not 0 <= ordinal < MAX_SEATS:
+                wish = f"is neither attention-N nor expert-N, N from 0 to {MAX_SEATS - 1}"
+                raise FleetError(Code.BAD_REQUEST, f"seat: {seat!r} {wish}")
+            more = more._with(role, tuple(sorted({*getattr(more, role), ordinal})))
+        return more
+
+    def forgotten(self, seats: Iterable[str]) -> "Wanted":
+        """Without ``seats``, whose nodes are gone for good, even if they are the last."""
+        gone = set(seats)
+        attention = tuple(ordinal for ordinal in self.attention if f"attention-{ordinal}" not in gone)
+        return replace(
+            self, attention=attention, expert=tuple(each for each in self.expert if f"expert-{each}" not in gone)
+        )
 
     def with_replicas(self, replicas: float) -> "Wanted":
         """Raises FleetError BAD_REQUEST."""

@@ -89,7 +89,7 @@ def check_scale(body: dict[str, Any]) -> pb.ScaleRequest:
 
 def status_json(fleet: pb.FleetStatus, service: Service, problem: str | None) -> dict[str, Any]:
     """``problem`` says why the controller did not answer; its workers are then those it named last."""
-    workers = [_worker_json(worker) for worker in fleet.workers if worker.seat != service.config.seat]
+    workers = [_worker_json(worker) for worker in fleet.workers if worker.seat != service.fleet.seat]
     if problem is not None:
         for worker in workers:
             worker["state"] = "lost" if worker["role"] == "controller" else worker["state"]
@@ -137,7 +137,7 @@ def _worker_json(worker: pb.WorkerStatus) -> dict[str, Any]:
 def _own_json(service: Service) -> dict[str, Any]:
     own = pb.WorkerStatus(
         role="gateway",
-        seat=service.config.seat,
+        seat=service.fleet.seat,
         pid=os.getpid(),
         node=socket.gethostname(),
         address=service.fleet.address,

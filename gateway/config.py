@@ -18,7 +18,7 @@ class GatewayConfig(WireSettings):
     port: int = option(8000, "port of the API; 0 takes any free one")
     admin_host: str = option("127.0.0.1", "address of metrics and status")
     admin_port: int = option(0, "port of metrics and status; 0 takes any free one")
-    seat: str = option("gateway-0", "this gateway's seat")
+    seat: str = option("", "this gateway's seat, gateway-N; a number is drawn if not given")
     served_model_name: tuple[str, ...] = option(
         (), "names under which clients ask for the model; by default the directory as given and its base name"
     )

@@ -4,6 +4,7 @@ Knows nothing of routes. 1. Read and check; 2. make a job of it; 3. run it; 4. a
 """
 
 import asyncio
+import random
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -33,6 +34,7 @@ from .schemas import ChatRequest, CompletionRequest, parse
 from .stream import EventFrames
 
 _EVERY_ADDRESS = ("0.0.0.0", "::", "")
+_DRAWN_SEATS = 10**8
 
 AnyFormat = ChatFormat | CompletionFormat
 
@@ -45,7 +47,8 @@ class Service:
         self.model = model
         self.metrics = Metrics(model.names[0])
         self.backend = Backend()
-        self.fleet = Fleet(config.controller, config.seat, self.backend, lambda: self.metrics.num_delivered)
+        seat = config.seat or f"gateway-{random.SystemRandom().randrange(_DRAWN_SEATS)}"
+        self.fleet = Fleet(config.controller, seat, self.backend, lambda: self.metrics.num_delivered)
         self.drain = Drain()
         self.started_at = int(time.time())
         # Host and port of both sides, once they are bound.

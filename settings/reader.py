@@ -9,6 +9,7 @@ Field metadata: ``help`` (one line), ``secret`` (masked by ``masked``), ``flag``
 import argparse
 import dataclasses
 import difflib
+import os
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -87,6 +88,18 @@ def read_file(path: Path) -> dict[str, Any]:
     return {str(key).replace("-", "_"): value for key, value in loaded.items()}
 
 
+def shares(configs: Sequence[type], environ: Mapping[str, str]) -> list[dict[str, str]]:
+    """For a process with several configurations: what of ``environ`` each takes. What none knows is an error."""
+    names = [{field.name for field in dataclasses.fields(config)} for config in configs]
+    ours = {variable: text for variable, text in environ.items() if variable.startswith(ENV_PREFIX)}
+    for variable in ours:
+        if not any(_setting(variable) in each for each in names):
+            raise SettingsError(
+                f"environment: unknown setting {variable}{_nearest(_setting(variable), set().union(*names))}"
+            )
+    return [{variable: text for variable, text in ours.items() if _setting(variable) in each} for each in names]
+
+
 def resolve(
     config: type[C],
     *,
@@ -106,7 +119,7 @@ def resolve(
     for variable, text in environ.items():
         if not variable.startswith(ENV_PREFIX):
             continue
-        name = variable.removeprefix(ENV_PREFIX).lower()
+        name = _setting(variable)
         if name not in names:
             raise SettingsError(f"environment: unknown setting {variable}{_nearest(name, names)}")
         values[name] = convert(text, hints[name], variable)
@@ -169,6 +182,13 @@ def masked(config: Any) -> dict[str, Any]:
     return shown
 
 
+def write_file(config: Any, path: Path) -> None:
+    """What ``read_file`` and ``resolve`` make the same configuration of; secrets included, so it is for this user alone."""
+    values = {field.name: _printable(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+        yaml.safe_dump(values, file)
+
+
 def to_flags(config: Any) -> list[str]:
     """The command line that rebuilds ``config`` through ``add_flags`` and ``resolve``; secrets are left out."""
     flags: list[str] = []
@@ -183,6 +203,10 @@ def to_flags(config: Any) -> list[str]:
         else:
             flags.append(f"{flag_name(field.name)}={value}")
     return flags
+
+
+def _setting(variable: str) -> str:
+    return variable.removeprefix(ENV_PREFIX).lower()
 
 
 def _to_bool(value: Any, source: str) -> bool:

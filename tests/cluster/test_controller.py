@@ -78,10 +78,17 @@ class Fleet:
     """A controller with a worker on every seat and one watcher."""
 
     def __init__(
-        self, wanted: Wanted = WANTED, lease_s: float = 0.6, capacity: int = 0, state_file: Path | None = None
+        self,
+        wanted: Wanted = WANTED,
+        lease_s: float = 0.6,
+        capacity: int = 0,
+        state_file: Path | None = None,
+        seats_are_offered: bool = False,
     ) -> None:
         self.wanted, self.lease_s, self.capacity = wanted, lease_s, capacity
-        self.controller = Controller(SHAPE, wanted, lease_s=lease_s, state_file=state_file)
+        self.controller = Controller(
+            SHAPE, wanted, lease_s=lease_s, state_file=state_file, seats_are_offered=seats_are_offered
+        )
         self.workers: dict[str, Worker] = {}
         self.epochs: list[Epoch] = []
 
@@ -437,3 +444,31 @@ def test_a_state_file_of_something_else_is_one_clear_error(tmp_path: Path) -> No
     (tmp_path / "state.json").write_text("[]")
     with pytest.raises(ValueError, match=r"state\.json: is not the state of a fleet"):
         Controller(SHAPE, WANTED, state_file=tmp_path / "state.json")
+
+
+def test_nodes_decide_which_seats_there_are(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        nobody, state_file = Wanted((), (), 1), tmp_path / "state.json"
+        async with Fleet(nobody, lease_s=6.0, state_file=state_file, seats_are_offered=True) as fleet:
+            keeper = SeatKeeper(fleet.controller.address, "expert-5")
+            with pytest.raises(FleetError, match="does not exist in a fleet of 0 attention workers and 0 expert"):
+                await keeper.register("127.0.0.1:1", 1, "node", SHAPE.fingerprint, SHAPE.dtype)
+            await keeper.close()
+            fleet.controller.offer(["expert-5", "attention-0"])
+            await fleet.join("expert-5", "ready")
+            await fleet.join("attention-0", "ready")
+            await fleet.until_complete()
+            assert fleet.held() == {"expert-5": 30}
+            fleet.controller.offer(["expert-9"])
+            await fleet.join("expert-9", "ready")
+            await fleet.until(lambda: fleet.held() == {"expert-5": 15, "expert-9": 15})
+            with pytest.raises(
+                grpc.aio.AioRpcError, match="expert_shards: this fleet's seats are those that its nodes"
+            ):
+                await fleet.scale(expert_shards=1)
+            await fleet.scale(drain="expert-5")
+            await fleet.until(lambda: fleet.workers["expert-5"].left)
+            assert fleet.held()["expert-9"] == 30
+            assert Wanted.load(state_file) == Wanted((0,), (9,), 1)
+
+    in_loop(scenario)

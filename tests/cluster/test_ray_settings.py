@@ -1,10 +1,12 @@
+import json
 from pathlib import Path
 
 from expertfleet.cluster.ray_settings import (
     RaySettings,
+    offered_seats,
     prepare_driver,
-    prepare_remote_driver,
     thread_environment,
+    token_from,
 )
 
 SETTINGS = RaySettings(Path("/run/x"), threads=3)
@@ -33,19 +35,12 @@ def test_the_users_own_ray_and_fleet_settings_stay_out() -> None:
     assert driver["RAY_AUTH_TOKEN"] == SETTINGS.token
 
 
-def test_a_foreign_ray_keeps_its_token() -> None:
-    driver = {"RAY_AUTH_TOKEN": "theirs", "RAY_gcs_rpc_server_reconnect_timeout_s": "60"}
-    prepare_remote_driver(driver)
-    assert driver["RAY_AUTH_TOKEN"] == "theirs"
-    assert driver["RAY_gcs_rpc_server_reconnect_timeout_s"] == "60"
-
-
 def test_every_cluster_has_a_token_of_its_own() -> None:
     assert len({RaySettings(Path("/x")).token for _ in range(8)}) == 8
 
 
 def test_the_head_listens_on_loopback_and_no_dashboard_runs() -> None:
-    command = SETTINGS.start_command("python")
+    command = SETTINGS.head_command("python")
     assert "--include-dashboard=false" in command
     assert "--node-ip-address=127.0.0.1" in command
     assert any(word.startswith("--object-store-memory=") and int(word.partition("=")[2]) < 1 << 27 for word in command)
@@ -55,3 +50,31 @@ def test_waiting_threads_sleep() -> None:
     environment = thread_environment(4)
     assert environment["OMP_WAIT_POLICY"] == "PASSIVE"
     assert environment["KMP_BLOCKTIME"] == "0"
+
+
+def test_a_node_of_several_machines_offers_one_seat_and_is_reached_at_its_address() -> None:
+    settings = RaySettings(Path("/run/x"), host="10.0.0.3", token=token_from("secret of the fleet"))
+    command = settings.join_command("python", "10.0.0.2:6379", "expert-3")
+    assert "--address=10.0.0.2:6379" in command
+    assert "--node-ip-address=10.0.0.3" in command
+    (resources,) = (word.partition("=")[2] for word in command if word.startswith("--resources="))
+    assert offered_seats(json.loads(resources)) == ["expert-3"]
+    assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in settings.environment({})
+
+
+def test_rays_token_follows_from_the_fleets_and_does_not_tell_it() -> None:
+    assert token_from("secret of the fleet") == token_from("secret of the fleet") != token_from("another")
+    assert "secret" not in token_from("secret of the fleet")
+
+
+def test_a_head_keeps_its_state_where_it_is_told() -> None:
+    settings = RaySettings(Path("/run/x"), storage=Path("/var/lib/fleet"), port=6379)
+    assert settings.environment({})["RAY_gcs_storage_path"] == "/var/lib/fleet/gcs"
+    assert "--port=6379" in settings.head_command("python")
+
+
+def test_other_resources_are_no_seats() -> None:
+    assert offered_seats({"CPU": 4, "seat-expert-0": 1, "seat-expert-1": 0, "seat-attention-2": 1.0}) == [
+        "expert-0",
+        "attention-2",
+    ]

@@ -1,4 +1,3 @@
-import json
 import os
 import signal
 import threading
@@ -10,11 +9,6 @@ import httpx
 import pytest
 
 from expertfleet.cluster.__main__ import main
-from expertfleet.cluster.gateway_process import claim_port
-from expertfleet.cluster.launcher import Launcher, make_run_dir
-from expertfleet.cluster.ray_head import RayHead
-from expertfleet.cluster.ray_settings import RaySettings, seat_resource
-from expertfleet.cluster.stop import Stop
 
 WORKERS = {"controller", "attention-0", "expert-0", "expert-1"}
 
@@ -189,39 +183,6 @@ def test_a_worker_that_cannot_start_is_one_line_and_leaves_nothing(serve: Callab
     assert one.process.wait(60) == 1
     assert one.stderr[-1] == "expertfleet: error: expert-1 cannot start: OSError: no such instruction\n"
     assert one.left_over([]) == []
-
-
-@pytest.mark.slow
-class OffersSeats(RaySettings):
-    """A Ray whose one node has places for three shards."""
-
-    def start_command(self, python: str) -> list[str]:
-        seats = ("controller", "attention-0", "expert-0", "expert-1", "expert-2")
-        resources = json.dumps({seat_resource(seat): 1 for seat in seats})
-        return [*super().start_command(python), f"--resources={resources}"]
-
-
-def test_a_ray_of_others_is_used_and_left_as_it_was(serve: Callable[..., Any]) -> None:
-    launcher = Launcher(make_run_dir())
-    try:
-        settings = OffersSeats(launcher.run_dir)
-        head = RayHead(settings, launcher)
-        head.start(os.environ, Stop().wait_until)
-        flags = (f"--ray-address={head.address}", f"--controller-port={claim_port('127.0.0.1', 0, '')}")
-        short = serve(*flags, "--expert-shards=4", env=settings.client_environment())
-        assert short.process.wait(60) == 1
-        assert "Ray offers no place for expert-3; start a node that does: ray start" in short.stderr[-1]
-        one = serve(*flags, env=settings.client_environment())
-        one.wait_ready()
-        assert main(["scale", "--expert-shards", "3", "--url", one.url, "--wait-s", "60"]) == 0
-        pids = [worker["pid"] for worker in one.status().values()]
-        assert len(pids) == 6
-        one.send(signal.SIGTERM)
-        assert one.process.wait(30) == 0
-        until(lambda: not one.left_over(pids), 5)
-        assert not head.supervise()
-    finally:
-        launcher.end()
 
 
 def _command(pid: int) -> str:

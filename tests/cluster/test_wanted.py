@@ -41,3 +41,15 @@ def test_only_a_seat_that_there_is_can_be_drained(seat: str) -> None:
 def test_the_last_of_its_kind_stays() -> None:
     with pytest.raises(FleetError, match="attention-0 is the last of its kind"):
         FIRST.without("attention-0")
+
+
+def test_nodes_that_come_and_go_change_what_is_wanted() -> None:
+    offered = Wanted((), (), 1).offered(["expert-3", "attention-0", "expert-1", "expert-3"])
+    assert (offered.attention, offered.expert) == ((0,), (1, 3))
+    assert offered.forgotten(["expert-3", "attention-0", "expert-9"]) == Wanted((), (1,), 1)
+
+
+@pytest.mark.parametrize("seat", ["gateway-0", "expert", "expert-4096", "expert--1", "controller"])
+def test_what_is_no_workers_seat_is_not_taken(seat: str) -> None:
+    with pytest.raises(FleetError, match="is neither attention-N nor expert-N"):
+        FIRST.offered([seat])

@@ -15,7 +15,9 @@ from expertfleet.settings.reader import (
     option,
     read_file,
     resolve,
+    shares,
     to_flags,
+    write_file,
 )
 
 
@@ -99,3 +101,26 @@ def test_unreadable_files_are_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
     (tmp_path / "good.yaml").write_text("max-model-len: 5")
     assert read_file(tmp_path / "good.yaml") == {"max_model_len": 5}
+
+
+@dataclass(frozen=True)
+class Other:
+    port: int = option(1, "also the first one's")
+    depth: int = option(1, "its own")
+
+
+def test_two_configurations_share_one_environment() -> None:
+    environ = {"EXPERTFLEET_DEPTH": "3", "EXPERTFLEET_PORT": "7", "PATH": "/bin"}
+    own, other = shares((Config, Other), environ)
+    assert own == {"EXPERTFLEET_PORT": "7"}
+    assert other == {"EXPERTFLEET_DEPTH": "3", "EXPERTFLEET_PORT": "7"}
+    with pytest.raises(SettingsError, match=r"unknown setting EXPERTFLEET_DEPHT \(did you mean 'depth'\?\)"):
+        shares((Config, Other), {"EXPERTFLEET_DEPHT": "3"})
+
+
+def test_a_written_file_is_for_its_user_and_rebuilds_the_configuration(tmp_path: Path) -> None:
+    config = resolve(Config, flags={"model": "a b", "names": ["x", "y"], "share": 0.5, "key": "secret"}, environ={})
+    path = tmp_path / "settings.yaml"
+    write_file(config, path)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert resolve(Config, flags={}, environ={}, file=read_file(path)) == config

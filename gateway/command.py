@@ -1,0 +1,75 @@
+"""The gateway as a command: settings in, one server until it is asked to end, an exit status out.
+
+SIGTERM or SIGINT drains and ends it with exit status 0; a second one ends what still runs at once.
+"""
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+import yaml
+
+from ..settings.reader import add_flags, masked, read_file, resolve
+from .config import GatewayConfig
+
+
+def fill_parser(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, help="YAML file of settings")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved settings and end")
+    add_flags(parser, GatewayConfig)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    try:
+        config = _read_config(arguments)
+        if arguments.dry_run:
+            print(yaml.safe_dump(masked(config), sort_keys=False), end="")
+            return 0
+        _set_up_logging(config)
+        import uvloop  # NOTE: what serves is not imported by those who only read a command line
+
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(config))
+    except ValueError as error:
+        print(f"gateway: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _read_config(arguments: argparse.Namespace) -> GatewayConfig:
+    file = read_file(arguments.config) if arguments.config is not None else None
+    return resolve(
+        GatewayConfig, flags=vars(arguments), environ=os.environ, file=file, file_name=f"--config {arguments.config}"
+    )
+
+
+async def _serve(config: GatewayConfig) -> None:
+    from .server import GatewayServer
+
+    server = GatewayServer(config)
+    asked_to_stop = asyncio.Event()
+
+    def on_signal() -> None:
+        if asked_to_stop.is_set():
+            server.hurry()
+        asked_to_stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, on_signal)
+    await server.start()
+    print(f"gateway {server.url} admin {server.admin_url}", flush=True)
+    await asked_to_stop.wait()
+    await server.stop(config.drain_s)
+
+
+def _set_up_logging(config: GatewayConfig) -> None:
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
+    )
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn.access").setLevel(logging.INFO if config.access_log else logging.WARNING)

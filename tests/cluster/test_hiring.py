@@ -1,0 +1,188 @@
+"""Who is hired and dismissed as nodes come and go, with a Ray and a controller that only take notes."""
+
+from typing import Any
+
+import pytest
+from ray.exceptions import RayActorError
+
+from expertfleet.cluster import hiring
+from expertfleet.cluster.hiring import Hiring
+from expertfleet.cluster.wanted import Wanted
+
+
+class NotedRay:
+    """Its actors are numbers; those in ``stillborn`` cannot be made."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, int] = {}
+        self.killed: list[str] = []
+        self.stillborn: set[str] = set()
+        self.hired: list[dict[str, Any]] = []
+        self.util = self
+
+    def remote(self, kind: type) -> "NotedRay":
+        return self
+
+    def actor(self, name: str) -> Any:
+        number = len(self.hired)
+        self.names[name] = number
+        return Actor(name, number)
+
+    def list_named_actors(self, all_namespaces: bool) -> list[dict[str, str]]:
+        assert all_namespaces
+        return [{"name": name, "namespace": "expertfleet"} for name in self.names] + [
+            {"name": "other", "namespace": "somebody's"}
+        ]
+
+    def get_actor(self, name: str, namespace: str) -> Any:
+        return Actor(name, self.names[name])
+
+    def kill(self, actor: Any, no_restart: bool) -> None:
+        assert no_restart
+        self.killed.append(actor.name)
+        del self.names[actor.name]
+
+    def wait(self, references: list[str], timeout: float) -> tuple[list[str], list[str]]:
+        return references, []
+
+    def get(self, reference: str) -> None:
+        if reference in self.stillborn:
+            raise RayActorError
+
+    def options(self, **given: Any) -> Any:
+        self.hired.append(given)
+        return Options(self, given["name"])
+
+
+class Options:
+    def __init__(self, ray: NotedRay, name: str) -> None:
+        self._ray, self._name = ray, name
+
+    def remote(self) -> Any:
+        if self._name in self._ray.names:
+            raise ValueError("the name is taken")
+        return self._ray.actor(self._name)
+
+
+class Actor:
+    def __init__(self, name: str, number: int) -> None:
+        self.name, self.number, self.ping = name, number, self
+
+    def remote(self) -> str:
+        return self.name
+
+
+class NotedController:
+    def __init__(self, wanted: Wanted | None = None) -> None:
+        self.is_wanted = wanted or Wanted((), (), 1)
+        self.lingering: set[str] = set()
+        self.told: list[list[str]] = []
+
+    def wanted(self) -> Wanted:
+        return self.is_wanted
+
+    def occupied(self) -> set[str]:
+        return {*self.is_wanted.seats("attention"), *self.is_wanted.seats("expert")} | self.lingering
+
+    def offer(self, seats: list[str]) -> None:
+        self.told.append(sorted(seats))
+        self.is_wanted = self.is_wanted.offered(seats)
+
+    def forget(self, seats: list[str]) -> None:
+        self.is_wanted = self.is_wanted.forgotten(seats)
+
+    def leave(self, seat: str) -> None:
+        self.is_wanted = self.is_wanted.forgotten([seat])
+
+
+@pytest.fixture
+def ray(monkeypatch: pytest.MonkeyPatch) -> NotedRay:
+    noted = NotedRay()
+    monkeypatch.setattr(hiring, "ray", noted)
+    monkeypatch.setattr("expertfleet.cluster.ray_driver.ray", noted)
+    return noted
+
+
+NODES = {"expert-0": "a", "expert-1": "b", "attention-0": "c"}
+
+
+def test_the_first_nodes_are_told_together(ray: NotedRay) -> None:
+    controller = NotedController()
+    hires = Hiring(controller, gather_s=5, forget_s=600)
+    hires.step({}, 0)
+    hires.step({"expert-0": "a"}, 10)
+    hires.step({"expert-0": "a", "expert-1": "b"}, 14)
+    hires.step(NODES, 18)
+    hires.step(NODES, 22)
+    assert controller.told == []
+    assert ray.names == {}
+    hires.step(NODES, 23)
+    assert controller.told == [["attention-0", "expert-0", "expert-1"]]
+    assert set(ray.names) == set(NODES)
+    assert {option["lifetime"] for option in ray.hired} == {"detached"}
+    assert [option["resources"] for option in ray.hired if option["name"] == "expert-1"] == [{"seat-expert-1": 1}]
+
+
+def test_a_later_node_is_told_at_once(ray: NotedRay) -> None:
+    controller = NotedController()
+    hires = Hiring(controller, gather_s=0, forget_s=600)
+    hires.step({"expert-0": "a"}, 0)
+    hires.step({"expert-0": "a", "expert-1": "b"}, 1)
+    assert controller.told == [["expert-0"], ["expert-1"]]
+    assert set(ray.names) == {"expert-0", "expert-1"}
+
+
+def test_who_left_is_dismissed_and_its_node_gets_nobody_else(ray: NotedRay) -> None:
+    controller = NotedController()
+    hires = Hiring(controller, gather_s=0, forget_s=600)
+    hires.step(NODES, 0)
+    controller.leave("expert-1")
+    controller.lingering = {"expert-1"}
+    hires.step(NODES, 1)
+    assert ray.killed == []
+    controller.lingering = set()
+    hires.step(NODES, 2)
+    hires.step(NODES, 3)
+    assert ray.killed == ["expert-1"]
+    assert "expert-1" not in ray.names
+    hires.step({**NODES, "expert-1": "b again"}, 4)
+    assert "expert-1" in ray.names
+
+
+def test_a_seat_whose_node_does_not_come_back_is_forgotten(ray: NotedRay) -> None:
+    controller = NotedController()
+    hires = Hiring(controller, gather_s=0, forget_s=600)
+    hires.step(NODES, 0)
+    left = {seat: node for seat, node in NODES.items() if seat != "expert-1"}
+    hires.step(left, 600)
+    assert controller.is_wanted.expert == (0, 1)
+    hires.step(left, 601)
+    assert controller.is_wanted.expert == (0,)
+    assert ray.killed == ["expert-1"]
+
+
+def test_the_next_head_finds_them_as_they_were(ray: NotedRay) -> None:
+    controller = NotedController()
+    Hiring(controller, gather_s=0, forget_s=600).step(NODES, 0)
+    births = dict(ray.names)
+    again = Hiring(controller, gather_s=5, forget_s=600)
+    again.adopt()
+    again.step(NODES, 1000)
+    assert ray.names == births
+    assert ray.killed == []
+    again.step({}, 1599)
+    again.step({}, 1601)
+    assert controller.is_wanted == Wanted((), (), 1)
+
+
+def test_one_that_cannot_be_made_is_made_again_after_a_while(ray: NotedRay, caplog: pytest.LogCaptureFixture) -> None:
+    ray.stillborn = {"expert-0"}
+    hires = Hiring(NotedController(), gather_s=0, forget_s=600)
+    hires.step(NODES, 0)
+    hires.step(NODES, 4)
+    assert ray.killed == []
+    hires.step(NODES, 5)
+    hires.step(NODES, 6)
+    assert ray.killed == ["expert-0"]
+    assert "expert-0 cannot start" in caplog.text
+    assert "expert-0" in ray.names

@@ -1,0 +1,248 @@
+"""A head, nodes and a gateway as a fleet of several machines has them, each with a loopback address of its own."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from expertfleet.checkpoint.make_tiny import make_tiny
+from expertfleet.cluster.__main__ import main
+from expertfleet.cluster.gateway_process import claim_port
+from expertfleet.cluster.guard import alive, descendants
+
+from .conftest import until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+TOKEN = "a token of these tests alone"
+HEAD = "127.0.0.2"
+READY_S = 120.0
+
+
+class Role:
+    """One process of the fleet, its output collected."""
+
+    def __init__(self, *words: str) -> None:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "EXPERTFLEET_"))}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "expertfleet.cluster", *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**kept, "EXPERTFLEET_CLUSTER_TOKEN": TOKEN},
+            start_new_session=True,
+        )
+        self.lines: list[str] = []
+        self._below: set[int] = set()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def wait_for(self, text: str) -> None:
+        def said() -> bool:
+            assert self.process.poll() is None, "".join(self.lines)
+            return any(text in line for line in self.lines)
+
+        until(said, READY_S)
+
+    def end(self, number: int) -> int:
+        below = descendants(self.process.pid)
+        self.process.send_signal(number)
+        status = self.process.wait(60)
+        until(lambda: not any(map(alive, below)), 20)
+        return status
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as lines:
+            self.lines.extend(lines)
+
+
+class Machines:
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.roles = folder, dict[str, Role]()
+        self.model = folder / "tiny"
+        make_tiny(self.model, seed=5)
+        self.ray, self.controller = (claim_port(HEAD, 0, "") for _ in range(2))
+        self.port, self.admin = (claim_port("127.0.0.1", 0, "") for _ in range(2))
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start_head(self) -> Role:
+        ports = (f"--ray-port={self.ray}", f"--controller-port={self.controller}")
+        self.roles["head"] = Role(
+            "head", f"--model={self.model}", f"--storage={self.folder / 'store'}", f"--host={HEAD}", *ports,
+            "--gather-s=2", "--dtype=float32",
+        )  # fmt: skip
+        return self.roles["head"]
+
+    def start_node(self, role: str, ordinal: int, *flags: str) -> Role:
+        seat = f"{role}-{ordinal}"
+        self.roles[seat] = Role(
+            "node", role, f"--seat={seat}", f"--model={self.model}", f"--head={HEAD}:{self.ray}",
+            f"--controller={HEAD}:{self.controller}", f"--host={self.host(role, ordinal)}", f"--node=machine-{seat}",
+            f"--ready-file={self.ready_file(seat)}", "--leave-s=60", "--dtype=float32", *flags,
+        )  # fmt: skip
+        return self.roles[seat]
+
+    def start_gateway(self) -> Role:
+        self.roles["gateway"] = Role(
+            "gateway", f"--model={self.model}", f"--controller={HEAD}:{self.controller}", f"--port={self.port}",
+            f"--admin-port={self.admin}",
+        )  # fmt: skip
+        return self.roles["gateway"]
+
+    @staticmethod
+    def host(role: str, ordinal: int) -> str:
+        return f"127.0.{1 if role == 'expert' else 2}.{ordinal + 1}"
+
+    def ready_file(self, seat: str) -> Path:
+        return self.folder / f"{seat}.ready"
+
+    def status(self) -> dict[str, Any]:
+        reply = httpx.get(f"http://127.0.0.1:{self.admin}/status", timeout=10, trust_env=False).json()
+        return {"settled": reply["settled"], **{worker["seat"]: worker for worker in reply["workers"]}}
+
+    def wait_settled(self, *experts: str) -> dict[str, Any]:
+        def settled() -> dict[str, Any] | None:
+            status = self.status()
+            present = {seat for seat in status if seat.startswith("expert-")}
+            return status if status["settled"] and present == set(experts) else None
+
+        return dict(until(settled, READY_S))
+
+    def answer(self, num_tokens: int = 24) -> str:
+        body = {"model": str(self.model), "prompt": "once upon a time", "max_tokens": num_tokens, "temperature": 0}
+        reply = httpx.post(f"{self.url}/v1/completions", json=body, timeout=120, trust_env=False)
+        assert reply.status_code == 200, reply.text
+        return str(reply.json()["choices"][0]["text"])
+
+
+class Asking(threading.Thread):
+    """Asks again and again until it is told to stop; every answer is kept."""
+
+    def __init__(self, machines: Machines) -> None:
+        super().__init__(daemon=True)
+        self.machines, self.answers, self.enough = machines, list[str](), threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        while not self.enough.is_set():
+            self.answers.append(self.machines.answer())
+
+    def stop(self) -> list[str]:
+        self.enough.set()
+        self.join(120)
+        assert not self.is_alive()
+        return self.answers
+
+
+@pytest.fixture(scope="module")
+def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
+    fleet = Machines(tmp_path_factory.mktemp("machines"))
+    try:
+        fleet.start_node("expert", 0)  # before its head: it waits
+        fleet.start_head()
+        fleet.start_node("expert", 1)
+        fleet.start_node("attention", 0, "--max-model-len=1024", "--cache-gib=0.1")
+        fleet.start_gateway()
+        for seat in ("expert-0", "expert-1", "attention-0"):
+            fleet.roles[seat].wait_for(f"{seat} ready")
+        yield fleet
+    finally:
+        for role in reversed(fleet.roles.values()):
+            with contextlib.suppress(ProcessLookupError):
+                if role.process.poll() is None:
+                    role.end(signal.SIGKILL)
+
+
+def test_nodes_get_their_workers_and_the_fleet_answers(machines: Machines) -> None:
+    status = machines.wait_settled("expert-0", "expert-1")
+    assert status["expert-0"]["address"].startswith(f"{machines.host('expert', 0)}:")
+    assert {status[seat]["node"] for seat in ("expert-0", "expert-1")} == {"machine-expert-0", "machine-expert-1"}
+    assert [seat for seat in status if seat.startswith("gateway-")] != ["gateway-0"]
+    assert machines.answer() == machines.answer()
+    assert all(machines.ready_file(seat).exists() for seat in ("expert-0", "expert-1", "attention-0"))
+
+
+def test_a_node_joins_and_leaves_while_requests_run(machines: Machines) -> None:
+    expected, asking = machines.answer(), Asking(machines)
+    machines.start_node("expert", 2).wait_for("expert-2 ready")
+    machines.wait_settled("expert-0", "expert-1", "expert-2")
+    assert machines.roles["expert-0"].end(signal.SIGTERM) == 0
+    assert not machines.ready_file("expert-0").exists()
+    machines.wait_settled("expert-1", "expert-2")
+    machines.start_node("expert", 0).wait_for("expert-0 ready")
+    machines.wait_settled("expert-0", "expert-1", "expert-2")
+    answers = asking.stop()
+    assert set(answers) == {expected}
+    assert len(answers) > 3
+
+
+def test_the_head_comes_back_and_nothing_was_loaded_again(machines: Machines) -> None:
+    workers = ("expert-0", "expert-1", "expert-2", "attention-0")
+    before, expected, asking = machines.status(), machines.answer(), Asking(machines)
+    machines.roles["head"].end(signal.SIGKILL)
+    assert machines.answer() == expected
+    machines.start_head().wait_for("controller")
+    after = machines.wait_settled("expert-0", "expert-1", "expert-2")
+    assert [after[seat]["pid"] for seat in workers] == [before[seat]["pid"] for seat in workers]
+    assert set(asking.stop()) == {expected}
+
+
+def test_a_machine_that_dies_is_replaced_by_the_next_that_offers_its_seat(machines: Machines) -> None:
+    expected, asking = machines.answer(), Asking(machines)
+    pid = machines.status()["expert-1"]["pid"]
+    machines.roles["expert-1"].end(signal.SIGKILL)
+    machines.start_node("expert", 1).wait_for("expert-1 ready")
+    assert machines.wait_settled("expert-0", "expert-1", "expert-2")["expert-1"]["pid"] != pid
+    assert set(asking.stop()) == {expected}
+
+
+def test_nodes_decide_how_many_there_are(machines: Machines, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["scale", "--expert-shards", "2", "--url", machines.url]) == 1
+    assert "this fleet's seats are those that its nodes offer" in capsys.readouterr().err
+
+
+def test_a_worker_that_cannot_work_ends_its_node_with_the_reason(machines: Machines, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    make_tiny(other, seed=6)
+    node = machines.start_node("expert", 7, f"--model={other}")
+    assert node.process.wait(120) == 1
+    assert any("expert-7: FOREIGN_CHECKPOINT" in line or "has opened checkpoint" in line for line in node.lines)
+
+
+def test_everything_ends_when_it_is_asked_to(machines: Machines) -> None:
+    for seat in ("gateway", "attention-0", "expert-0", "head"):
+        assert machines.roles[seat].end(signal.SIGTERM) == 0, machines.roles[seat].lines
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("head", "--host=127.0.0.2"), "cluster_token: none is given"),
+        (("node", "expert", "--seat=attention-0"), "seat: 'attention-0' is not expert-N"),
+        (("node", "expert", "--host=127.0.0.1"), "host: 127.0.0.1 is no address that other machines have"),
+        (("node", "expert", "--head=here"), "head: 'here' is not HOST:PORT"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    words: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("EXPERTFLEET_CLUSTER_TOKEN", "" if words[0] == "head" else TOKEN)
+    shared = {"--model": str(tmp_path), "--storage": str(tmp_path)} if words[0] == "head" else {
+        "--model": str(tmp_path), "--head": "127.0.0.2:1", "--controller": "127.0.0.2:2", "--host": "127.0.0.3",
+    }  # fmt: skip
+    given = [f"{name}={value}" for name, value in shared.items() if not any(word.startswith(name) for word in words)]
+    assert main([*words, *given]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("expertfleet: error: ")
+    assert message in told
+    assert told.count("\n") == 1
