@@ -21,7 +21,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from .errors import CheckpointError
 from .json_object import read_json_object
-from .tokenizer import Tokenizer, without_surrogates
+from .tokenizer import TOKENIZER_FILE, Tokenizer, without_surrogates
 
 TEMPLATE_FILE = "chat_template.jinja"
 _MAX_DEPTH = 64
@@ -57,7 +57,7 @@ class ChatTemplate:
 
     @classmethod
     def from_dir(cls, directory: Path, tokenizer: Tokenizer) -> "ChatTemplate":
-        config = read_json_object(directory / "tokenizer_config.json")
+        config = read_json_object(directory / TOKENIZER_FILE)
         named = {key: config.data[key] for key in _NAMED_TOKENS if isinstance(config.data.get(key), str)}
         path = directory / TEMPLATE_FILE
         if not path.exists():

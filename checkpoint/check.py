@@ -11,14 +11,18 @@ import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from .chat_template import ChatTemplate
 from .errors import CheckpointError
 from .files import CheckpointFiles
+from .generation import GenerationDefaults
 from .layout import TensorSpec, all_tensors
 from .model_config import CODES_PER_WORD
 from .safetensors_header import TensorInfo
+from .tokenizer import Tokenizer
 
 _logger = logging.getLogger(__name__)
 _SPAN_BYTES = 8 << 20
@@ -58,6 +62,12 @@ def check(checkpoint: CheckpointFiles, progress: Progress | None = None, threads
     if unused:
         _logger.warning("%s: %d tensors are not used, the first is %s", checkpoint.directory, len(unused), unused[0])
     return CheckReport(len(specs), sum(end - start for _, start, end in checkpoint.ranges_read), unused)
+
+
+def check_texts(directory: Path) -> None:
+    """Configuration, tokenizer, template and generation defaults: all but the tensors."""
+    ChatTemplate.from_dir(directory, Tokenizer.from_dir(directory))
+    GenerationDefaults.from_dir(directory)
 
 
 def _check_entry(checkpoint: CheckpointFiles, spec: TensorSpec) -> None:

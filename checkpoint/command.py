@@ -1,25 +1,26 @@
-"""``expertfleet checkpoint make-tiny`` and ``expertfleet checkpoint check``.
+"""``expertfleet checkpoint make-tiny``, ``check`` and ``pull``.
 
 Knows nothing of serving. A fault is one line on standard error and exit status 1; progress goes to standard error.
 """
 
 import argparse
 import dataclasses
+import os
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .chat_template import ChatTemplate
-from .check import check
+from .check import CheckReport, check, check_texts
 from .files import CheckpointFiles
-from .generation import GenerationDefaults
 from .make_tiny import make_tiny
+from .pull.pull import pull
 from .tiny_config import SHAPES, TinyShape, option_name
-from .tokenizer import Tokenizer
 
 _REPORT_INTERVAL_S = 0.5
+_CHECK_THREADS = 4
+TOKEN_VARIABLE = "EXPERTFLEET_PULL_TOKEN"
 
 _HELP = {
     "hidden": "hidden size",
@@ -45,7 +46,7 @@ _HELP = {
 
 def add_parser(subparsers: Any) -> None:
     """Adds ``checkpoint`` with its own verbs; the chosen one's ``run`` is in ``args.run``."""
-    parser = subparsers.add_parser("checkpoint", help="make and check checkpoints")
+    parser = subparsers.add_parser("checkpoint", help="make, check and pull checkpoints")
     verbs = parser.add_subparsers(dest="verb", required=True)
     tiny = verbs.add_parser("make-tiny", help="write a random checkpoint in the published format")
     tiny.add_argument("directory", type=Path, metavar="DIR")
@@ -57,13 +58,26 @@ def add_parser(subparsers: Any) -> None:
     tiny.set_defaults(run=run)
     checker = verbs.add_parser("check", help="check names, shapes, dtypes and scales of a checkpoint")
     checker.add_argument("directory", type=Path, metavar="DIR")
-    checker.add_argument("--threads", type=int, default=4, help="reading threads (default: 4)")
+    checker.add_argument(
+        "--threads", type=int, default=_CHECK_THREADS, help=f"reading threads (default: {_CHECK_THREADS})"
+    )
     checker.set_defaults(run=run)
+    _add_pull(verbs.add_parser("pull", help="copy a checkpoint from an HTTP address, resuming and checking"))
+
+
+def _add_pull(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("url", metavar="URL", help=f"the files' folder; {TOKEN_VARIABLE} holds a bearer token for it")
+    parser.add_argument("directory", type=Path, metavar="DIR")
+    parser.add_argument("--jobs", type=int, default=8, help="files at once (default: 8)")
+    parser.add_argument(
+        "--sha256sums", metavar="FILE_OR_URL", help="what the files must be (default: SHA256SUMS beside them, if any)"
+    )
+    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     try:
-        return _make_tiny(args) if args.verb == "make-tiny" else _check(args)
+        return {"make-tiny": _make_tiny, "check": _check, "pull": _pull}[args.verb](args)
     except (ValueError, OSError) as error:
         print(f"expertfleet checkpoint {args.verb}: {error}", file=sys.stderr)
         return 1
@@ -80,14 +94,36 @@ def _make_tiny(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> int:
     if args.threads < 1:
         raise ValueError(f"--threads {args.threads}: must be 1 or more")
-    with CheckpointFiles.open(args.directory) as checkpoint:
-        report = check(checkpoint, _progress("checked"), args.threads)
-        ChatTemplate.from_dir(args.directory, Tokenizer.from_dir(args.directory))
-        GenerationDefaults.from_dir(args.directory)
-        unused = f", {len(report.unused)} unused" if report.unused else ""
-        print(f"{args.directory}: {report.num_tensors} tensors are as they must be{unused}")
-        print(f"fingerprint {checkpoint.fingerprint}")
+    report, fingerprint = _checked(args.directory, args.threads)
+    unused = f", {len(report.unused)} unused" if report.unused else ""
+    print(f"{args.directory}: {report.num_tensors} tensors are as they must be{unused}")
+    print(f"fingerprint {fingerprint}")
     return 0
+
+
+def _pull(args: argparse.Namespace) -> int:
+    if args.jobs < 1:
+        raise ValueError(f"--jobs {args.jobs}: must be 1 or more")
+    # Files that secrets are mounted from often end in a line break.
+    token = os.environ.get(TOKEN_VARIABLE, "").strip()
+    pulled = pull(args.url, args.directory, jobs=args.jobs, say=_say, token=token, sha256sums=args.sha256sums)
+    _, fingerprint = _checked(args.directory, _CHECK_THREADS)
+    print(
+        f"{args.directory}: {pulled.num_files} files of {pulled.num_bytes / 1e9:.2f} GB are as they must be, "
+        f"{pulled.bytes_received / 1e9:.2f} GB came now, fingerprint {fingerprint}"
+    )
+    return 0
+
+
+def _checked(directory: Path, threads: int) -> tuple[CheckReport, str]:
+    with CheckpointFiles.open(directory) as checkpoint:
+        report = check(checkpoint, _progress("checked"), threads)
+        check_texts(directory)
+        return report, checkpoint.fingerprint
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _progress(verb: str) -> Callable[[int, int], None]:

@@ -18,7 +18,7 @@ from typing import Self
 from .errors import CheckpointError
 from .json_object import read_json_object
 from .layout import expert_projections
-from .model_config import ModelConfig
+from .model_config import CONFIG_FILE, ModelConfig
 from .safetensors_header import Header, TensorInfo, read_header
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -56,7 +56,7 @@ class CheckpointFiles:
     def fingerprint(self) -> str:
         """Hex SHA-256 over the configuration, the tensor table, the file sizes and the first bytes of each file."""
         digest = hashlib.sha256()
-        config = read_json_object(self.directory / "config.json").data
+        config = read_json_object(self.directory / CONFIG_FILE).data
         digest.update(json.dumps(config, sort_keys=True).encode())
         for name in sorted(self.tensors):
             info = self.tensors[name]
@@ -134,14 +134,23 @@ class CheckpointFiles:
             return self._files[file]
 
 
-def _read_indexed(directory: Path, index: Path) -> dict[str, Header]:
+def read_index(index: Path) -> dict[str, str]:
+    """Tensor to file, in the index's order; every file is one that can only lie beside the index."""
     weight_map = read_json_object(index).object("weight_map")
+    placed = {name: weight_map.text(name) for name in weight_map.data}
+    first_tensors: dict[str, str] = {}
+    for name, file in placed.items():
+        first_tensors.setdefault(file, name)
+    for file, name in first_tensors.items():
+        if Path(file).name != file or not file.endswith(".safetensors") or not file.isprintable():
+            raise CheckpointError(index, name, f"{file!r} is not the name of a safetensors file beside the index")
+    return placed
+
+
+def _read_indexed(directory: Path, index: Path) -> dict[str, Header]:
     headers: dict[str, Header] = {}
-    for name in weight_map.data:
-        file = weight_map.text(name)
+    for name, file in read_index(index).items():
         if file not in headers:
-            if Path(file).name != file or not file.endswith(".safetensors"):
-                raise CheckpointError(index, name, f"{file!r} is not the name of a safetensors file beside the index")
             if not (directory / file).exists():
                 raise CheckpointError(index, name, f"lies in {file}, which does not exist in {directory}")
             headers[file] = read_header(directory / file)

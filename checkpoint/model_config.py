@@ -14,8 +14,9 @@ from .json_object import JsonObject, read_json_object
 from .quantization import read_group_size
 from .rotary import YarnConfig, read_rotary
 
-__all__ = ["CODES_PER_WORD", "ModelConfig", "YarnConfig", "read_token_ids"]
+__all__ = ["CODES_PER_WORD", "CONFIG_FILE", "ModelConfig", "YarnConfig", "read_token_ids"]
 
+CONFIG_FILE = "config.json"
 CODES_PER_WORD = 8
 SCALE_BYTES = 2
 # transformers builds the two norms inside the latent attention with its class default, whatever rms_norm_eps says.
@@ -53,16 +54,16 @@ class ModelConfig:
     pad_token_id: int | None
     tie_word_embeddings: bool
     group_size: int
-    source: str = field(default="config.json", compare=False, repr=False)
+    source: str = field(default=CONFIG_FILE, compare=False, repr=False)
 
     @classmethod
     def from_dir(cls, directory: Path) -> "ModelConfig":
         if not directory.is_dir():
             raise CheckpointError(directory, "", "is not a directory")
-        return _read(read_json_object(directory / "config.json"))
+        return _read(read_json_object(directory / CONFIG_FILE))
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any], file: str = "config.json") -> "ModelConfig":
+    def from_dict(cls, data: dict[str, Any], file: str = CONFIG_FILE) -> "ModelConfig":
         return _read(JsonObject(file, data))
 
     def __post_init__(self) -> None:

@@ -21,6 +21,7 @@ from .json_object import JsonObject, read_json_object
 from .model_config import ModelConfig
 
 RANKS_FILE = "tiktoken.model"
+TOKENIZER_FILE = "tokenizer_config.json"
 THINK_OPEN = "<think>"
 THINK_CLOSE = "</think>"
 # Without these as single tokens neither the template nor the reasoning parser can work.
@@ -66,7 +67,7 @@ class Tokenizer:
     def from_dir(cls, directory: Path) -> "Tokenizer":
         config = ModelConfig.from_dir(directory)
         ranks = _read_ranks(directory / RANKS_FILE, config.vocab_size)
-        special = _read_special(read_json_object(directory / "tokenizer_config.json"), len(ranks), config.vocab_size)
+        special = _read_special(read_json_object(directory / TOKENIZER_FILE), len(ranks), config.vocab_size)
         stops = [*GenerationDefaults.from_dir(directory).eos_token_ids, *config.eos_token_ids]
         stops += [special[name] for name in _SAFETY_STOPS if name in special]
         return cls(ranks, special, tuple(dict.fromkeys(stops)), config.vocab_size)
