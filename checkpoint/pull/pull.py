@@ -153,13 +153,14 @@ class _Files:
             raise PullError(f"{self._directory / name}: the source has no such file; remove it") from error
 
     def _check_space(self, known: dict[str, Remote]) -> None:
-        needed = _FREE_SPACE_MARGIN
+        needed = 0
         for name, remote in known.items():
             path = self._directory / name
             if remote.size is not None and not (path.is_file() and path.stat().st_size == remote.size):
                 needed += max(0, remote.size - kept_bytes(self._directory, name))
         free = free_bytes(self._directory)
-        if needed > free:
+        if needed and needed + _FREE_SPACE_MARGIN > free:
+            needed += _FREE_SPACE_MARGIN
             raise PullError(f"{self._directory}: {needed / 1e9:.1f} GB more needed, {free / 1e9:.1f} GB free")
 
     def _each(self, work: Callable[[str], T], names: list[str]) -> dict[str, T]:
@@ -176,7 +177,7 @@ class _Files:
 
 def _read_sums(source: Source, given: str | None, retries: Retries) -> dict[str, str]:
     if given is not None and not given.startswith(("http://", "https://")):
-        return parse_sums(Path(given).read_text(encoding="utf-8"), given)
+        return parse_sums(Path(given).read_text(encoding="utf-8", errors="replace"), given)
     url = source.address(SUMS_FILE) if given is None else parse_url(given)
     try:
         return parse_sums(retries.run(lambda: source.text(url)), shown(url))

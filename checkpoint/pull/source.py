@@ -120,10 +120,7 @@ class Source:
                 content += chunk
                 if len(content) > _MAX_TEXT_BYTES:
                     raise PullError(f"{shown(url)}: longer than {_MAX_TEXT_BYTES} bytes")
-        try:
-            return content.decode()
-        except UnicodeDecodeError as error:
-            raise PullError(f"{shown(url)}: not UTF-8: byte {error.start}") from error
+        return content.decode(errors="replace")
 
     @contextmanager
     def _answer(

@@ -259,7 +259,7 @@ def test_the_hubs_own_checksum_counts(site: FileServer, serve: Serve, tiny: Path
     hub.redirect_to = storage.url
     size = str(len(hub.files[SHARD]))
     hub.headers[SHARD] = {"X-Linked-ETag": f'"{"0" * 64}"', "X-Linked-Size": size, "X-Repo-Commit": "c0ffee"}
-    storage.headers[SHARD] = {"ETag": f'"{"1" * 64}"'}
+    storage.etags[SHARD] = storage.etags["tiktoken.model"] = f'"{"1" * 64}"'
     with pytest.raises(PullError, match=rf"{hub.url}/{SHARD}: SHA-256 is \w+, must be 0{{64}}"):
         puller(hub)
     hub.headers[SHARD]["X-Linked-ETag"] = hashlib.sha256(hub.files[SHARD]).hexdigest()
@@ -268,15 +268,23 @@ def test_the_hubs_own_checksum_counts(site: FileServer, serve: Serve, tiny: Path
     assert "no checksum is known for 9 of 10 files" in puller.said[-1], "an ETag of 64 digits is not always a checksum"
 
 
+def test_an_etag_that_the_hub_answers_with_itself_counts_too(site: FileServer, puller: Puller) -> None:
+    site.etags["tiktoken.model"] = f'"{"1" * 64}"'
+    site.headers["tiktoken.model"] = {"X-Repo-Commit": "c0ffee"}
+    with pytest.raises(PullError, match=r"tiktoken\.model: SHA-256 is \w+, must be 1{64}"):
+        puller(site)
+
+
 def test_the_token_is_sent_to_the_base_address_alone(
     site: FileServer, serve: Serve, tiny: Path, puller: Puller
 ) -> None:
     storage = serve(tiny)
     site.redirect_to = storage.url
-    site.cuts[SHARD] = [10]
+    storage.cuts[SHARD] = [10]
     puller(site, token="s3cret")
     assert {seen.headers.get("authorization") for seen in site.seen} == {"Bearer s3cret"}
     assert len(storage.seen) >= 20
+    assert [headers.get("range") for headers in storage.gets(SHARD)] == [None, "bytes=10-"]
     assert {seen.headers.get("authorization") for seen in storage.seen} == {None}
     assert "s3cret" not in "".join(puller.said)
 
@@ -349,6 +357,8 @@ def test_too_little_space_is_said_before_any_shard_comes(
     assert site.gets(SHARD) == []
     leave_partial(puller, site.files[SHARD][:1], site.etag(SHARD))
     assert puller(site).num_files == 10, "what is there already needs no room"
+    free = 0
+    assert puller(site).num_files == 10, "a full disk does where nothing is to come"
 
 
 def test_what_the_loader_can_do_without_may_be_missing(site: FileServer, puller: Puller) -> None:
@@ -356,6 +366,12 @@ def test_what_the_loader_can_do_without_may_be_missing(site: FileServer, puller:
     assert puller(site).num_files == 9
     (puller.directory / "generation_config.json").write_text("{}")
     with pytest.raises(PullError, match=r"generation_config\.json: the source has no such file; remove it"):
+        puller(site)
+
+
+def test_what_is_refused_is_not_taken_for_missing(site: FileServer, puller: Puller) -> None:
+    site.statuses["generation_config.json"] = [(403, {})] * 2
+    with pytest.raises(StatusError, match=r"generation_config\.json: HTTP 403"):
         puller(site)
 
 
