@@ -125,6 +125,8 @@ class Engine:
             row = next(rows) if chunk.samples else None
             if chunk.sequence.cancelled:
                 self._scheduler.remove(chunk.sequence)
+            elif chunk.sequence.fault is not None:
+                self._fail(chunk.sequence, chunk.sequence.fault)
             elif row is not None:
                 self._advance(chunk.sequence, row)
         self._keep_going()

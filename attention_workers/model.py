@@ -5,7 +5,7 @@ DeepSeek-V2 (arXiv 2405.04434, section 2.1) and V3 (arXiv 2412.19437), as in tra
 attention in its absorbed form. Every operation is row-exact: a row's bits do not depend on its neighbours in the step.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -18,6 +18,7 @@ from ..kernels.mla import DecodePlan, mla_attend, mla_decode
 from ..kernels.norm import rms_norm
 from ..kernels.rope import RopeTable, rotate
 from ..kernels.row_rule import RowRule
+from ..proto.errors import FleetError
 from ..router.gate import Gate
 from ..router.router import Router
 from .kv_cache import PAGE, LatentCache, PageAllocator, slots_of
@@ -51,6 +52,7 @@ class Batch:
     alone: list[tuple[int, Chunk]]  # the other chunks, and the row at which each begins
     sampled_rows: torch.Tensor  # [S] int64, the last row of every chunk that samples
     priority: int
+    chunks: list[Chunk]
 
     @staticmethod
     def of(chunks: list[Chunk], dtype: torch.dtype) -> "Batch":
@@ -79,7 +81,18 @@ class Batch:
             alone,
             torch.tensor(sampled, dtype=torch.int64),
             min(chunk.sequence.priority for chunk in chunks),
+            chunks,
         )
+
+    def fail(self, faults: Mapping[int, FleetError]) -> None:
+        """The sequences whose rows these are end when the step lands; the others go on."""
+        begin = 0
+        for chunk in self.chunks:
+            end = begin + chunk.count
+            chunk.sequence.fault = chunk.sequence.fault or next(
+                (faults[row] for row in range(begin, end) if row in faults), None
+            )
+            begin = end
 
 
 def _decode_group(members: list[tuple[int, Chunk]], dtype: torch.dtype) -> DecodeGroup | None:
@@ -211,16 +224,22 @@ class Model:
             if layer.gate is None:
                 x = x + layer.mlp(normed)
             else:
-                x = x + await mixture(index, layer, layer.gate, normed, router, batch.priority)
+                routed, faults = await mixture(index, layer, layer.gate, normed, router, batch.priority)
+                x = x + routed
+                if faults:
+                    batch.fail(faults)
+                    x[list(faults)] = 0  # whatever they were, from here on they disturb nobody
             if watch is not None:
                 watch(index, x)
         return self._head(rms_norm(x[batch.sampled_rows], self._norm, eps)).float()
 
 
-async def mixture(index: int, layer: Layer, gate: Gate, x: torch.Tensor, router: Router, priority: int) -> torch.Tensor:
-    """Routed experts plus shared expert [T, H]; the shared one is computed while the routed rows travel."""
+async def mixture(
+    index: int, layer: Layer, gate: Gate, x: torch.Tensor, router: Router, priority: int
+) -> tuple[torch.Tensor, Mapping[int, FleetError]]:
+    """Routed experts plus shared expert [T, H], computed while the routed rows travel; and rows that have no output."""
     topk_ids, topk_weights = gate(x)
     with closing(router.dispatch(index, x, topk_ids, topk_weights, priority)) as dispatch:
         shared = layer.mlp(x)
         await dispatch
-        return (dispatch.combined() + shared.float()).to(x.dtype)
+        return (dispatch.combined() + shared.float()).to(x.dtype), dispatch.faults

@@ -72,6 +72,7 @@ class Sequence:
     pages: list[int] = field(default_factory=list)
     in_flight: bool = False
     cancelled: bool = False
+    fault: FleetError | None = None  # a row of the step under way has no output
 
     @property
     def num_generated(self) -> int:

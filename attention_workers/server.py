@@ -188,6 +188,7 @@ class AttentionServer:
         report.fingerprint = self.checkpoint.fingerprint
         report.epoch.CopyFrom(self.router.plan.epoch.to_proto())
         report.tokens = engine.tokens_generated
+        report.quarantined.extend(self.router.quarantined)
         if self._loader is not None:
             report.bytes_loaded, report.bytes_total = self._loader.bytes_loaded, self._loader.bytes_total
         metrics = {
@@ -209,6 +210,8 @@ class AttentionServer:
             "retried_frames_total": router.retried_parts,
             "hedged_frames_total": router.hedged_parts,
             "failed_dispatches_total": router.failed_dispatches,
+            "faulty_rows_total": router.faulty_rows,
+            "quarantined_shards": len(self.router.quarantined),
             "dispatches_waiting_for_experts": self.router.num_waiting,
         }
         for name, value in metrics.items():

@@ -318,4 +318,5 @@ class Controller(rpc.MembershipServicer):
             report=seat.report,
             num_experts=seat.held.count or self._fleet.num_planned(seat),
             wanted=seat.wanted,
+            quarantined_by=self._book.quarantined_by(seat),
         )

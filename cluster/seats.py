@@ -177,6 +177,12 @@ class SeatBook:
     def of_role(self, role: Role) -> tuple[Seat, ...]:
         return tuple(seat for seat in self.seats.values() if seat.role == role)
 
+    def quarantined_by(self, shard: Seat) -> list[str]:
+        """Attention workers of which one said so of the process that sits there."""
+        return [
+            seat.name for seat in self.of_role("attention") if seat.live and shard.address in seat.report.quarantined
+        ]
+
     def missing(self) -> str:
         """What keeps the fleet from serving, in one line; empty when nothing does."""
         gaps: list[str] = []

@@ -35,6 +35,12 @@ def render(status: dict[str, Any], as_json: bool) -> str:
     else:
         survive = f"{100 * status['coverage']:.0f} % of the experts survive the loss of any one node"
         lines.append(f"{survive}; {'settled' if status['settled'] else 'experts or workers are on the move'}")
+    for worker in status["workers"]:
+        if accusers := worker.get("quarantined_by"):
+            lines.append(
+                f"{worker['seat']} is quarantined by {', '.join(accusers)}: it gave an answer that was not finite and a "
+                f"replica did not; have a look at its machine, or expertfleet drain {worker['seat']}"
+            )
     return "\n".join(lines)
 
 

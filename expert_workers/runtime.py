@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from ..kernels.grouped_gemm import ExpertLayer, grouped_gemm
-from ..kernels.native import all_finite
 from ..proto.codec import encode_error
 from ..proto.errors import Code, FleetError
 from ..proto.reactor import Reactor
@@ -124,15 +123,9 @@ class Runtime:
             self._route_s = 0.8 * self._route_s + 0.2 * sample if self._route_s else sample
 
     def _deliver(self, batch: list[Slice], rows: torch.Tensor) -> None:
-        """Every slice gets its rows; one whose own rows are not finite is refused, its neighbours are not."""
-        finite = all_finite(rows)
+        """Every slice gets its rows, finite or not: whoever asked knows what the row was, and can ask a replica."""
         for piece, own in zip(batch, rows.split_with_sizes([piece.count for piece in batch]), strict=True):
-            job = piece.job
-            if finite or all_finite(own):
-                job.lane.deliver(job, piece.first, own)
-            else:
-                what = f"layer {job.frame.layer}: an expert's output is not finite"
-                self._refuse([piece], FleetError(Code.NON_FINITE, what))
+            piece.job.lane.deliver(piece.job, piece.first, own)
 
     def _expired(self, piece: Slice) -> bool:
         job = piece.job

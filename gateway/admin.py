@@ -125,6 +125,7 @@ def _worker_json(worker: pb.WorkerStatus) -> dict[str, Any]:
         "numerics": report.numerics or None,
         "backend": report.backend or None,
         "wanted": worker.wanted,
+        "quarantined_by": list(worker.quarantined_by),
         "experts": worker.num_experts,
         "bytes": report.bytes_loaded,
         "bytes_total": report.bytes_total,

@@ -19,7 +19,7 @@ _TILE_VALUES = 1 << 16
 
 
 def combine_pieces(pieces: Sequence[Piece], topk_weights: torch.Tensor) -> torch.Tensor:
-    """Pieces that together have every route once, ``topk_weights`` [T, K] fp32, to [T, H] fp32."""
+    """Pieces that together have every route, the last one that has it counting, ``topk_weights`` [T, K] fp32, to [T, H] fp32."""
     hidden, dtype = pieces[0][1].shape[1], pieces[0][1].dtype
     native = load()
     if isinstance(native, Native):

@@ -3,8 +3,9 @@
 Knows nothing of lanes' insides and of attention, and belongs to one thread, the engine's. A dispatch ends in exactly one of two
 ways: every route answered, or one FleetError; never with a row missing. 1. parts are sent; 2. answers and failures
 arrive; a failed part's unanswered routes go to another replica, or are asked again and again until the deadline, which moves on
-while nobody holds their experts, as far as the router's patience; 3. the
-engine awaits the dispatch, calls ``combined``, and closes it, as the answers lie in memory that is used again.
+while nobody holds their experts, as far as the router's patience; 3. what is not finite is asked of a second replica, once
+(``doubt.py``); rows that stay so are ``faults``; 4. the engine awaits the dispatch, calls ``combined``, and closes it, as the
+answers lie in memory that is used again.
 """
 
 import functools
@@ -22,6 +23,7 @@ from ..proto.codec import Dispatch as Frame
 from ..proto.codec import Result
 from ..proto.errors import Code, FleetError
 from .combine import Piece, combine_pieces
+from .doubt import Doubt, doubtful_routes, faults_of, find_wrong
 from .lane import Lane
 
 Routes = npt.NDArray[np.int64]
@@ -32,7 +34,6 @@ _RETRYABLE = {
     Code.NOT_HELD,
     Code.STALE_EPOCH,
     Code.OVERLOADED,
-    Code.NON_FINITE,
     Code.INTERNAL,
     Code.FOREIGN_CHECKPOINT,
 }
@@ -68,7 +69,11 @@ class Sender(Protocol):
 
     def on_failed_part(self, dispatch: "Dispatch", seat: str, error: FleetError) -> None: ...
 
-    def has_other(self, dispatch: "Dispatch", routes: Routes) -> bool: ...
+    def build_second_parts(
+        self, dispatch: "Dispatch", routes: Routes, doubted: set[str]
+    ) -> tuple[list[Part], Routes]: ...
+
+    def on_wrong(self, dispatch: "Dispatch", lanes: list[Lane]) -> None: ...
 
     def park(self, dispatch: "Dispatch", pause_s: float) -> None: ...
 
@@ -99,6 +104,7 @@ class Dispatch:
         self.experts: npt.NDArray[np.int64] = topk_ids.reshape(-1).numpy()  # [T·K], route t·K + k
         self.failed_seats: set[str] = set()
         self.error: FleetError | None = None
+        self.faults: dict[int, FleetError] = {}  # rows whose output is not finite, and is zero in ``combined``
         self.deadline = 0.0
         self.patience_ends_at = 0.0  # so long experts that nobody holds are waited for
         self.waits_for_experts = False  # that nobody holds
@@ -109,7 +115,10 @@ class Dispatch:
         self._waiting: Routes = np.empty(0, dtype=np.int64)
         self._pause_s = _FIRST_PAUSE_S
         self._refusal = ""
-        self._pieces: list[Piece] = []
+        self._pieces: list[Piece] = []  # where several are of one route, the last one counts
+        self._total = torch.empty(0)
+        self._doubts: list[Doubt[Lane]] | None = None  # None until all routes were answered for the first time
+        self._num_first_pieces = 0
         self._num_left = len(self.experts)
         self._when_done: Callable[[], None] | None = None
 
@@ -127,11 +136,8 @@ class Dispatch:
             self._when_done = call
 
     def combined(self) -> torch.Tensor:
-        """[T, H] fp32: the weighted sum of the answers. Raises FleetError NON_FINITE."""
-        total = combine_pieces(self._pieces, self.topk_weights)
-        if not all_finite(total):
-            raise FleetError(Code.NON_FINITE, f"layer {self.layer}: the combined expert output is not finite")
-        return total
+        """[T, H] fp32, finite: the weighted sum of the answers, once all are there; ``faults`` are rows of zeros."""
+        return self._total
 
     def close(self) -> None:
         """Gives back the memory of the answers; a dispatch under way ends with CANCELLED."""
@@ -177,6 +183,9 @@ class Dispatch:
         """The layer's deadline has passed; who waits for an expert that nobody holds may go on for a while."""
         if self.done:
             return
+        if self._doubts is not None:
+            self._give_up_doubts()
+            return
         if self.waits_for_experts and not self._parts and time.monotonic() < self.patience_ends_at:
             self._router.renew(self)
             return
@@ -194,7 +203,7 @@ class Dispatch:
         for part in parts:
             self._parts[part.frame.frame_id] = part
             part.sent_at = now
-            if part.hedge_of is None:
+            if part.hedge_of is None and self._doubts is None:
                 part.due_at = now + part.lane.pace.limit_s(len(part.routes))
         for part in parts:
             part.lane.post(part.frame, part.row_ids, functools.partial(self._on_answer, part))
@@ -219,7 +228,7 @@ class Dispatch:
             part.lane.pace.observe(len(part.routes), time.monotonic() - part.sent_at)
             self._answered.append(self._parts.pop(part.frame.frame_id))
         if not self._num_left:
-            self._finish(None)
+            self._review()
 
     def _prefer(self, part: Part) -> None:
         """Of a part and its hedges those are given up that did not answer first."""
@@ -256,6 +265,9 @@ class Dispatch:
 
     def _on_failure(self, part: Part, error: FleetError) -> None:
         self._answered.append(self._parts.pop(part.frame.frame_id))  # its first pieces may have come
+        if self._doubts is not None:
+            self._on_failed_second(part, error)
+            return
         if part.hedge_of is not None:
             self._drop_hedges(part.hedge_of)  # the slow one has them all yet
             return
@@ -269,11 +281,7 @@ class Dispatch:
         self.failed_seats.add(part.lane.seat)
         self._refusal = f"{error.code.name} {error}"
         self._router.on_failed_part(self, part.lane.seat, error)
-        unanswered = part.routes[part.num_answered :]
-        if error.code is Code.NON_FINITE and not self._router.has_other(self, unanswered):
-            self._finish(error)
-            return
-        self._reassign(unanswered)
+        self._reassign(part.routes[part.num_answered :])
 
     def _reassign(self, routes: Routes) -> None:
         self.start(*self._router.build_parts(self, routes))
@@ -283,6 +291,57 @@ class Dispatch:
         self.waits_for_experts = self._router.are_lost(self, self._waiting)
         self._router.park(self, self._pause_s)
         self._pause_s = min(_MAX_PAUSE_S, 2 * self._pause_s)
+
+    def _review(self) -> None:
+        """Every route is answered, some of them perhaps a second time."""
+        self._total = combine_pieces(self._pieces, self.topk_weights)
+        if self._doubts is None and not all_finite(self._total):
+            self._doubt()
+        else:
+            self._conclude()
+
+    def _doubt(self) -> None:
+        """Asks others for what is not finite although the row is that was sent."""
+        routes = doubtful_routes(self.x, self._pieces, self._total, self.top_k)
+        asked_of = ((part.lane, part.routes[: part.num_answered]) for part in self._answered)
+        self._doubts = [(lane, mine) for lane, answered in asked_of if len(mine := np.intersect1d(answered, routes))]
+        self._num_first_pieces = len(self._pieces)
+        parts: list[Part] = []
+        for lane, mine in self._doubts:
+            parts += self._router.build_second_parts(self, mine, {lane.seat})[0]
+        self._num_left = sum(len(part.routes) for part in parts)
+        self._send(parts)
+        if not parts:
+            self._conclude()
+
+    def _on_failed_second(self, part: Part, error: FleetError) -> None:
+        """Yet another one is asked, if there is one; nobody is waited for."""
+        assert self._doubts is not None
+        unanswered = part.routes[part.num_answered :]
+        self.failed_seats.add(part.lane.seat)
+        self._router.on_failed_part(self, part.lane.seat, error)
+        doubted = {lane.seat for lane, routes in self._doubts if np.isin(unanswered, routes).any()}
+        parts, orphans = self._router.build_second_parts(self, unanswered, doubted)
+        self._num_left -= len(orphans)
+        self._send(parts)
+        if not self._num_left and not self.done:
+            self._review()
+
+    def _give_up_doubts(self) -> None:
+        """The layer's deadline has passed: what was not confirmed or refuted by now stays as it is."""
+        unanswered = list(self._parts.values())
+        self._parts.clear()
+        self._answered += unanswered  # their first pieces may have come
+        self._review()
+
+    def _conclude(self) -> None:
+        if self._doubts is not None:
+            seconds = self._pieces[self._num_first_pieces :]
+            if wrong := find_wrong(self._doubts, seconds):
+                self._router.on_wrong(self, wrong)
+            self.faults = faults_of(self.layer, self.x, self.experts, self._total, self._doubts, seconds)
+            self._total[list(self.faults)] = 0.0
+        self._finish(None)
 
     def _finish(self, error: FleetError | None) -> None:
         self.error = error

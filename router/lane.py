@@ -64,6 +64,7 @@ class Lane:
         self.address = address
         self.up = False
         self.suspected = False  # it was silent for unusually long; passes by itself
+        self.quarantined = False  # it gave an answer that a replica refuted; for as long as this lane exists
         self.pace = Pace()
         self.last_error: FleetError | None = None
         self.limits = hello  # the shard's, once it has greeted

@@ -26,8 +26,11 @@ class Plan:
         usable: Collection[str],
         before: "Plan | None" = None,
         suspected: Collection[str] = (),
+        quarantined: Collection[str] = (),
     ) -> None:
-        """Those ``suspected`` are asked only for what no other usable member holds. An expert stays in the class it had ``before`` as long as a member of that class holds it, or nobody does."""
+        """Those ``suspected`` are asked only for what no other usable member holds, and those ``quarantined`` for what not even a
+        suspected one does. An expert stays in the class it had ``before`` as long as a member of that class holds it, or nobody does.
+        """
         self.epoch = epoch
         self.members = members
         shape = members[0].held.mask.shape if members else (0, 0)
@@ -41,9 +44,9 @@ class Plan:
                 in_class = self._class_of == self._classes.index(member.numerics)
                 self._replicas[number] = member.held.mask & in_class
         self.has_replicas = bool((self._replicas.sum(0) > 1).any())  # somewhere
-        if suspected:
-            doubted = np.array([member.seat in suspected for member in members])
-            self._replicas[doubted] &= ~self._replicas[~doubted].any(0)
+        self._pass_over(quarantined)
+        self._trusted = self._replicas.copy()
+        self._pass_over(suspected)
         self._owners = self._sole_owners()
         self.numerics = self._name()
 
@@ -54,13 +57,19 @@ class Plan:
         if not self.members:
             return np.full(len(experts), NOBODY)
         if excluded:
-            replicas = self._replicas[:, layer].copy()
-            replicas[[number for number, member in enumerate(self.members) if member.seat in excluded]] = False
-            return spread(replicas, experts)
+            return spread(self._without(self._replicas[:, layer], excluded), experts)
         owners: npt.NDArray[np.int64] = self._owners[layer][experts]
         if (owners == _SEVERAL).any():
             return spread(self._replicas[:, layer], experts)
         return owners
+
+    def assign_others(
+        self, layer: int, experts: npt.NDArray[np.int64], excluded: Collection[str]
+    ) -> npt.NDArray[np.int64]:
+        """As ``assign``, for a second answer to what was answered before: one who is merely suspected will do."""
+        if not self.members:
+            return np.full(len(experts), NOBODY)
+        return spread(self._without(self._trusted[:, layer], excluded), experts)
 
     def covers_everything(self) -> bool:
         """Whether every expert that some member holds has a usable replica."""
@@ -68,6 +77,16 @@ class Plan:
             return False
         held = np.logical_or.reduce([member.held.mask for member in self.members])
         return bool((self._replicas.any(0) | ~held).all())
+
+    def _without(self, replicas: npt.NDArray[np.bool_], seats: Collection[str]) -> npt.NDArray[np.bool_]:  # [S, E]
+        left = replicas.copy()
+        left[[number for number, member in enumerate(self.members) if member.seat in seats]] = False
+        return left
+
+    def _pass_over(self, seats: Collection[str]) -> None:
+        if seats:
+            passed = np.array([member.seat in seats for member in self.members])
+            self._replicas[passed] &= ~self._replicas[~passed].any(0)
 
     def _choose_classes(self, shape: tuple[int, ...], before: "Plan | None") -> npt.NDArray[np.int64]:
         """[L, E]: each expert's class, -1 where it never had one."""

@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ..membership.epoch import NO_EPOCH, Epoch, EpochId
@@ -43,6 +44,7 @@ class Counters:
     retried_parts: int = 0
     hedged_parts: int = 0
     failed_dispatches: int = 0
+    faulty_rows: int = 0
 
 
 class Router:
@@ -109,6 +111,11 @@ class Router:
         return self._snapshot[0]
 
     @property
+    def quarantined(self) -> list[str]:
+        """Addresses of shards that are asked only for what nobody else holds, as a replica refuted an answer; for any thread."""
+        return [lane.address for lane in list(self._lanes.values()) if lane.quarantined]
+
+    @property
     def num_waiting(self) -> int:
         """Dispatches that wait for an expert which nobody usable holds; for any thread."""
         return sum(dispatch.waits_for_experts for dispatch in list(self._parked))
@@ -123,10 +130,14 @@ class Router:
 
     def build_parts(self, dispatch: Dispatch, routes: Routes, slow: str = "") -> tuple[list[Part], Routes]:
         """Frames for ``routes`` under the current plan, and the routes that nobody (but ``slow``) can answer now."""
+        excluded = {*dispatch.failed_seats, slow} if slow else dispatch.failed_seats
+        return self._parts_for(dispatch, routes, self.plan.assign(dispatch.layer, dispatch.experts[routes], excluded))
+
+    def _parts_for(
+        self, dispatch: Dispatch, routes: Routes, owners: npt.NDArray[np.int64]
+    ) -> tuple[list[Part], Routes]:
         plan, lanes = self._snapshot
-        experts = dispatch.experts[routes]
-        owners = plan.assign(dispatch.layer, experts, {*dispatch.failed_seats, slow} if slow else dispatch.failed_seats)
-        order = np.lexsort((experts, owners))
+        order = np.lexsort((dispatch.experts[routes], owners))
         routes, owners = routes[order], owners[order]
         parts, orphans = [], routes[:0]
         for begin, end in itertools.pairwise((0, *(np.flatnonzero(np.diff(owners)) + 1).tolist(), len(owners))):
@@ -137,6 +148,11 @@ class Router:
                 pieces = _split(stretch, dispatch, lanes[number])
                 parts += [self._part(dispatch, plan.epoch, lanes[number], mine) for mine in pieces]
         return parts, orphans
+
+    def build_second_parts(self, dispatch: Dispatch, routes: Routes, doubted: set[str]) -> tuple[list[Part], Routes]:
+        """As ``build_parts``, for others than those ``doubted`` and those that have failed."""
+        owners = self.plan.assign_others(dispatch.layer, dispatch.experts[routes], {*dispatch.failed_seats, *doubted})
+        return self._parts_for(dispatch, routes, owners)
 
     def watch(self, dispatch: Dispatch) -> None:
         """``dispatch.hedge`` is called when its next part is overdue, if there is anybody else to ask."""
@@ -197,10 +213,17 @@ class Router:
         """Whether nobody usable holds some expert of ``routes``."""
         return bool((self.plan.assign(dispatch.layer, dispatch.experts[routes]) == NOBODY).any())
 
-    def has_other(self, dispatch: Dispatch, routes: Routes) -> bool:
-        """Whether the routes that failed could be asked of a replica that has not failed."""
-        owners = self.plan.assign(dispatch.layer, dispatch.experts[routes], dispatch.failed_seats)
-        return not (owners == NOBODY).any()
+    def on_wrong(self, dispatch: Dispatch, lanes: list[Lane]) -> None:
+        """They gave answers that are not finite, where a second replica gave finite ones."""
+        for lane in lanes:
+            lane.quarantined = True
+            logger.error(
+                "%s at %s is quarantined: an answer of layer %d is not finite, a replica's is",
+                lane.seat,
+                lane.address,
+                dispatch.layer,
+            )
+        self._replan()
 
     def park(self, dispatch: Dispatch, pause_s: float) -> None:
         """Whoever waits is asked again when the plan changes, and after ``pause_s``: a refusal may have passed."""
@@ -215,6 +238,7 @@ class Router:
                 timer.cancel()
         if dispatch.error is not None:
             self.counters.failed_dispatches += 1
+        self.counters.faulty_rows += len(dispatch.faults)
 
     def _part(self, dispatch: Dispatch, epoch: EpochId, lane: Lane, routes: Routes) -> Part:
         num_rows = dispatch.x.shape[0]
@@ -245,7 +269,8 @@ class Router:
             return
         up = {lane.seat for lane in self._lanes.values() if lane.up}
         suspected = {lane.seat for lane in self._lanes.values() if lane.suspected}
-        plan = Plan(epoch.id, epoch.experts, up, self._snapshot[0], suspected)
+        quarantined = {lane.seat for lane in self._lanes.values() if lane.quarantined}
+        plan = Plan(epoch.id, epoch.experts, up, self._snapshot[0], suspected, quarantined)
         self._snapshot = (plan, tuple(self._lanes[member.seat, member.address] for member in epoch.experts))
         if epoch.complete and plan.covers_everything():
             self._ready.set()

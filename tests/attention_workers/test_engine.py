@@ -39,6 +39,7 @@ class Fleet:
         self.gates: queue.SimpleQueue[Gate] = queue.SimpleQueue()
         self.hold = False
         self.error: FleetError | None = None
+        self.faults: dict[int, FleetError] = {}  # by last token
         self.engine = Engine(Scheduler(self.pages, 32, 512), self.forward, micro_batches, 1)
         self.engine.start()
 
@@ -49,6 +50,8 @@ class Fleet:
             await gate
         if self.error is not None:
             raise self.error
+        for chunk in chunks:
+            chunk.sequence.fault = self.faults.get(chunk.sequence.tokens[-1])
         rows = [chunk.sequence.tokens[-1] + 1 for chunk in chunks if chunk.samples]
         return torch.nn.functional.one_hot(torch.tensor(rows, dtype=torch.int64) % VOCAB, VOCAB).float() * 50
 
@@ -124,6 +127,21 @@ def test_a_failed_step_fails_its_sequences_and_the_engine_lives(fleet: Fleet) ->
     fleet.error = None
     _, updates = fleet.submit(3)
     assert drain(updates)[1] == "length"
+
+
+def test_a_row_without_an_output_ends_its_sequence_alone(fleet: Fleet) -> None:
+    fleet.hold = True
+    fleet.faults = {32: FleetError(Code.NON_FINITE, "infinite")}
+    _, first = fleet.submit(10)
+    gate = fleet.gates.get(timeout=10)
+    others = [fleet.submit(start)[1] for start in (30, 20)]
+    fleet.hold = False
+    gate.open.set()
+    assert drain(others[0]) == ([31, 32], fleet.faults[32])
+    assert drain(others[1]) == ([21, 22, 23, 24, 25], "length")
+    assert drain(first) == ([11, 12, 13, 14, 15], "length")
+    assert fleet.pages.num_free == 32
+    assert fleet.engine.counters.failed_sequences == 1
 
 
 def test_a_bug_in_a_step_is_answered_as_internal(fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:

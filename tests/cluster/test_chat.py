@@ -114,6 +114,14 @@ def test_the_table_says_what_is_missing(url: str) -> None:
     assert lines[2] == "not ready: expert-1 lost"
 
 
+def test_the_table_says_who_is_quarantined_and_by_whom() -> None:
+    workers = [WORKER | {"quarantined_by": ["attention-0", "attention-2"]}, WORKER | {"seat": "expert-1"}]
+    text = render({"workers": workers, "ready": True, "coverage": 1.0, "settled": True}, as_json=False)
+    (line,) = [line for line in text.splitlines() if "quarantined" in line]
+    assert line.startswith("expert-0 is quarantined by attention-0, attention-2: ")
+    assert line.endswith("expertfleet drain expert-0")
+
+
 def test_an_address_that_is_no_fleet_is_one_line(url: str) -> None:
     with pytest.raises(ClusterError, match="/nowhere/health answered with status 404; is it a fleet's address"):
         fetch_status(f"{url}/nowhere")

@@ -101,6 +101,19 @@ def test_a_controller_that_stood_still_blames_nobody() -> None:
     assert book.expire(21.0) == []
 
 
+def test_who_is_quarantined_is_a_process_not_a_seat() -> None:
+    book = SeatBook(SHAPE, WANTED, 3.0)
+    take(book, "expert-1", pid=8)
+    accuser = take(book, "attention-0", pid=9)
+    told = report("attention-0", "ready")
+    told.quarantined.append("127.0.0.1:8")
+    book.report(accuser, told, 0.0)
+    assert book.quarantined_by(book.seats["expert-1"]) == ["attention-0"]
+    assert not book.quarantined_by(book.seats["expert-0"])
+    take(book, "expert-1", pid=10)
+    assert not book.quarantined_by(book.seats["expert-1"])
+
+
 def test_missing_is_empty_only_when_every_expert_and_an_attention_worker_are_ready() -> None:
     book = SeatBook(SHAPE, WANTED, 3.0)
     assert book.missing().startswith("no attention worker is ready; 30 of 30 experts have no live replica")

@@ -232,7 +232,6 @@ def test_answers_what_it_holds(shard: str, checkpoint: Checkpoint, transport: st
         ({"rows": torch.zeros(3, 256)}, Code.WRONG_DTYPE),
         ({"rows": torch.zeros(3, 64).bfloat16()}, Code.BAD_FRAME),
         ({"deadline_us": 0}, Code.EXPIRED),
-        ({"rows": torch.full((3, 256), float("nan")).bfloat16()}, Code.NON_FINITE),
     ],
 )
 def test_what_does_not_fit_is_refused_by_type_and_the_lane_lives(
@@ -246,6 +245,23 @@ def test_what_does_not_fit_is_refused_by_type_and_the_lane_lives(
     assert (refused.frame_id, refused.code) == (7, code)
     assert refused.message
     assert isinstance(fine, Result)
+
+
+def test_a_row_that_is_not_finite_is_answered_beside_the_others(
+    shard: str, checkpoint: Checkpoint, transport: str
+) -> None:
+    rows = torch.randn(3, checkpoint.config.hidden_size).bfloat16()
+    spoiled = rows.clone()
+    spoiled[1, 7] = float("nan")
+
+    async def conversation(client: Client) -> tuple[Result | Error, Result | Error]:
+        return await client.ask(client.frame(7, rows=rows)), await client.ask(client.frame(8, rows=spoiled))
+
+    clean, mixed = talk(shard, checkpoint, conversation, transport)
+    assert isinstance(clean, Result)
+    assert isinstance(mixed, Result)
+    assert torch.isfinite(mixed.rows).all(1).tolist() == [True, False, True, True]
+    assert torch.equal(mixed.rows[[0, 2, 3]], clean.rows[[0, 2, 3]])
 
 
 def test_truncated_and_alien_frames_are_refused(shard: str, checkpoint: Checkpoint, transport: str) -> None:

@@ -42,7 +42,16 @@ def test_status_lists_workers_and_this_gateway(rig: Any) -> None:
     )
     rig.controller.workers = [
         pb.WorkerStatus(role="controller", seat="controller", pid=3, state="ready"),
-        pb.WorkerStatus(role="expert", seat="expert-0", pid=4, node="x", state="ready", report=report, num_experts=16),
+        pb.WorkerStatus(
+            role="expert",
+            seat="expert-0",
+            pid=4,
+            node="x",
+            state="ready",
+            report=report,
+            num_experts=16,
+            quarantined_by=["attention-0"],
+        ),
         pb.WorkerStatus(role="gateway", seat="gateway-0", pid=1, state="ready"),
     ]
     status = rig.admin.get("/status").json()
@@ -53,6 +62,7 @@ def test_status_lists_workers_and_this_gateway(rig: Any) -> None:
         "seat": "expert-0", "pid": 4, "node": "x", "state": "ready", "epoch": "1.4", "numerics": "n", "experts": 16,
         "bytes": 70, "tokens": 11,
     }  # fmt: skip
+    assert expert["quarantined_by"] == ["attention-0"]
     assert by_role["gateway"]["pid"] == os.getpid()
     assert status["ready"]
 

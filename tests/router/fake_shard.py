@@ -25,6 +25,7 @@ class FakeShard:
         self.pause.set()
         self.piece_routes = 1000
         self.break_after_piece = False
+        self.broken_experts: set[int] = set()  # answer what is not finite
         self.frames: list[Dispatch] = []
         self.cancelled: list[int] = []
 
@@ -57,6 +58,7 @@ class FakeShard:
         rows = expected_rows(
             frame.rows[frame.route_rows.astype(np.int64)], torch.from_numpy(frame.route_experts.astype(np.int64))
         )
+        rows[np.isin(frame.route_experts, list(self.broken_experts))] = float("inf")
         for first in range(0, len(rows), self.piece_routes):
             piece = rows[first : first + self.piece_routes].contiguous()
             await context.write(encode_result(frame.frame_id, first, len(rows), piece))

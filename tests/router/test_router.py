@@ -157,7 +157,7 @@ def test_pieces_are_put_together(fleet: Fleet) -> None:
     assert torch.equal(fleet.outcome(dispatch), expected)
 
 
-@pytest.mark.parametrize("code", [Code.NOT_HELD, Code.STALE_EPOCH, Code.DRAINING, Code.OVERLOADED, Code.NON_FINITE])
+@pytest.mark.parametrize("code", [Code.NOT_HELD, Code.STALE_EPOCH, Code.DRAINING, Code.OVERLOADED])
 def test_a_refusing_shard_is_replaced_by_its_replica(fleet: Fleet, code: Code) -> None:
     fleet.add_shards(2)
     fleet.commit(lambda layer, expert: [0, 1])
@@ -277,18 +277,6 @@ def test_a_holder_that_refuses_or_is_silent_is_not_waited_for_any_longer(refuses
         fleet.outcome(fleet.ask()[0], 5.0)
     fleet.io.post(fleet.shards[0].pause.set)
     fleet.close()
-
-
-def test_non_finite_everywhere_fails_the_dispatch(fleet: Fleet) -> None:
-    fleet.add_shards(2)
-    fleet.commit(lambda layer, expert: [0, 1])
-    assert fleet.wait_usable()
-    for shard in fleet.shards:
-        shard.refuse = FleetError(Code.NON_FINITE, "nan")
-    dispatch, _ = fleet.ask()
-    with pytest.raises(FleetError, match="nan") as caught:
-        fleet.outcome(dispatch)
-    assert caught.value.code is Code.NON_FINITE
 
 
 def test_bad_requests_are_not_retried(fleet: Fleet) -> None:
