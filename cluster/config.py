@@ -10,6 +10,7 @@ from typing import Literal
 from ..attention_workers.config import AttentionConfig
 from ..expert_workers.config import BackendSetting, ExpertConfig
 from ..gateway.config import GatewayConfig
+from ..gateway.resumption import OnInexact
 from ..membership.wire import WireSettings
 from ..settings.reader import option, within
 
@@ -58,6 +59,11 @@ class FleetConfig(WireSettings):
         "seconds that a layer waits for an expert which no live shard holds, before its requests end with an error",
     )
     worker_wait_s: float = option(30.0, "seconds that a request waits for an attention worker when all are lost")
+    on_inexact: OnInexact = option(
+        "fail",
+        "an answer that can only go on in another numerics class, with other last bits: fail ends it with an error, "
+        "continue goes on and says so",
+    )
     keep_alive_s: float = option(15.0, "seconds of silence after which a stream gets a comment line")
     drain_s: float = option(30.0, "seconds that running requests may take after SIGTERM")
     api_key: tuple[str, ...] = option((), "keys that clients must present; none: open to all", secret=True)
@@ -151,6 +157,7 @@ class FleetConfig(WireSettings):
             api_key=self.api_key,
             keep_alive_s=self.keep_alive_s,
             worker_wait_s=self.worker_wait_s,
+            on_inexact=self.on_inexact,
             drain_s=self.drain_s,
             tls_dir=self.tls_dir,
             cluster_token=self.cluster_token,

@@ -65,7 +65,8 @@ class Answer:
         self.reader = reader
         self.num_tokens = 0
         self.num_cached_tokens = 0
-        self.numerics = ""
+        self.numerics = ""  # of the newest token
+        self.num_inexact = 0  # times that it changed
         self.finish_reason: str | None = None
         self._ending = ending
         self._stops = StopStrings(ending.stops, keep=ending.keep_stop)
@@ -76,7 +77,10 @@ class Answer:
         """The events of one reply; ``finish_reason`` is set when the answer is over, even if the worker would go on."""
         self._check(reply)
         if reply.seat:
-            self.numerics, self.num_cached_tokens = reply.numerics, reply.num_cached_tokens
+            self.num_cached_tokens = reply.num_cached_tokens
+        if reply.numerics:
+            self.num_inexact += bool(self.numerics)
+            self.numerics = reply.numerics
         events: list[Event] = []
         for index, token_id in enumerate(reply.token_ids):
             self._take(token_id, reply.logprobs[index] if self._wants_logprobs else None, events.append)

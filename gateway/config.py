@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..membership.wire import WireSettings
 from ..settings.reader import check_address, option, within
+from .resumption import OnInexact, Resumption
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,11 @@ class GatewayConfig(WireSettings):
     keep_alive_s: float = option(15.0, "seconds of silence after which a stream gets a comment line")
     first_chunk_s: float = option(0.5, "seconds a stream waits for the first token before its headers go out")
     worker_wait_s: float = option(30.0, "seconds that a request waits for an attention worker when all are lost")
+    on_inexact: OnInexact = option(
+        "fail",
+        "an answer that can only go on in another numerics class, with other last bits: fail ends it with an error, "
+        "continue goes on and says so",
+    )
     drain_s: float = option(30.0, "seconds that running requests may take after SIGTERM")
     retry_after_s: int = option(2, "the Retry-After of answers 429 and 503, in seconds")
     access_log: bool = option(False, "one log line a request")
@@ -53,6 +59,10 @@ class GatewayConfig(WireSettings):
             raise ValueError("served_model_name: an empty name")
         if any(not key for key in self.api_key):
             raise ValueError("api_key: an empty key")
+
+    @property
+    def resumption(self) -> Resumption:
+        return Resumption(self.worker_wait_s, self.on_inexact)
 
     @property
     def model_names(self) -> tuple[str, ...]:

@@ -2,8 +2,8 @@
 
 Knows nothing of text. 1. Pick a worker and stream its replies. 2. If it refuses before the first token, try one other.
 3. If it is lost, or fails later, hand prompt and tokens so far to another worker of the same numerics class, which continues
-identically; each process is tried once. 4. If there is none, wait a while for one to come; then the worker's error is the
-sequence's.
+identically; each process is tried once. 4. If only those of another class are left, the sequence ends, or goes on there and says
+so, as ``on_inexact`` has it. 5. If there is none at all, wait a while for one to come; then the worker's error is the sequence's.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ import grpc
 from ..proto.errors import Code, FleetError, from_details
 from ..proto.generated import generate_pb2 as pb
 from .backend import Backend, Worker
+from .resumption import Resumption
 
 _log = logging.getLogger(__name__)
 # What another worker may not suffer from; anything else lies in the request itself.
@@ -36,10 +37,13 @@ _GRACE_S = 1.0
 
 
 async def replies(
-    backend: Backend, request: pb.GenerateRequest, worker_wait_s: float
+    backend: Backend, request: pb.GenerateRequest, resumption: Resumption
 ) -> AsyncGenerator[pb.GenerateReply, None]:
-    """Every token exactly once; raises FleetError. Closing the generator cancels the call at the worker."""
-    sequence = _Sequence(backend, request, worker_wait_s)
+    """Every token exactly once; raises FleetError. Closing the generator cancels the call at the worker.
+
+    A reply names a numerics class if it is the first one, or if its tokens are of another class than those before.
+    """
+    sequence = _Sequence(backend, request, resumption)
     while True:
         worker = await sequence.pick()
         try:
@@ -53,34 +57,60 @@ async def replies(
 
 
 class _Sequence:
-    def __init__(self, backend: Backend, request: pb.GenerateRequest, worker_wait_s: float) -> None:
+    def __init__(self, backend: Backend, request: pb.GenerateRequest, resumption: Resumption) -> None:
         self._backend = backend
         self._request = request
-        self._worker_wait_s = worker_wait_s
+        self._resumption = resumption
+        self._numerics = ""  # of the newest token
         self._tried: set[Worker] = set()
+        self._of_other_class: set[Worker] = set()  # they serve, but would not continue identically
         self._failure: FleetError | None = None
         self._ends_at = asyncio.get_running_loop().time() + request.deadline_s if request.deadline_s else None
 
     async def pick(self) -> Worker:
         """Waits for one, if all that there are have failed; a worker that was started again counts as another."""
         loop = asyncio.get_running_loop()
-        give_up = loop.time() + self._worker_wait_s
+        give_up = loop.time() + self._resumption.worker_wait_s
         while True:
             try:
                 return self._pick_now()
             except FleetError as error:
-                if loop.time() >= give_up:
-                    raise self._failure or error from None
+                if self._is_inexact_for_good or loop.time() >= give_up:
+                    raise self._why_not(error) from None
             ends_at = give_up if self._ends_at is None else min(give_up, self._ends_at)
             await self._backend.wait_for_update(ends_at - loop.time())
             self._set_deadline()
 
     def _pick_now(self) -> Worker:
-        return self._backend.pick(
-            self._request.prompt_ids,
-            salt=self._request.cache_salt,
-            numerics=self._request.numerics.partition("/")[0],
-            avoid=self._tried,
+        request = self._request
+        request.numerics = self._numerics
+        try:
+            avoid = self._tried | self._of_other_class
+            attention_class = self._numerics.partition("/")[0]
+            return self._backend.pick(
+                request.prompt_ids, salt=request.cache_salt, numerics=attention_class, avoid=avoid
+            )
+        except FleetError:
+            if self._resumption.on_inexact == "fail" or not self._numerics:
+                raise
+        worker = self._backend.pick(request.prompt_ids, salt=request.cache_salt, avoid=self._tried)
+        request.numerics = ""
+        return worker
+
+    @property
+    def _is_inexact_for_good(self) -> bool:
+        """The workers of the right class have come to another one; waiting would not bring it back."""
+        return self._failure is not None and self._failure.code is Code.WRONG_NUMERICS and bool(self._numerics)
+
+    def _why_not(self, error: FleetError) -> FleetError:
+        """``error`` says that there is no worker to pick."""
+        others = [worker for worker in self._backend.workers if worker not in self._tried]
+        if not (self._numerics and others):
+            return self._failure or error
+        return FleetError(
+            Code.WRONG_NUMERICS,
+            f"only workers of another numerics class than {self._numerics!r}, in which the answer was begun, are left to "
+            f"continue it ({self._failure}); a gateway with --on-inexact continue would go on with other last bits",
         )
 
     async def run_on(self, worker: Worker) -> AsyncGenerator[pb.GenerateReply, None]:
@@ -100,7 +130,10 @@ class _Sequence:
 
     def give_up_or_go_on(self, worker: Worker, error: FleetError) -> None:
         started = bool(self._request.generated_ids)
-        self._tried.add(worker)
+        if error.code is not Code.WRONG_NUMERICS:
+            self._tried.add(worker)
+        elif started:
+            self._of_other_class.add(worker)
         tried_enough = not started and self._failure is not None and error.code not in _GONE
         if error.code not in _HOPEFUL or tried_enough:
             raise error
@@ -111,10 +144,13 @@ class _Sequence:
         )
 
     def _note(self, reply: pb.GenerateReply, is_resumption: bool) -> None:
-        if reply.numerics and not self._request.numerics:
-            self._request.numerics = reply.numerics
         if is_resumption:
             reply.seat = ""  # the first reply has said what the client is told
+        if reply.numerics == self._numerics:
+            reply.numerics = ""
+        elif reply.numerics:
+            self._numerics = reply.numerics
+            self._of_other_class.clear()
         self._request.generated_ids.extend(reply.token_ids)
 
     def _set_deadline(self) -> None:

@@ -48,9 +48,12 @@ class Metrics:
         self.success = Counter(
             "vllm:request_success", "Answers by how they ended.", (*label, "finished_reason"), registry=own
         )
+        self.inexact = Counter(
+            "expertfleet_inexact_continuations", "Answers that went on in another numerics class.", label, registry=own
+        )
         self.http = Counter("http_requests", "HTTP requests.", ("method", "handler", "status"), registry=own)
-        for gauge in (self.running, self.waiting):
-            gauge.labels(model_name)
+        for metric in (self.running, self.waiting, self.inexact):
+            metric.labels(model_name)
 
     def watch(self, model_name: str, num_prompt_tokens: int) -> "Watch":
         return Watch(self, model_name, num_prompt_tokens)
@@ -90,6 +93,9 @@ class Watch:
         self._num_tokens += num_tokens
         self._metrics.num_delivered += num_tokens
         self._metrics.generation_tokens.labels(self._name).inc(num_tokens)
+
+    def inexact_continuation(self) -> None:
+        self._metrics.inexact.labels(self._name).inc()
 
     def end(self, reasons: Sequence[str]) -> None:
         gauge = self._metrics.running if self._last else self._metrics.waiting

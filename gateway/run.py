@@ -18,15 +18,16 @@ from .errors import ApiError, from_fleet
 from .generation import replies
 from .job import Job
 from .metrics import Metrics, Watch
+from .resumption import Resumption
 
 _log = logging.getLogger(__name__)
 
 
 class Run:
     def __init__(
-        self, job: Job, answers: Sequence[Answer], backend: Backend, metrics: Metrics, worker_wait_s: float
+        self, job: Job, answers: Sequence[Answer], backend: Backend, metrics: Metrics, resumption: Resumption
     ) -> None:
-        self._worker_wait_s = worker_wait_s
+        self._resumption = resumption
         self._job = job
         self._answers = answers
         self._backend = backend
@@ -63,14 +64,21 @@ class Run:
             for event in item[1]:
                 yield item[0], event
 
+    @property
+    def num_inexact(self) -> int:
+        """How often an answer has changed its numerics class so far."""
+        return sum(answer.num_inexact for answer in self._answers)
+
     def abort(self, error: ApiError) -> None:
         self._queue.put_nowait(error)
 
     async def _pump(self, index: int) -> None:
         answer = self._answers[index]
         try:
-            async with aclosing(replies(self._backend, self._job.sequences[index], self._worker_wait_s)) as stream:
+            async with aclosing(replies(self._backend, self._job.sequences[index], self._resumption)) as stream:
                 async for reply in stream:
+                    if reply.numerics and answer.numerics:
+                        self._watch.inexact_continuation()
                     self._take(index, answer.push(reply), len(reply.token_ids))
                     if answer.finish_reason is not None:
                         return

@@ -33,6 +33,7 @@ from .run import Run
 from .schemas import ChatRequest, CompletionRequest, parse
 from .stream import EventFrames
 
+INEXACT_HEADER = "x-expertfleet-inexact-continuations"
 _EVERY_ADDRESS = ("0.0.0.0", "::", "")
 _DRAWN_SEATS = 10**8
 
@@ -103,11 +104,13 @@ class Service:
     async def _respond(self, http: Request, job: Job, answers: list[Answer], form: AnyFormat) -> Response:
         headers = {IGNORED_HEADER: ", ".join(job.ignored)} if job.ignored else {}
         async with AsyncExitStack() as stack:
-            run = Run(job, answers, self.backend, self.metrics, self.config.worker_wait_s)
+            run = Run(job, answers, self.backend, self.metrics, self.config.resumption)
             stack.enter_context(self.drain.track(run))
             await stack.enter_async_context(run)
             if not job.request.stream:
                 events = await unless_gone(http.receive, _collect(run, len(answers)))
+                if run.num_inexact:
+                    headers[INEXACT_HEADER] = str(run.num_inexact)
                 return JSONResponse(form.whole(events), headers=headers)
             frames = EventFrames(run, form, self.config.keep_alive_s)
             stack.push_async_callback(frames.close)

@@ -1,7 +1,8 @@
 """Server-sent events: a running request as a stream of frames.
 
 Knows nothing of the frames' contents. The headers go out with the first token or after a short wait without one, so that a
-request refused at once gets its HTTP status; later errors are a last frame. Silence is filled with comment lines.
+request refused at once gets its HTTP status; later errors are a last frame. Silence is filled with comment lines, and one
+before the end says so if an answer changed its numerics class.
 """
 
 import asyncio
@@ -15,6 +16,7 @@ from .run import Run
 
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
+INEXACT = b": inexact-continuations %d\n\n"
 
 
 class Format(Protocol):
@@ -31,6 +33,7 @@ class EventFrames:
     """``begin`` may raise the request's error; after it ``frames`` never raises."""
 
     def __init__(self, run: Run, format: Format, keep_alive_s: float) -> None:
+        self._run = run
         self._events = run.events()
         self._format = format
         self._keep_alive_s = keep_alive_s
@@ -48,6 +51,8 @@ class EventFrames:
                 yield frame(chunk)
             async for piece in self._token_frames():
                 yield piece
+            if self._run.num_inexact:
+                yield INEXACT % self._run.num_inexact
             yield b"".join(map(frame, self._format.closing())) + DONE
         except ApiError as error:
             yield frame(error.body)

@@ -1,12 +1,14 @@
 """A sequence carried over its worker's failure, told as one answer."""
 
+import json
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from expertfleet.proto.errors import Code
+from expertfleet.proto.errors import Code, FleetError
 
 LONG = "one two three four five six seven eight<|im_end|>"
 
@@ -111,8 +113,123 @@ def test_a_continuation_stays_in_its_numerics_class(trio: Any, scripts: Any) -> 
     scripts.until(lambda: fleet.epoch.id.counter == trio.controller.epoch.id.counter)
     response = trio.chat()
     assert response.status_code == 503
-    assert response.json()["error"]["message"] == "worker died"
+    error = response.json()["error"]
+    assert error["code"] == "wrong_numerics"
+    assert "another numerics class than 'class-" in error["message"]
+    assert "(worker died)" in error["message"]
     assert len(by_requests(trio)) == 1
+
+
+def changing(rig: Any, scripts: Any, ids: list[int]) -> None:
+    """The only worker comes to another class after three tokens, and refuses to continue what was begun in the first."""
+    (worker,) = rig.workers
+
+    async def script(request: Any) -> Any:
+        if request.numerics not in ("", worker.numerics):
+            raise FleetError(Code.WRONG_NUMERICS, "the sequence was begun in another class")
+        if request.generated_ids:
+            async for reply in scripts.say(ids)(request):
+                yield reply
+            return
+        async for reply in scripts.fail(Code.WRONG_NUMERICS, "no longer", after=ids[:3])(request):
+            yield reply
+            worker.numerics = "fake-1/second"
+
+    worker.numerics, worker.script = "fake-1/first", script
+
+
+@pytest.fixture
+def careless(model_dir: Any, scripts: Any) -> Iterator[Any]:
+    """A gateway that goes on in another class."""
+    rig = scripts.Rig(model_dir, on_inexact="continue", worker_wait_s=20.0)
+    yield rig
+    rig.close()
+
+
+def inexact_continuations(rig: Any) -> float:
+    lines = rig.admin.get("/metrics").text.splitlines()
+    (line,) = [line for line in lines if line.startswith("expertfleet_inexact_continuations_total")]
+    return float(line.split()[-1])
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_by_default_an_answer_ends_with_its_numerics_class_at_once(model_dir: Any, scripts: Any, stream: bool) -> None:
+    rig = scripts.Rig(model_dir, worker_wait_s=60.0)
+    try:
+        changing(rig, scripts, rig.text.ids(LONG))
+        response = rig.chat(stream=stream)
+        text = response.text if stream else response.json()["error"]["message"]
+        assert response.status_code == (200 if stream else 503)
+        assert "another numerics class than 'fake-1/first'" in text
+        assert ("[DONE]" in text) is False
+        assert len(rig.worker.requests) == 1
+        assert inexact_continuations(rig) == 0
+    finally:
+        rig.close()
+
+
+def test_an_answer_that_goes_on_in_another_class_says_so(careless: Any, scripts: Any) -> None:
+    ids = careless.text.ids(LONG)
+    changing(careless, scripts, ids)
+    response = careless.chat(return_token_ids=True)
+    body = response.json()
+    assert body["choices"][0]["token_ids"] == ids
+    assert body["usage"]["inexact_continuations"] == 1
+    assert body["system_fingerprint"] == "fake-1/second"
+    assert response.headers["x-expertfleet-inexact-continuations"] == "1"
+    assert [request.numerics for request in careless.worker.requests] == ["", ""]
+    assert inexact_continuations(careless) == 1
+
+
+def test_a_stream_that_goes_on_in_another_class_says_so(careless: Any, scripts: Any) -> None:
+    changing(careless, scripts, careless.text.ids(LONG))
+    response = careless.chat(stream=True, stream_options={"include_usage": True})
+    lines = [line for line in response.text.split("\n\n") if line]
+    assert lines[-3] == ": inexact-continuations 1"
+    assert json.loads(lines[-2][6:])["usage"]["inexact_continuations"] == 1
+    assert "x-expertfleet-inexact-continuations" not in response.headers
+    chunks = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    assert list(dict.fromkeys(chunk["system_fingerprint"] for chunk in chunks if chunk["choices"])) == [
+        "fake-1/first", "fake-1/second"
+    ]  # fmt: skip
+
+
+def test_an_answer_that_can_go_on_exactly_does_so_whatever_is_allowed(model_dir: Any, scripts: Any) -> None:
+    rig = scripts.Rig(model_dir, num_workers=3, on_inexact="continue", worker_wait_s=20.0)
+    try:
+        ids = rig.text.ids(LONG)
+        rig.says(LONG)
+        first, same, other = rig.workers
+        first.script = scripts.fail(Code.LANE_LOST, after=ids[:3])
+        other.numerics = "fake-2"
+        rig.controller.publish([first])
+        scripts.until(lambda: len(rig.gateway.service.backend.workers) == 1)
+        answer = ThreadPoolExecutor(1).submit(rig.chat, return_token_ids=True)
+        scripts.until(lambda: len(first.requests) == 1)
+        rig.controller.publish([first, other, same])
+        response = answer.result(10)
+        assert response.json()["choices"][0]["token_ids"] == ids
+        assert [len(worker.requests) for worker in rig.workers] == [1, 1, 0]
+        assert same.requests[0].numerics == "fake-1"
+        assert "inexact_continuations" not in response.json()["usage"]
+        assert "x-expertfleet-inexact-continuations" not in response.headers
+    finally:
+        rig.close()
+
+
+def test_what_has_no_token_yet_begins_anew_in_the_class_that_there_is(rig: Any, scripts: Any) -> None:
+    ids = rig.text.ids(LONG)
+    breaking = scripts.fail(Code.WRONG_NUMERICS)
+
+    async def break_first(request: Any) -> Any:
+        script = breaking if len(rig.worker.requests) == 1 else scripts.say(ids)
+        async for reply in script(request):
+            yield reply
+
+    rig.worker.script = break_first
+    response = rig.chat(return_token_ids=True)
+    assert response.json()["choices"][0]["token_ids"] == ids
+    assert "inexact_continuations" not in response.json()["usage"]
 
 
 def test_when_every_worker_breaks_the_error_comes_out(trio: Any, scripts: Any) -> None:
