@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import grpc
 
+from ..proto.admission import ADMITTED
 from ..proto.errors import Code, FleetError
 from ..proto.generated import generate_pb2, generate_pb2_grpc, membership_pb2
 from .engine import Engine
@@ -59,7 +60,9 @@ class GenerateService(generate_pb2_grpc.AttentionWorkerServicer):
         self, request: generate_pb2.GenerateRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[generate_pb2.GenerateReply]:
         try:
-            async with aclosing(self._generate(request)) as replies:
+            numerics = self._admit(request)
+            await context.send_initial_metadata(((ADMITTED, self._seat),))
+            async with aclosing(self._generate(request, numerics)) as replies:
                 async for reply in replies:
                     yield reply
         except FleetError as error:
@@ -76,9 +79,9 @@ class GenerateService(generate_pb2_grpc.AttentionWorkerServicer):
         return membership_pb2.DrainReply(finished=await self._drain(request.timeout_s))
 
     async def _generate(
-        self, request: generate_pb2.GenerateRequest
+        self, request: generate_pb2.GenerateRequest, numerics: str
     ) -> AsyncGenerator[generate_pb2.GenerateReply, None]:
-        numerics = self._admit(request)
+        """Raises FleetError when tokens of another class than ``numerics`` come."""
         loop = asyncio.get_running_loop()
         updates: asyncio.Queue[Update] = asyncio.Queue()
         sequence = make_sequence(request, lambda update: _hand_over(loop, updates, update))

@@ -64,6 +64,9 @@ class FleetConfig(WireSettings):
         "an answer that can only go on in another numerics class, with other last bits: fail ends it with an error, "
         "continue goes on and says so",
     )
+    max_worker_deaths: int = option(
+        2, "attention workers that may die in a row while a request runs on them, before it ends with an error"
+    )
     keep_alive_s: float = option(15.0, "seconds of silence after which a stream gets a comment line")
     drain_s: float = option(30.0, "seconds that running requests may take after SIGTERM")
     api_key: tuple[str, ...] = option((), "keys that clients must present; none: open to all", secret=True)
@@ -158,6 +161,7 @@ class FleetConfig(WireSettings):
             keep_alive_s=self.keep_alive_s,
             worker_wait_s=self.worker_wait_s,
             on_inexact=self.on_inexact,
+            max_worker_deaths=self.max_worker_deaths,
             drain_s=self.drain_s,
             tls_dir=self.tls_dir,
             cluster_token=self.cluster_token,

@@ -35,6 +35,9 @@ class GatewayConfig(WireSettings):
         "an answer that can only go on in another numerics class, with other last bits: fail ends it with an error, "
         "continue goes on and says so",
     )
+    max_worker_deaths: int = option(
+        2, "attention workers that may die in a row while a request runs on them, before it ends with an error"
+    )
     drain_s: float = option(30.0, "seconds that running requests may take after SIGTERM")
     retry_after_s: int = option(2, "the Retry-After of answers 429 and 503, in seconds")
     access_log: bool = option(False, "one log line a request")
@@ -51,6 +54,7 @@ class GatewayConfig(WireSettings):
         within("keep_alive_s", self.keep_alive_s, 0.05, 3600)
         within("first_chunk_s", self.first_chunk_s, 0, 60)
         within("worker_wait_s", self.worker_wait_s, 0, 86400)
+        within("max_worker_deaths", self.max_worker_deaths, 1, 1000)
         within("drain_s", self.drain_s, 0, 86400)
         within("retry_after_s", self.retry_after_s, 1, 3600)
         if self.max_model_len is not None:
@@ -62,7 +66,7 @@ class GatewayConfig(WireSettings):
 
     @property
     def resumption(self) -> Resumption:
-        return Resumption(self.worker_wait_s, self.on_inexact)
+        return Resumption(self.worker_wait_s, self.on_inexact, self.max_worker_deaths)
 
     @property
     def model_names(self) -> tuple[str, ...]:

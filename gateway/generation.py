@@ -4,17 +4,22 @@ Knows nothing of text. 1. Pick a worker and stream its replies. 2. If it refuses
 3. If it is lost, or fails later, hand prompt and tokens so far to another worker of the same numerics class, which continues
 identically; each process is tried once. 4. If only those of another class are left, the sequence ends, or goes on there and says
 so, as ``on_inexact`` has it. 5. If there is none at all, wait a while for one to come; then the worker's error is the sequence's.
+A sequence under which too many workers died in a row ends, as it may have killed them.
 """
 
 import asyncio
+import hashlib
 import logging
+from array import array
 from collections.abc import AsyncGenerator
 
 import grpc
 
+from ..proto.admission import ADMITTED
 from ..proto.errors import Code, FleetError, from_details
 from ..proto.generated import generate_pb2 as pb
 from .backend import Backend, Worker
+from .deaths import Deaths
 from .resumption import Resumption
 
 _log = logging.getLogger(__name__)
@@ -64,6 +69,7 @@ class _Sequence:
         self._numerics = ""  # of the newest token
         self._tried: set[Worker] = set()
         self._of_other_class: set[Worker] = set()  # they serve, but would not continue identically
+        self._deaths = Deaths()
         self._failure: FleetError | None = None
         self._ends_at = asyncio.get_running_loop().time() + request.deadline_s if request.deadline_s else None
 
@@ -124,9 +130,28 @@ class _Sequence:
                     self._note(reply, is_resumption)
                     yield reply
             except grpc.aio.AioRpcError as error:
+                if _is_death(error) and ADMITTED in await call.initial_metadata():
+                    self._note_death(worker)
                 raise _typed(error) from error
             finally:
                 call.cancel()
+
+    def _note_death(self, worker: Worker) -> None:
+        """Raises FleetError WORKER_DEATHS when it was one too many."""
+        request = self._request
+        self._deaths.add(worker.seat, len(request.generated_ids))
+        seats = self._deaths.seats
+        if len(seats) < self._resumption.max_worker_deaths:
+            return
+        fingerprint = hashlib.sha256(array("I", request.prompt_ids).tobytes()).hexdigest()
+        _log.error(
+            "%s: ended, it was running when %s died; SHA-256 of its %d prompt ids: %s",
+            request.request_id, ", ".join(seats), len(request.prompt_ids), fingerprint,
+        )  # fmt: skip
+        raise FleetError(
+            Code.WORKER_DEATHS,
+            f"the request was running during {len(seats)} worker deaths in a row ({', '.join(seats)}); it is not tried again",
+        )
 
     def give_up_or_go_on(self, worker: Worker, error: FleetError) -> None:
         started = bool(self._request.generated_ids)
@@ -160,6 +185,14 @@ class _Sequence:
         if left_s <= 0:
             raise FleetError(Code.DEADLINE, f"the request's timeout of {self._request.deadline_s:g} s has passed")
         self._request.deadline_s = left_s
+
+
+def _is_death(error: grpc.aio.AioRpcError) -> bool:
+    """Whether the connection broke, rather than that the worker said anything."""
+    return (
+        error.code() is grpc.StatusCode.UNAVAILABLE
+        and from_details(error.code(), error.details()).code is Code.LANE_LOST
+    )
 
 
 def _typed(error: grpc.aio.AioRpcError) -> FleetError:

@@ -13,3 +13,4 @@ OnInexact = Literal["fail", "continue"]
 class Resumption:
     worker_wait_s: float  # for another worker, when there is none
     on_inexact: OnInexact  # when only workers of another numerics class are left
+    max_worker_deaths: int  # in a row, while it was running

@@ -34,6 +34,7 @@ class Code(enum.IntEnum):
     NOT_READY = 20
     UNAUTHENTICATED = 21
     CANCELLED = 22
+    WORKER_DEATHS = 23
 
 
 _STATUS = {
@@ -59,6 +60,7 @@ _STATUS = {
     Code.NOT_READY: grpc.StatusCode.UNAVAILABLE,
     Code.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
     Code.CANCELLED: grpc.StatusCode.CANCELLED,
+    Code.WORKER_DEATHS: grpc.StatusCode.ABORTED,
 }
 
 

@@ -58,7 +58,8 @@ class AttentionWorkerServicer(object):
     """
 
     def Generate(self, request, context):
-        """Continues one sequence until it ends; cancelling the call frees it at once.
+        """Continues one sequence until it ends; cancelling the call frees it at once. The initial metadata (proto/admission.py)
+        goes out when the worker has taken the sequence, before its first token.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

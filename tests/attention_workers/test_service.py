@@ -7,6 +7,7 @@ import pytest
 
 from expertfleet.attention_workers.sequence import Sequence, TokenOut
 from expertfleet.attention_workers.service import GenerateService, Limits, check_request
+from expertfleet.proto.admission import ADMITTED
 from expertfleet.proto.errors import Code, FleetError
 from expertfleet.proto.generated import generate_pb2 as pb
 
@@ -29,6 +30,23 @@ class FakeEngine:
         self.cancelled.append(sequence)
 
 
+class Aborted(Exception):
+    pass
+
+
+class Context:
+    """What a call's context is asked for."""
+
+    def __init__(self) -> None:
+        self.metadata: tuple[tuple[str, str], ...] = ()
+
+    async def send_initial_metadata(self, metadata: tuple[tuple[str, str], ...]) -> None:
+        self.metadata = metadata
+
+    async def abort(self, status: object, details: str) -> None:
+        raise Aborted(details)
+
+
 class Worker:
     def __init__(self) -> None:
         self.engine = FakeEngine()
@@ -44,7 +62,8 @@ class Worker:
 
     def generate(self, request: pb.GenerateRequest) -> list[pb.GenerateReply]:
         async def run() -> list[pb.GenerateReply]:
-            return [reply async for reply in self.service._generate(request)]
+            numerics = self.service._admit(request)
+            return [reply async for reply in self.service._generate(request, numerics)]
 
         return asyncio.run(run())
 
@@ -106,9 +125,25 @@ def test_a_caller_that_leaves_between_replies_frees_its_sequence() -> None:
     worker.engine.serve = lambda sequence: sequence.publish(([TokenOut(7, None, ())], ""))
 
     async def run() -> None:
-        replies = worker.service.Generate(make_request(), None)  # type: ignore[arg-type]
+        context = Context()
+        replies = worker.service.Generate(make_request(), context)  # type: ignore[arg-type]
         assert (await anext(replies)).token_ids == [7]
         await replies.aclose()  # type: ignore[attr-defined]
         assert worker.engine.cancelled == worker.engine.added
+        assert context.metadata == ((ADMITTED, "attention-0"),)
 
     asyncio.run(run())
+
+
+def test_what_is_refused_was_never_taken() -> None:
+    worker = Worker()
+    context = Context()
+
+    async def run() -> None:
+        replies = worker.service.Generate(make_request(max_tokens=0), context)  # type: ignore[arg-type]
+        with pytest.raises(Aborted, match="BAD_REQUEST: max_tokens"):
+            await anext(replies)
+
+    asyncio.run(run())
+    assert not context.metadata
+    assert not worker.engine.added

@@ -1,0 +1,20 @@
+"""Deaths in a row are those at about the same place of a sequence."""
+
+from expertfleet.gateway.deaths import Deaths
+
+
+def test_deaths_at_about_the_same_place_add_up() -> None:
+    deaths = Deaths()
+    for seat, num_tokens in (("a", 0), ("b", 0), ("c", 15), ("d", 30)):
+        deaths.add(seat, num_tokens)
+    assert deaths.seats == ["a", "b", "c", "d"]
+
+
+def test_who_went_on_well_beyond_begins_anew() -> None:
+    deaths = Deaths()
+    deaths.add("a", 500)
+    assert deaths.seats == ["a"]
+    deaths.add("b", 516)
+    assert deaths.seats == ["b"]
+    deaths.add("c", 531)
+    assert deaths.seats == ["b", "c"]
