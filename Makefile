@@ -1,5 +1,5 @@
-# dev sets up .venv; demo shows the thing at work; test, lint and check verify; proto writes the stubs;
-# bench-kernels times the experts' kernels.
+# dev sets up .venv and fetches Helm for the chart's tests; demo shows the thing at work; test, lint and check verify;
+# proto writes the stubs; bench-kernels times the experts' kernels.
 # On a machine with an NVIDIA GPU, `make clean dev CUDA=1` takes PyTorch's CUDA build (gigabytes), not the CPU build.
 PYTHON ?= python3
 CUDA ?=
@@ -13,7 +13,7 @@ ROOMS := attention_workers checkpoint cluster demo expert_workers gateway kernel
 
 dev: .venv/.installed
 
-.venv/.installed: pyproject.toml constraints.txt $(wildcard kernels/cpp/*)
+.venv/.installed: pyproject.toml constraints.txt tests/helm/fetch_helm.py $(wildcard kernels/cpp/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "expertfleet needs Python 3.11 or newer: make dev PYTHON=python3.12"; exit 1; }
 	@echo "setting up .venv (about two minutes the first time)"
@@ -27,6 +27,7 @@ else
 	@$(PIP) install -c constraints.txt setuptools
 	@$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev]'
 endif
+	@$(BIN)/python tests/helm/fetch_helm.py .venv/helm
 	@mkdir -p .link && ln -sfn .. .link/expertfleet
 	@touch $@
 

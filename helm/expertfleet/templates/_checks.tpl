@@ -1,0 +1,157 @@
+{{/*
+What the schema cannot say: combinations of values that could not work. Each check gives sentences that begin with the path of
+the value to change, one a line.
+*/}}
+
+{{- define "expertfleet.checkImage" -}}
+{{- if not .Values.image.repository }}
+image.repository: empty; name where you pushed the image
+{{- end }}
+{{- range $path, $tag := dict "image.tag" .Values.image.tag "gateway.image.tag" .Values.gateway.image.tag }}
+{{- if eq $tag "latest" }}
+{{ $path }}: latest names no version, so an upgrade could not be rolled back
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "expertfleet.checkSecrets" -}}
+{{- if not .Values.clusterToken.existingSecret }}
+clusterToken.existingSecret: empty; make one with kubectl create secret generic NAME --from-literal=token=$(openssl rand -hex 32) and name it
+{{- end }}
+{{- if and .Values.tls.existingSecret (ne .Values.lanes.pairTransport "none") }}
+lanes.pairTransport: {{ .Values.lanes.pairTransport }} does not encrypt; it cannot go with tls.existingSecret
+{{- end }}
+{{- end }}
+
+{{- define "expertfleet.checkModel" -}}
+{{- $model := .Values.model }}
+{{- $source := $model.source }}
+{{- if not $source }}
+model.source: empty; choose bundled, existingClaim, hostPath or pull
+{{- end }}
+{{- $places := dict "existingClaim" $model.existingClaim.name "hostPath" $model.hostPath.path "pull" $model.pull.url }}
+{{- $keys := dict "existingClaim" "name" "hostPath" "path" "pull" "url" }}
+{{- range $kind, $place := $places }}
+{{- if and $place (ne $kind $source) }}
+model.{{ $kind }}.{{ get $keys $kind }}: {{ $place }} is given, but model.source is {{ default "empty" $source }}
+{{- else if and (not $place) (eq $kind $source) }}
+model.{{ $kind }}.{{ get $keys $kind }}: empty, but model.source is {{ $source }}
+{{- end }}
+{{- end }}
+{{- if and (eq $source "pull") (not $model.subPath) }}
+model.subPath: empty; a pull needs a folder of its own in the volume
+{{- end }}
+{{- if and (eq $source "bundled") $model.subPath }}
+model.subPath: {{ $model.subPath }} is given, but model.source is bundled
+{{- end }}
+{{- end }}
+
+{{- define "expertfleet.checkGroups" -}}
+{{- $groups := include "expertfleet.groups" . | fromJsonArray }}
+{{- $seats := dict }}
+{{- $shards := 0 }}
+{{- $known := true }}
+{{- range $groups }}
+{{- $first := printf "%v" .firstSeat }}
+{{- if hasKey $seats $first }}
+{{ .path }}.firstSeat: {{ $first }} is {{ get $seats $first }}'s as well; give each group another multiple of 100
+{{- end }}
+{{- $_ := set $seats $first .path }}
+{{- if include "expertfleet.ownsReplicas" . }}
+{{- $shards = add $shards .replicas }}
+{{- if lt (int .replicas) (int .minReplicas) }}
+{{ .path }}.replicas: {{ .replicas }} are fewer than the {{ .minReplicas }} of {{ .path }}.minReplicas that hold the model
+{{- end }}
+{{- else }}
+{{- $known = false }}
+{{- end }}
+{{- include "expertfleet.checkScaling" (list .path .autoscaling) }}
+{{- if .autoscaling.enabled }}
+{{- if lt (int .autoscaling.minReplicas) (int .minReplicas) }}
+{{ .path }}.autoscaling.minReplicas: {{ .autoscaling.minReplicas }} are fewer than the {{ .minReplicas }} of {{ .path }}.minReplicas that hold the model
+{{- end }}
+{{- if and (eq .autoscaling.metric "expertfleet_wanted_expert_shards") (gt (len $groups) 1) }}
+{{ .path }}.autoscaling.metric: expertfleet_wanted_expert_shards counts the shards of all {{ len $groups }} groups; name a metric for this group alone
+{{- end }}
+{{- end }}
+{{- include "expertfleet.checkDevice" . }}
+{{- include "expertfleet.checkResources" (dict "path" .path "workers" . "gib" (ternary .settings.memoryGib nil (eq .settings.device "cpu")) "name" "memoryGib") }}
+{{- end }}
+{{- if and $known (gt (float64 .Values.expertReplicas) (float64 $shards)) }}
+expertReplicas: {{ .Values.expertReplicas }} copies of each expert want as many shards, but all groups together have {{ $shards }}
+{{- end }}
+{{- end }}
+
+{{/* Takes path and autoscaling. */}}
+{{- define "expertfleet.checkScaling" -}}
+{{- $path := index . 0 }}
+{{- with index . 1 }}
+{{- if and .enabled (lt (int .maxReplicas) (int .minReplicas)) }}
+{{ $path }}.autoscaling.maxReplicas: {{ .maxReplicas }} are fewer than the {{ .minReplicas }} of {{ $path }}.autoscaling.minReplicas
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "expertfleet.checkDevice" -}}
+{{- $device := .settings.device }}
+{{- $backend := .settings.backend }}
+{{- $gpus := dig "limits" "nvidia.com/gpu" 0 .resources | int }}
+{{- if and (eq $device "cpu") (eq $backend "triton") }}
+{{ .path }}.settings.backend: triton computes on a GPU, but {{ .path }}.settings.device is cpu
+{{- end }}
+{{- if and (ne $device "cpu") (not (has $backend (list "auto" "triton"))) }}
+{{ .path }}.settings.backend: {{ $backend }} computes on the CPU, but {{ .path }}.settings.device is {{ $device }}
+{{- end }}
+{{- if and (ne $device "cpu") (lt $gpus 1) }}
+{{ .path }}.settings.device: {{ $device }} wants nvidia.com/gpu in {{ .path }}.resources.limits
+{{- end }}
+{{- if and (eq $device "cpu") (gt $gpus 0) }}
+{{ .path }}.settings.device: cpu leaves the nvidia.com/gpu of {{ .path }}.resources.limits idle
+{{- end }}
+{{- end }}
+
+{{/* Takes path, workers, and the GiB that the process itself will fill (null: not known) with the name of their setting. */}}
+{{- define "expertfleet.checkResources" -}}
+{{- $path := .path }}
+{{- $requests := .workers.resources.requests }}
+{{- $limits := .workers.resources.limits }}
+{{- if ne (include "expertfleet.mib" $requests.memory) (include "expertfleet.mib" $limits.memory) }}
+{{ $path }}.resources.requests.memory: {{ $requests.memory }} is not the {{ $limits.memory }} of {{ $path }}.resources.limits.memory; memory that a worker fills must be its own
+{{- end }}
+{{- if gt (float64 .workers.settings.threads) (include "expertfleet.cpus" $limits.cpu | float64) }}
+{{ $path }}.settings.threads: {{ .workers.settings.threads }} are more than the {{ $limits.cpu }} CPUs of {{ $path }}.resources.limits.cpu
+{{- end }}
+{{- if not (kindIs "invalid" .gib) }}
+{{- if gt (mulf (addf .gib 2) 1024) (include "expertfleet.mib" $limits.memory | float64) }}
+{{ $path }}.settings.{{ .name }}: {{ .gib }} GiB and the 2 GiB that the process needs besides do not fit into the {{ $limits.memory }} of {{ $path }}.resources.limits.memory
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* A quantity of memory in MiB; the schema allows Mi, Gi and Ti. */}}
+{{- define "expertfleet.mib" -}}
+{{- $factor := get (dict "Mi" 1 "Gi" 1024 "Ti" 1048576) (. | trimAll "0123456789") -}}
+{{- mul (regexFind "^[0-9]+" .) $factor -}}
+{{- end }}
+
+{{/* A quantity of processors. */}}
+{{- define "expertfleet.cpus" -}}
+{{- $text := toString . -}}
+{{- if hasSuffix "m" $text -}}
+{{ divf (float64 (trimSuffix "m" $text)) 1000 }}
+{{- else -}}
+{{ $text }}
+{{- end -}}
+{{- end }}
+
+{{- define "expertfleet.checkRest" -}}
+{{- include "expertfleet.checkScaling" (list "gateway" .Values.gateway.autoscaling) }}
+{{- include "expertfleet.checkResources" (dict "path" "attention" "workers" .Values.attention "gib" .Values.attention.settings.cacheGib "name" "cacheGib") }}
+{{- $ingress := .Values.gateway.ingress }}
+{{- if and $ingress.enabled (not $ingress.hosts) }}
+gateway.ingress.hosts: empty, but gateway.ingress.enabled is true; name the hosts
+{{- end }}
+{{- if and .Values.metrics.serviceMonitor.enabled (not (.Capabilities.APIVersions.Has "monitoring.coreos.com/v1")) }}
+metrics.serviceMonitor.enabled: true, but this cluster has no monitoring.coreos.com/v1; install Prometheus' operator first (helm template wants --api-versions monitoring.coreos.com/v1)
+{{- end }}
+{{- end }}

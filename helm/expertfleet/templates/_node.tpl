@@ -1,0 +1,117 @@
+{{/*
+The StatefulSet of a group of attention workers or expert shards: each pod is a node of Ray, its ordinal is its seat. Takes root,
+role, name, workers, and for expert shards group and firstSeat.
+
+A pod that is told to end leaves by itself: others load what it holds, then its process ends. All that is awaited within the grace
+period, so scaling down, rolling over and draining a node lose no request. There is no liveness probe, as the process ends by
+itself when its node of Ray is gone.
+*/}}
+{{- define "expertfleet.nodeStatefulSet" -}}
+{{- $root := .root -}}
+{{- $workers := .workers -}}
+{{- $settings := $workers.settings -}}
+{{- $image := include "expertfleet.image" (dict "root" $root "device" $settings.device) -}}
+apiVersion: apps/v1
+kind: StatefulSet
+metadata:
+  name: {{ .name }}
+  labels:
+    {{- include "expertfleet.labels" . | nindent 4 }}
+spec:
+  {{- if include "expertfleet.ownsReplicas" $workers }}
+  replicas: {{ $workers.replicas }}
+  {{- end }}
+  serviceName: {{ .name }}
+  podManagementPolicy: Parallel
+  {{- with .firstSeat }}
+  ordinals:
+    start: {{ . }}
+  {{- end }}
+  # One pod after the other, each only when the one before serves again.
+  updateStrategy:
+    type: RollingUpdate
+  minReadySeconds: 5
+  selector:
+    matchLabels:
+      {{- include "expertfleet.selectorLabels" . | nindent 6 }}
+  template:
+    metadata:
+      {{- include "expertfleet.podMetadata" . | nindent 6 }}
+    spec:
+      {{- include "expertfleet.podStart" . | nindent 6 }}
+      {{- include "expertfleet.spread" . | nindent 6 }}
+      terminationGracePeriodSeconds: {{ add (ceil $settings.leaveS) (ceil $settings.drainS) 15 }}
+      {{- include "expertfleet.awaitModel" (dict "root" $root "image" $image) | trim | nindent 6 }}
+      containers:
+        - name: {{ .role }}
+          image: {{ $image }}
+          imagePullPolicy: {{ $root.Values.image.pullPolicy }}
+          args:
+            {{- include "expertfleet.nodeFlags" . | nindent 12 }}
+            {{- if eq .role "attention" }}
+            {{- include "expertfleet.flags" (dict "maxModelLen" $root.Values.model.maxModelLen) | trim | nindent 12 }}
+            # Pods share neither memory nor local sockets, even on one node.
+            - --no-local-lanes
+            {{- end }}
+          env:
+            {{- include "expertfleet.podAddress" $root | nindent 12 }}
+            - name: NODE_NAME
+              valueFrom:
+                fieldRef:
+                  fieldPath: spec.nodeName
+            - name: POD_INDEX
+              valueFrom:
+                fieldRef:
+                  fieldPath: metadata.labels['apps.kubernetes.io/pod-index']
+            - name: TRITON_CACHE_DIR
+              value: /var/cache/triton
+            {{- include "expertfleet.env" $root | nindent 12 }}
+          ports:
+            - name: grpc
+              containerPort: 7412
+          # The file is there exactly while the seat serves.
+          startupProbe:
+            exec:
+              command: [cat, /run/expertfleet/ready]
+            periodSeconds: 5
+            failureThreshold: {{ mul $workers.startupMinutes 12 }}
+          readinessProbe:
+            exec:
+              command: [cat, /run/expertfleet/ready]
+            periodSeconds: 5
+            timeoutSeconds: 5
+          resources:
+            {{- toYaml $workers.resources | nindent 12 }}
+          securityContext:
+            {{- include "expertfleet.containerSecurity" $root | nindent 12 }}
+          volumeMounts:
+            {{- include "expertfleet.mounts" $root | nindent 12 }}
+            {{- include "expertfleet.rayMounts" $root | nindent 12 }}
+            - name: triton
+              mountPath: /var/cache/triton
+      volumes:
+        {{- include "expertfleet.volumes" $root | nindent 8 }}
+        {{- include "expertfleet.rayVolumes" $root | nindent 8 }}
+        - name: triton
+          emptyDir:
+            sizeLimit: 2Gi
+{{- end }}
+
+{{/* Names pods of a StatefulSet; nothing of the fleet resolves them. Takes root, role, name and group. */}}
+{{- define "expertfleet.headlessService" -}}
+apiVersion: v1
+kind: Service
+metadata:
+  name: {{ .name }}
+  labels:
+    {{- include "expertfleet.labels" . | nindent 4 }}
+spec:
+  clusterIP: None
+  publishNotReadyAddresses: true
+  selector:
+    {{- include "expertfleet.selectorLabels" . | nindent 4 }}
+  ports:
+    - name: grpc
+      port: 7412
+      targetPort: grpc
+{{- end }}

@@ -1,0 +1,81 @@
+"""Both Helms render every preset alike, and Kubernetes' own schemas accept every object."""
+
+import re
+
+import kubernetes_validate
+import pytest
+import yaml
+
+import fleet_chart as chart
+
+WITHOUT_SCHEMA = {"ServiceMonitor"}
+
+
+@pytest.mark.parametrize("preset", chart.PRESETS)
+@pytest.mark.parametrize("version", chart.HELMS)
+def test_lint_finds_nothing(version: str, preset: str) -> None:
+    done = chart.run_helm(version, "lint", "--strict", str(chart.CHART), "--values", chart.preset_file(preset))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_binaries_are_of_both_versions() -> None:
+    for version in chart.HELMS:
+        assert chart.run_helm(version, "version", "--short").stdout.startswith(f"v{version}.")
+
+
+@pytest.mark.parametrize("preset", chart.PRESETS)
+def test_both_helms_render_the_same(preset: str) -> None:
+    assert chart.render(preset, version="3") == chart.render(preset, version="4")
+
+
+def test_both_helms_render_everything_alike() -> None:
+    assert chart.render_everything("3") == chart.render_everything("4")
+
+
+def objects_of(preset: str) -> list[chart.Object]:
+    return chart.render_everything() if preset == "everything" else chart.render(preset)
+
+
+@pytest.mark.parametrize("kubernetes", chart.KUBERNETES)
+@pytest.mark.parametrize("preset", [*chart.PRESETS, "everything"])
+def test_kubernetes_schemas_accept_every_object(preset: str, kubernetes: str) -> None:
+    for thing in objects_of(preset):
+        if thing["kind"] not in WITHOUT_SCHEMA:
+            kubernetes_validate.validate(thing, kubernetes, strict=True)
+
+
+def test_kubernetes_schemas_refuse_a_field_that_is_not_there() -> None:
+    service = chart.named(chart.render(), "Service", "-head")
+    with pytest.raises(kubernetes_validate.ValidationError, match="publishNotReady"):
+        spec = {**service["spec"], "publishNotReady": True}
+        kubernetes_validate.validate({**service, "spec": spec}, chart.KUBERNETES[-1], strict=True)
+
+
+def test_the_oldest_kubernetes_is_the_one_that_the_chart_names() -> None:
+    wanted = yaml.safe_load((chart.CHART / "Chart.yaml").read_text())["kubeVersion"]
+    assert wanted == f">={chart.KUBERNETES[0]}.0-0"
+    older = chart.template("4", "demo", None, "--kube-version", "1.29.0")
+    assert older.returncode != 0
+    assert "1.29.0" in older.stderr
+    assert chart.render("demo", None, "--kube-version", f"{chart.KUBERNETES[0]}.0") == chart.render("demo")
+
+
+def test_every_template_says_something() -> None:
+    done = chart.template("4", "k2-hybrid", chart.EVERYTHING, *chart.PROMETHEUS)
+    said = set(re.findall(r"^# Source: expertfleet/templates/(\S+)$", done.stdout, re.MULTILINE))
+    written = {path.name for path in (chart.CHART / "templates").glob("*.yaml")}
+    assert said == written - {"checks.yaml"}
+
+
+def test_no_two_objects_have_one_name() -> None:
+    names = [(thing["kind"], thing["metadata"]["name"]) for thing in chart.render_everything()]
+    assert len(names) == len(set(names))
+
+
+def test_a_long_release_name_leaves_room_for_what_kubernetes_appends() -> None:
+    name = "a-release-with-a-name-that-goes-on-and-on-and-on-for"
+    done = chart.run_helm("4", "template", name, str(chart.CHART), "--values", chart.preset_file("k2-hybrid"))
+    assert done.returncode == 0, done.stderr
+    for thing in yaml.safe_load_all(done.stdout):
+        if thing and thing["kind"] == "StatefulSet":
+            assert len(thing["metadata"]["name"]) <= 52, "pods carry the name and a hash of ten characters as a label"
