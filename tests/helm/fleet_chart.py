@@ -60,6 +60,7 @@ def run_helm(version: str, *arguments: str, values: Values | None = None) -> sub
         capture_output=True,
         text=True,
         timeout=120,
+        check=False,
     )
 
 

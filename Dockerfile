@@ -1,0 +1,66 @@
+# The fleet's image in two targets: cpu for every role, cuda for expert shards on NVIDIA GPUs.
+#
+#   docker build --target cpu -t REGISTRY/expertfleet:0.1.0-cpu .
+#   docker build --target cuda -t REGISTRY/expertfleet:0.1.0-cuda .
+#
+# Python's version is the one that constraints.txt was resolved with. Packages make the large layers and change seldom; this
+# repository is the last, small one.
+ARG PYTHON=3.11.14-slim-bookworm
+
+FROM python:${PYTHON} AS wheel
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends g++ \
+    && rm -rf /var/lib/apt/lists/*
+WORKDIR /source
+COPY constraints.txt ./
+RUN pip install --no-cache-dir -c constraints.txt setuptools
+COPY . .
+# Without its kernel for CPUs the package would install as well and be several times slower.
+RUN pip wheel --no-cache-dir --no-deps --no-build-isolation -w /wheels . \
+    && python -m zipfile -l /wheels/*.whl | grep kernels/cpu_experts
+
+FROM python:${PYTHON} AS packages-cpu
+WORKDIR /source
+COPY pyproject.toml constraints.txt ./
+RUN python -m venv /opt/venv \
+    && /opt/venv/bin/pip install --no-cache-dir -c constraints.txt "$(sed -n 's/^torch==.*/&+cpu/p' constraints.txt)" \
+        --extra-index-url https://download.pytorch.org/whl/cpu
+RUN python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' > wanted.txt \
+    && /opt/venv/bin/pip install --no-cache-dir -c constraints.txt -r wanted.txt
+
+FROM python:${PYTHON} AS packages-cuda
+WORKDIR /source
+COPY pyproject.toml constraints.txt ./
+RUN python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*p["dependencies"], *p["optional-dependencies"]["gpu"], sep="\n")' > wanted.txt \
+    && python -m venv /opt/venv \
+    && /opt/venv/bin/pip install --no-cache-dir -c constraints.txt -r wanted.txt
+
+FROM python:${PYTHON} AS base
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1
+RUN groupadd --gid 10001 expertfleet \
+    && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin expertfleet
+
+FROM base AS cuda
+# Triton compiles a small launcher in C for each kernel, when it runs first.
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
+ENV NVIDIA_DRIVER_CAPABILITIES=compute,utility
+COPY --from=packages-cuda /opt/venv /opt/venv
+RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
+    pip install --no-cache-dir --no-deps /wheels/*.whl \
+    && mkdir /opt/expertfleet \
+    && ln -s "$(python -c 'from expertfleet.demo.bundled import NANO_K2; print(NANO_K2)')" /opt/expertfleet/nano-k2
+USER 10001:10001
+ENTRYPOINT ["expertfleet"]
+
+FROM base AS cpu
+COPY --from=packages-cpu /opt/venv /opt/venv
+RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
+    pip install --no-cache-dir --no-deps /wheels/*.whl \
+    && mkdir /opt/expertfleet \
+    && ln -s "$(python -c 'from expertfleet.demo.bundled import NANO_K2; print(NANO_K2)')" /opt/expertfleet/nano-k2
+USER 10001:10001
+ENTRYPOINT ["expertfleet"]

@@ -1,0 +1,93 @@
+"""Prometheus finds the gateways, and every panel of the dashboard asks for a metric that there is."""
+
+import ast
+import json
+import re
+from typing import Any
+
+import fleet_chart as chart
+
+from expertfleet.gateway.metrics import Metrics
+from expertfleet.proto.generated import membership_pb2 as pb
+
+REPORTERS = ("attention_workers/server.py", "expert_workers/server.py")
+
+
+def reported_names() -> set[str]:
+    """What workers report, read from their code: the keys of the maps called ``metrics``."""
+    names = set()
+    for path in REPORTERS:
+        for node in ast.walk(ast.parse((chart.ROOT / path).read_text())):
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "metrics":
+                assert isinstance(node.value, ast.Dict)
+                names |= {ast.literal_eval(key) for key in node.value.keys if key is not None}
+    return names
+
+
+def exported_names() -> set[str]:
+    metrics = Metrics("nano-k2")
+    watch = metrics.watch("nano-k2", 3)
+    watch.start()
+    watch.tokens(0, 1)
+    watch.tokens(0, 1)
+    watch.end(["stop"])
+    metrics.http.labels("GET", "/", "200").inc()
+    worker = pb.WorkerStatus(seat="expert-0", role="expert", state="ready")
+    for name in reported_names():
+        worker.report.metrics[name] = 1.0
+    text = metrics.text([worker]).decode()
+    return set(re.findall(r"^([a-zA-Z_:][\w:]*)[{ ]", text, re.MULTILINE))
+
+
+def dashboard() -> Any:
+    objects = chart.render("demo", {"metrics": {"dashboard": {"enabled": True}}})
+    made = chart.named(objects, "ConfigMap", "-dashboard")
+    assert made["metadata"]["labels"]["grafana_dashboard"] == "1"
+    return json.loads(made["data"]["expertfleet.json"])
+
+
+def expressions() -> list[str]:
+    return [target["expr"] for panel in dashboard()["panels"] for target in panel.get("targets", ())]
+
+
+def test_every_panel_asks_for_metrics_that_there_are() -> None:
+    asked = {name for text in expressions() for name in re.findall(r"([a-zA-Z_:][\w:]*)\{", text)}
+    assert len(asked) > 20
+    assert asked <= exported_names()
+
+
+def test_panels_have_ids_and_places_of_their_own() -> None:
+    panels = dashboard()["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    places = [
+        (x, y)
+        for place in (panel["gridPos"] for panel in panels)
+        for x in range(place["x"], place["x"] + place["w"])
+        for y in range(place["y"], place["y"] + place["h"])
+    ]
+    assert len(set(places)) == len(places)
+    assert max(x for x, _ in places) < 24
+
+
+def test_what_every_gateway_shows_is_not_counted_twice() -> None:
+    for text in expressions():
+        for name in re.findall(r"expertfleet_\w+", text):
+            assert re.search(rf"max by \([a-z, ]+\) \((deriv\()?{name}\{{", text), text
+
+
+def test_prometheus_operator_finds_the_admin_service_alone() -> None:
+    objects = chart.render_everything()
+    (monitor,) = chart.of_kind(objects, "ServiceMonitor")
+    assert monitor["metadata"]["labels"]["release"] == "prometheus"
+    wanted = monitor["spec"]["selector"]["matchLabels"].items()
+    found = [
+        service for service in chart.of_kind(objects, "Service") if wanted <= service["metadata"]["labels"].items()
+    ]
+    assert [service["metadata"]["name"] for service in found] == ["fleet-expertfleet-gateway-admin"]
+    (endpoint,) = monitor["spec"]["endpoints"]
+    assert (endpoint["port"], endpoint["path"]) == (found[0]["spec"]["ports"][0]["name"], "/metrics")
+    assert set(monitor["spec"]) == {"selector", "targetLabels", "endpoints"}
+
+
+def test_monitoring_is_off_by_default() -> None:
+    assert not {"ServiceMonitor", "ConfigMap"} & {thing["kind"] for thing in chart.render()}

@@ -1,0 +1,177 @@
+"""Values that are wrong are refused by both Helms, with a message that names the value.
+
+Typos are drawn at every level of the schema and wrong types at every leaf of the defaults; the combinations are those that a
+schema cannot say.
+"""
+
+import zlib
+from typing import Any
+
+import fleet_chart as chart
+import pytest
+from test_values import DEFAULTS, FREE, SCHEMA, default_levels, levels, resolved
+
+Path = tuple[str, ...]
+
+
+def nested(path: Path, value: Any) -> Any:
+    """``value`` at ``path``; a "0" is the first place of a list."""
+    for key in reversed(path):
+        value = [value] if key == "0" else {key: value}
+    return value
+
+
+def turn(path: Path) -> str:
+    """One of the two Helms for each case, the same at every run."""
+    return chart.HELMS[zlib.crc32(".".join(path).encode()) % len(chart.HELMS)]
+
+
+def refused(version: str, values: chart.Values) -> str:
+    if "expertGroups" in values:
+        values = chart.over({"expertGroups": {"gpu": {"firstSeat": 100}}}, values)
+    done = chart.template(version, "demo", values)
+    assert done.returncode != 0, f"accepted: {values}"
+    assert "nil pointer" not in done.stderr
+    return done.stderr
+
+
+def dotted(message: str) -> str:
+    """Helm 3 writes a.b, Helm 4 /a/b."""
+    return message.replace("/", ".")
+
+
+LEVELS = sorted({path for path, _ in levels(SCHEMA)})
+LEAVES = sorted(
+    (*path, key)
+    for path, values in default_levels(DEFAULTS)
+    for key, value in values.items()
+    if not isinstance(value, dict) or key in FREE
+)
+
+
+def test_there_are_many_levels_and_leaves() -> None:
+    assert len(LEVELS) >= 50
+    assert len(LEAVES) >= 100
+
+
+@pytest.mark.parametrize("path", LEVELS, ids=".".join)
+def test_a_typo_is_named_at_every_level(path: Path) -> None:
+    message = refused(turn(path), nested(path, {"replicsa": 1}))
+    assert "replicsa" in message
+    assert ".".join(path) in dotted(message)
+
+
+def wrong(path: Path) -> Any:
+    """A value of a type that this leaf does not take."""
+    schema = SCHEMA
+    for key in path:
+        schema = resolved(schema)["properties"][key]
+    kind = resolved(schema).get("type", "enum")
+    taken = [kind] if isinstance(kind, str) else kind
+    return {"a": {"b": "c"}} if "object" in taken else {"a": "map"} if "array" in taken else ["a", "list"]
+
+
+@pytest.mark.parametrize("path", LEAVES[::2], ids=".".join)
+def test_a_wrong_type_is_named(path: Path) -> None:
+    message = refused(turn(path), nested(path, wrong(path)))
+    assert path[-1] in message
+    assert ".".join(path[:2]) in dotted(message)
+
+
+OUT_OF_RANGE = {
+    "expertShards.replicas": [0, -1, 101, 1.5, "2"],
+    "expertShards.firstSeat": [50, 4000, -100],
+    "expertShards.settings.device": ["gpu", "cuda:", "CPU"],
+    "expertShards.settings.memoryGib": [0, "8Gi"],
+    "expertShards.resources.limits.memory": ["12G", "12", "0Gi", 12],
+    "expertShards.resources.limits.cpu": ["four", "0", "-1"],
+    "attention.settings.drainS": [-1, None],
+    "attention.settings.maxMicroBatches": [0, 9],
+    "gateway.service.port": [0, 65536],
+    "gateway.service.type": ["Loadbalancer"],
+    "gateway.settings.accessLog": ["yes", 1],
+    "gateway.ingress.hosts": [["https://llm.example.com"]],
+    "image.pullPolicy": ["Sometimes"],
+    "image.digests.cpu": ["sha256:12"],
+    "clusterToken.existingSecret": ["Fleet Token"],
+    "dtype": ["float16"],
+    "expertReplicas": [0.5],
+    "fullnameOverride": ["a" * 33, "Fleet"],
+    "topologySpread.whenUnsatisfiable": ["Never"],
+    "metrics.serviceMonitor.interval": ["15"],
+    "priorityClass.value": [1000000001],
+}
+
+
+@pytest.mark.parametrize(("path", "value"), [(path, value) for path in OUT_OF_RANGE for value in OUT_OF_RANGE[path]])
+def test_a_value_out_of_range_is_named(path: str, value: Any) -> None:
+    keys = tuple(path.split("."))
+    message = refused(turn((*keys, str(value))), nested(keys, value))
+    assert keys[-1] in message
+
+
+GPU = {"settings": {"device": "cuda"}}
+TWO_GIB_SHORT = {
+    "settings": {"memoryGib": 6},
+    "resources": {"requests": {"memory": "7Gi"}, "limits": {"memory": "7Gi"}},
+}
+COMBINATIONS: list[tuple[str, chart.Values]] = [
+    ("image.repository: empty", {"image": {"repository": ""}}),
+    ("image.tag: latest", {"image": {"tag": "latest"}}),
+    ("gateway.image.tag: latest", {"gateway": {"image": {"tag": "latest"}}}),
+    ("clusterToken.existingSecret: empty", {"clusterToken": {"existingSecret": ""}}),
+    ("model.source: empty", {"model": {"source": ""}}),
+    ("model.existingClaim.name: empty", {"model": {"source": "existingClaim"}}),
+    ("model.hostPath.path: empty", {"model": {"source": "hostPath"}}),
+    ("model.pull.url: empty", {"model": {"source": "pull", "subPath": "k2"}}),
+    ("model.subPath: empty", {"model": {"source": "pull", "pull": {"url": "https://models.example.com/k2"}}}),
+    ("model.subPath: k2 is given", {"model": {"subPath": "k2"}}),
+    ("model.hostPath.path: /k2 is given", {"model": {"hostPath": {"path": "/k2"}}}),
+    ("model.existingClaim.name: k2 is given", {"model": {"existingClaim": {"name": "k2"}}}),
+    ("model.pull.url: http://a is given", {"model": {"pull": {"url": "http://a"}}}),
+    ("expertReplicas: 3", {"expertReplicas": 3}),
+    ("expertShards.replicas: 2", {"expertShards": {"minReplicas": 3}}),
+    ("expertGroups.gpu.firstSeat: 0", {"expertGroups": {"gpu": {"firstSeat": 0}}}),
+    ("expertGroups.gpu.replicas: 1", {"expertGroups": {"gpu": {"replicas": 1, "minReplicas": 2}}}),
+    ("expertGroups.gpu.settings.device: cuda wants", {"expertGroups": {"gpu": GPU}}),
+    ("expertShards.settings.device: cuda wants", {"expertShards": GPU}),
+    ("expertShards.settings.device: cpu leaves", {"expertShards": {"resources": {"limits": {"nvidia.com/gpu": 1}}}}),
+    ("expertShards.settings.backend: triton", {"expertShards": {"settings": {"backend": "triton"}}}),
+    (
+        "expertShards.settings.backend: reference",
+        {"expertShards": {"settings": {**GPU["settings"], "backend": "reference"}}},
+    ),
+    ("expertShards.settings.threads: 2", {"expertShards": {"settings": {"threads": 2}}}),
+    ("attention.settings.threads: 2", {"attention": {"settings": {"threads": 2}}}),
+    ("expertShards.settings.memoryGib: 6", {"expertShards": TWO_GIB_SHORT}),
+    ("attention.settings.cacheGib: 1", {"attention": {"settings": {"cacheGib": 1}}}),
+    ("expertShards.resources.requests.memory: 2304Mi", {"expertShards": {"resources": {"limits": {"memory": "4Gi"}}}}),
+    ("lanes.pairTransport: gloo", {"lanes": {"pairTransport": "gloo"}, "tls": {"existingSecret": "certificate"}}),
+    ("expertShards.autoscaling.minReplicas: 1", {"expertShards": {"minReplicas": 2, "autoscaling": {"enabled": True}}}),
+    ("expertShards.autoscaling.maxReplicas: 8", {"expertShards": {"autoscaling": {"enabled": True, "minReplicas": 9}}}),
+    ("gateway.autoscaling.maxReplicas: 1", {"gateway": {"autoscaling": {"enabled": True, "maxReplicas": 1}}}),
+    (
+        "expertShards.autoscaling.metric: expertfleet_wanted_expert_shards",
+        {"expertShards": {"autoscaling": {"enabled": True}}, "expertGroups": {"gpu": {}}},
+    ),
+    ("gateway.ingress.hosts: empty", {"gateway": {"ingress": {"enabled": True}}}),
+    ("metrics.serviceMonitor.enabled: true", {"metrics": {"serviceMonitor": {"enabled": True}}}),
+]
+
+
+@pytest.mark.parametrize(("sentence", "values"), COMBINATIONS, ids=[sentence for sentence, _ in COMBINATIONS])
+def test_an_impossible_combination_is_refused_with_a_sentence(sentence: str, values: chart.Values) -> None:
+    message = refused(turn((sentence,)), values)
+    assert f"\n{sentence}" in message
+    assert message.count(": ") >= 2
+
+
+def test_all_sentences_come_at_once() -> None:
+    done = chart.run_helm("4", "template", "fleet", str(chart.CHART))
+    for value in ("image.repository", "clusterToken.existingSecret", "model.source"):
+        assert f"\n{value}: empty" in done.stderr
+
+
+def test_a_group_needs_seats_of_its_own_and_a_name_that_kubernetes_takes() -> None:
+    assert "firstSeat" in chart.template("3", "demo", {"expertGroups": {"gpu": {"replicas": 1}}}).stderr
+    assert "GPU" in refused("4", {"expertGroups": {"GPU": {"firstSeat": 100}}})

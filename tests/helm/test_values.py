@@ -1,0 +1,95 @@
+"""values.yaml and its schema say the same, every level is closed and every value explained."""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import fleet_chart as chart
+import yaml
+
+DEFAULTS: chart.Values = yaml.safe_load((chart.CHART / "values.yaml").read_text())
+SCHEMA: dict[str, Any] = json.loads((chart.CHART / "values.schema.json").read_text())
+# Maps whose keys are the user's, and lists.
+FREE = {"nodeSelector", "podAnnotations", "annotations", "labels", "selector", "expertGroups"}
+# Explained as a whole.
+WHOLE = {"resources", "labels"}
+
+
+def resolved(schema: dict[str, Any]) -> dict[str, Any]:
+    while "$ref" in schema or "allOf" in schema:
+        schema = schema["allOf"][0] if "allOf" in schema else SCHEMA["definitions"][schema["$ref"].rpartition("/")[2]]
+    return schema
+
+
+def levels(schema: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+    """Every object of the schema with properties of its own."""
+    schema = resolved(schema)
+    if schema.get("type") == "array":
+        yield from levels(schema["items"], (*path, "0"))
+    if "properties" in schema:
+        yield path, schema
+        for key, inner in schema["properties"].items():
+            yield from levels(inner, (*path, key))
+    for inner in schema.get("patternProperties", {}).values():
+        yield from levels(inner, (*path, "gpu"))
+
+
+def default_levels(values: chart.Values, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], chart.Values]]:
+    yield path, values
+    for key, value in values.items():
+        if isinstance(value, dict) and key not in FREE:
+            yield from default_levels(value, (*path, key))
+
+
+def test_every_level_is_closed() -> None:
+    found = list(levels(SCHEMA))
+    assert len(found) > 50
+    for path, schema in found:
+        assert schema["additionalProperties"] is False, ".".join(path)
+
+
+def test_schema_and_defaults_have_the_same_keys() -> None:
+    known = {path: set(schema["properties"]) for path, schema in levels(SCHEMA)}
+    for path, values in default_levels(DEFAULTS):
+        unsaid = {"ephemeral-storage", "nvidia.com/gpu"} if path[-1:] in (("requests",), ("limits",)) else set()
+        assert known[path] - unsaid == set(values), ".".join(path)
+
+
+def test_every_value_is_explained() -> None:
+    lines = (chart.CHART / "values.yaml").read_text().splitlines()
+    explained, depth_of_whole = False, None
+    missing = []
+    for line in lines:
+        if not line.strip():
+            continue
+        depth = len(line) - len(line.lstrip())
+        if depth_of_whole is not None and depth > depth_of_whole:
+            continue
+        depth_of_whole = None
+        if line.lstrip().startswith("#"):
+            explained |= line.lstrip().startswith("# -- ")
+            continue
+        key, _, value = line.strip().partition(":")
+        if key in WHOLE:
+            depth_of_whole = depth
+        if value and not explained:
+            missing.append(line)
+        explained = False
+    assert not missing
+
+
+def test_numbers_have_limits() -> None:
+    for path, schema in levels(SCHEMA):
+        for key, inner in schema["properties"].items():
+            kind = resolved(inner).get("type")
+            if kind is not None and {"integer", "number"} & set([kind] if isinstance(kind, str) else kind):
+                assert "minimum" in resolved(inner), f"{'.'.join(path)}.{key}"
+
+
+def test_no_preset_repeats_a_default_or_names_a_secret() -> None:
+    for preset in chart.PRESETS:
+        text = (chart.CHART / f"values-{preset}.yaml").read_text()
+        given = yaml.safe_load(text)
+        assert chart.over(DEFAULTS, given) != DEFAULTS
+        assert not re.search(r"[0-9a-f]{32}", text)
