@@ -79,7 +79,12 @@ def run_node(node: NodeConfig, config: RoleConfig) -> int:
     secure(config.wire)
     launcher = Launcher(make_run_dir())
     try:
-        _join(node, config, launcher, stop)
+        _wait_for_head(node.head, stop)
+        while (ray := _joined(node.head, config, launcher, stop)) is None:
+            launcher.end()
+            launcher = Launcher(make_run_dir())
+        print(f"node offers {config.seat} to {node.head}", flush=True)
+        _look_after(node, config, launcher, ray, stop)
     except StopAsked:
         return 0
     finally:
@@ -89,17 +94,25 @@ def run_node(node: NodeConfig, config: RoleConfig) -> int:
     return 0
 
 
-def _join(node: NodeConfig, config: RoleConfig, launcher: Launcher, stop: Stop) -> None:
-    role_file = launcher.run_dir / "worker.yaml"
-    write_file(config, role_file)
-    _wait_for_head(node.head, stop)
+def _joined(head: str, config: RoleConfig, launcher: Launcher, stop: Stop) -> RayNode | None:
+    """None when it is worth another try: a head that many join at once, or a busy machine, can be too slow for Ray."""
     settings = RaySettings(launcher.run_dir, config.threads, token=token_from(config.cluster_token), host=config.host)
-    ray = RayNode(settings, launcher, settings.join_command(sys.executable, node.head, config.seat))
-    ray.start({**os.environ, actors.ROLE_FILE: str(role_file)}, stop.wait_until)
-    print(f"node offers {config.seat} to {node.head}", flush=True)
+    ray = RayNode(settings, launcher, settings.join_command(sys.executable, head, config.seat))
+    write_file(config, _role_file(launcher))
+    try:
+        ray.start({**os.environ, actors.ROLE_FILE: str(_role_file(launcher))}, stop.wait_until)
+    except ClusterError as error:
+        if why_unreachable(head):
+            raise
+        _say(f"trying again: {error}")
+        return None
+    return ray
+
+
+def _look_after(node: NodeConfig, config: RoleConfig, launcher: Launcher, ray: RayNode, stop: Stop) -> None:
     assert config.controller is not None
     with MembershipClient(config.controller) as controller:
-        watch = _Watch(controller, config, role_file, node.ready_file)
+        watch = _Watch(controller, config, _role_file(launcher), node.ready_file)
         try:
             while True:
                 launcher.check()
@@ -110,6 +123,10 @@ def _join(node: NodeConfig, config: RoleConfig, launcher: Launcher, stop: Stop) 
         except StopAsked:
             stop.tolerated = 1
             _leave(watch, controller, config.seat, node.leave_s, stop)
+
+
+def _role_file(launcher: Launcher) -> Path:
+    return launcher.run_dir / "worker.yaml"
 
 
 def _wait_for_head(head: str, stop: Stop) -> None:
