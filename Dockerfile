@@ -3,8 +3,9 @@
 #   docker build --target cpu -t REGISTRY/expertfleet:0.1.0-cpu .
 #   docker build --target cuda -t REGISTRY/expertfleet:0.1.0-cuda .
 #
-# Python's version is the one that constraints.txt was resolved with. Packages make the large layers and change seldom; this
-# repository is the last, small one.
+# It wants BuildKit, which every Docker since 23 builds with.
+# Python's version is the one that constraints.txt was resolved with. Packages make the large layers and change seldom;
+# this repository is the last, small one.
 ARG PYTHON=3.11.14-slim-bookworm
 
 FROM python:${PYTHON} AS wheel
@@ -19,21 +20,31 @@ COPY . .
 RUN pip wheel --no-cache-dir --no-deps --no-build-isolation -w /wheels . \
     && python -m zipfile -l /wheels/*.whl | grep kernels/cpu_experts
 
+FROM python:${PYTHON} AS wanted
+WORKDIR /wanted
+COPY pyproject.toml ./
+RUN python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' \
+        > cpu.txt \
+    && python -c 'import tomllib; \
+        project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+        print(*project["dependencies"], *project["optional-dependencies"]["gpu"], sep="\n")' \
+        > cuda.txt
+
 FROM python:${PYTHON} AS packages-cpu
 WORKDIR /source
-COPY pyproject.toml constraints.txt ./
+COPY constraints.txt ./
 RUN python -m venv /opt/venv \
     && /opt/venv/bin/pip install --no-cache-dir -c constraints.txt "$(sed -n 's/^torch==.*/&+cpu/p' constraints.txt)" \
         --extra-index-url https://download.pytorch.org/whl/cpu
-RUN python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' > wanted.txt \
-    && /opt/venv/bin/pip install --no-cache-dir -c constraints.txt -r wanted.txt
+COPY --from=wanted /wanted/cpu.txt ./
+RUN /opt/venv/bin/pip install --no-cache-dir -c constraints.txt -r cpu.txt
 
 FROM python:${PYTHON} AS packages-cuda
 WORKDIR /source
-COPY pyproject.toml constraints.txt ./
-RUN python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*p["dependencies"], *p["optional-dependencies"]["gpu"], sep="\n")' > wanted.txt \
-    && python -m venv /opt/venv \
-    && /opt/venv/bin/pip install --no-cache-dir -c constraints.txt -r wanted.txt
+COPY constraints.txt ./
+COPY --from=wanted /wanted/cuda.txt ./
+RUN python -m venv /opt/venv \
+    && /opt/venv/bin/pip install --no-cache-dir -c constraints.txt -r cuda.txt
 
 FROM python:${PYTHON} AS base
 ENV PATH=/opt/venv/bin:$PATH \

@@ -21,6 +21,10 @@ def test_it_waits_for_the_fleet_once_and_answers_by_itself_ever_after() -> None:
     assert container["startupProbe"]["periodSeconds"] * container["startupProbe"]["failureThreshold"] == 20 * 60
 
 
+def test_waiting_for_the_fleet_is_no_failed_rollout() -> None:
+    assert deployment(chart.render("demo", {"gateway": {"startupMinutes": 20}}))["progressDeadlineSeconds"] > 20 * 60
+
+
 def test_it_is_forgotten_before_it_drains() -> None:
     objects = chart.render("demo", {"gateway": {"preStopS": 7, "settings": {"drainS": 33.5}}})
     assert container_of(objects)["lifecycle"]["preStop"] == {"sleep": {"seconds": 7}}

@@ -126,7 +126,10 @@ def test_what_is_copied_between_stages_is_made_there() -> None:
     known = stages()
     for word, rest in instructions():
         for stage, path in re.findall(r"--from=(\S+) (\S+)", rest) if word == "COPY" else ():
-            assert any(path in made for kind, made in known[stage] if kind == "RUN"), rest
+            made = [
+                name for kind, text in known[stage] if kind == "RUN" for name in (path, Path(path).name) if name in text
+            ]
+            assert made, rest
 
 
 def test_the_context_is_the_package_and_nothing_else() -> None:
@@ -160,6 +163,29 @@ def test_the_bundled_model_lies_where_the_chart_says() -> None:
         assert made.endswith(*told)
 
 
+def test_each_target_installs_what_the_package_declares(tmp_path: Path) -> None:
+    shutil.copyfile(chart.ROOT / "pyproject.toml", tmp_path / "pyproject.toml")
+    (listing,) = (rest for word, rest in stages()["wanted"] if word == "RUN")
+    run_step(listing, tmp_path)
+    declared = tomllib.loads((chart.ROOT / "pyproject.toml").read_text())["project"]
+    assert (tmp_path / "cpu.txt").read_text().splitlines() == declared["dependencies"]
+    gpu = declared["optional-dependencies"]["gpu"]
+    assert (tmp_path / "cuda.txt").read_text().splitlines() == [*declared["dependencies"], *gpu]
+
+
+def test_pytorchs_cpu_build_is_of_the_version_that_the_constraints_name() -> None:
+    (install,) = (rest for word, rest in stages()["packages-cpu"] if word == "RUN" and "sed" in rest)
+    (sed,) = re.findall(r"\$\((sed .*?)\)", install)
+    wanted = subprocess.run(["bash", "-c", sed], cwd=chart.ROOT, capture_output=True, text=True, check=True).stdout
+    assert re.fullmatch(r"torch==\d+\.\d+\.\d+\+cpu\n", wanted)
+
+
+def run_step(script: str, folder: Path) -> None:
+    """A RUN of the recipe, with this Python."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    subprocess.run(["bash", "-ec", script], cwd=folder, env={**os.environ, "PATH": path}, check=True, timeout=280)
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The package as the image's steps make it from its context alone."""
@@ -171,9 +197,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (build,) = (rest for word, rest in stages()["wheel"] if word == "RUN" and "pip wheel" in rest)
     wheels, site = tmp_path_factory.mktemp("wheels"), tmp_path_factory.mktemp("site")
     script = build.replace("/wheels", str(wheels)).replace("pip wheel", "python -m pip wheel -q")
-    folder = str(Path(sys.executable).parent)
-    environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
-    subprocess.run(["bash", "-ec", script], cwd=context, env=environment, check=True, timeout=280)
+    run_step(script, context)
     (wheel,) = wheels.glob("*.whl")
     shutil.unpack_archive(wheel, site, "zip")
     return site

@@ -66,7 +66,11 @@ def test_another_pod_is_another_job_and_the_same_pod_the_same() -> None:
         return job_of(chart.render("demo", chart.over(PULL, values)))["metadata"]["name"]
 
     assert name({"expertShards": {"replicas": 3}}) == name({}), "what the pod does not say starts no Job"
-    changed = [{"model": {"pull": {"jobs": 4}}}, {"model": {"subPath": "k3"}}, {"image": {"tag": "0.2.0"}}]
+    changed: list[chart.Values] = [
+        {"model": {"pull": {"jobs": 4}}},
+        {"model": {"subPath": "k3"}},
+        {"image": {"tag": "0.2.0"}},
+    ]
     assert len({name({}), *map(name, changed)}) == 4, "a Job's pod cannot be changed"
 
 

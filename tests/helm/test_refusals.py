@@ -78,7 +78,7 @@ def test_a_wrong_type_is_named(path: Path) -> None:
     assert ".".join(path[:2]) in dotted(message)
 
 
-OUT_OF_RANGE = {
+OUT_OF_RANGE: dict[str, list[Any]] = {
     "expertShards.replicas": [0, -1, 101, 1.5, "2"],
     "expertShards.firstSeat": [50, 4000, -100],
     "expertShards.settings.device": ["gpu", "cuda:", "CPU"],

@@ -52,6 +52,8 @@ def test_an_autoscaler_takes_replicas_from_helm() -> None:
     scaler = chart.named(objects, "HorizontalPodAutoscaler", "-expert")["spec"]
     assert scaler["scaleTargetRef"]["name"] == "fleet-expertfleet-expert"
     assert (scaler["minReplicas"], scaler["maxReplicas"]) == (1, 5)
+    (policy,) = scaler["behavior"]["scaleDown"]["policies"]
+    assert policy == {"type": "Pods", "value": 1, "periodSeconds": 61}, "the next leaves when the last one left"
     (metric,) = scaler["metrics"]
     assert metric["external"]["metric"] == {
         "name": "expertfleet_wanted_expert_shards",
