@@ -31,7 +31,7 @@ _URL = "http://127.0.0.1:8000"
 
 def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    arguments = _parser().parse_args(argv)
+    arguments = make_parser().parse_args(argv)
     try:
         return int(arguments.run(arguments))
     except (ClusterError, ValueError, OSError) as error:
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="expertfleet", description="Serve a mixture of experts on ordinary machines.")
     parser.add_argument("--version", action="version", version=f"expertfleet {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -138,7 +138,7 @@ def _head(arguments: argparse.Namespace) -> int:
 
 
 def _node(arguments: argparse.Namespace) -> int:
-    return run_node(*read_node_config(vars(arguments)))
+    return run_node(*read_node_config(vars(arguments), os.environ))
 
 
 def _status(arguments: argparse.Namespace) -> int:

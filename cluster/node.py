@@ -10,6 +10,7 @@ import contextlib
 import os
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,10 +60,10 @@ def add_node_flags(parser: argparse.ArgumentParser) -> None:
         add_flags(one, config)
 
 
-def read_node_config(arguments: dict[str, Any]) -> tuple[NodeConfig, RoleConfig]:
+def read_node_config(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[NodeConfig, RoleConfig]:
     """From environment and flags. Raises SettingsError."""
     role, _ = actors.ROLES[arguments["role"]]
-    own, workers = shares((NodeConfig, role), os.environ)
+    own, workers = shares((NodeConfig, role), environ)
     node = resolve(NodeConfig, flags=arguments, environ=own)
     config: RoleConfig = resolve(role, flags=arguments, environ=workers)
     if split_seat(config.seat)[0] != arguments["role"] or split_seat(config.seat)[1] < 0:
