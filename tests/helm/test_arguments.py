@@ -72,14 +72,22 @@ def test_every_setting_of_the_values_arrives() -> None:
         "model": {"maxModelLen": 4096, "servedNames": ["a", "b"]},
         "lanes": {"pairTransport": "gloo", "pairMinKib": 1048576, "maxFrameMib": 128},
         "expertReplicas": 1.25,
-        "head": {"forgetS": 42},
+        "head": {"forgetS": 42, "gatherS": 0},
         "attention": {"settings": {"cacheGib": 0.125, "maxNumSeqs": 7, "layerDeadlineS": 2.5, "maxMicroBatches": 3}},
         "expertShards": {"settings": {"sliceMs": 0.5, "backend": "reference", "maxQueuedFrames": 1000000}},
-        "gateway": {"settings": {"firstChunkS": 0.25, "accessLog": True, "keepAliveS": None, "drainS": 86400}},
+        "gateway": {
+            "settings": {
+                "firstChunkS": 0.25,
+                "accessLog": True,
+                "keepAliveS": None,
+                "drainS": 86400,
+                "onInexact": "continue",
+            }
+        },
     }
     read_all = {command: read(command, container) for _, command, container in commands(chart.render("demo", values))}
     head, _ = read_all["head",]
-    assert (head.replicas, head.forget_s, head.dtype) == (1.25, 42, "float32")
+    assert (head.replicas, head.forget_s, head.gather_s, head.dtype) == (1.25, 42, 0, "float32")
     attention, node = read_all["node", "attention"]
     assert (attention.dtype, attention.max_model_len, attention.max_frame_mib) == ("float32", 4096, 128)
     assert (attention.pair_transport, attention.pair_min_kib) == ("gloo", 1048576)
@@ -92,6 +100,7 @@ def test_every_setting_of_the_values_arrives() -> None:
     assert (expert.dtype, expert.pair_transport, expert.memory_gib) == ("float32", "gloo", 0.25)
     gateway, _ = read_all["gateway",]
     assert (gateway.first_chunk_s, gateway.access_log, gateway.drain_s) == (0.25, True, 86400)
+    assert (gateway.on_inexact, gateway.max_worker_deaths) == ("continue", 2)
     assert gateway.keep_alive_s == 15, "null leaves the flag out"
     assert (gateway.served_model_name, gateway.max_model_len) == (("a", "b"), 4096)
 
