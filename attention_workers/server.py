@@ -189,6 +189,7 @@ class AttentionServer:
         report.epoch.CopyFrom(self.router.plan.epoch.to_proto())
         report.tokens = engine.tokens_generated
         report.quarantined.extend(self.router.quarantined)
+        report.seconds_per_expert.update(self.router.seconds_per_expert())
         if self._loader is not None:
             report.bytes_loaded, report.bytes_total = self._loader.bytes_loaded, self._loader.bytes_total
         metrics = {

@@ -17,6 +17,7 @@ from ..settings.reader import read_file, resolve
 from .controller import Controller
 from .controller_thread import ControllerThread
 from .seats import FleetShape
+from .slowness import SlowRule
 from .wanted import Wanted, split_seat
 
 # Names the file of settings that a node keeps for its worker.
@@ -102,10 +103,17 @@ class ControllerSeat:
     """The controller in an actor's process; a restarted one binds the same port."""
 
     def __init__(
-        self, shape: FleetShape, wanted: Wanted, host: str, port: int, state_file: Path, security: WireSecurity
+        self,
+        shape: FleetShape,
+        wanted: Wanted,
+        host: str,
+        port: int,
+        state_file: Path,
+        slow: SlowRule,
+        security: WireSecurity,
     ) -> None:
         secure(security)
-        self._thread = ControllerThread(Controller(shape, wanted, host, port, state_file=state_file))
+        self._thread = ControllerThread(Controller(shape, wanted, host, port, state_file=state_file, slow=slow))
 
     def ping(self) -> None:
         return None

@@ -13,12 +13,13 @@ from ..gateway.config import GatewayConfig
 from ..gateway.resumption import OnInexact
 from ..membership.wire import WireSettings
 from ..settings.reader import option, within
+from .slowness import SlowSettings
 
 CONTROLLER_SEAT = "controller"
 
 
 @dataclass(frozen=True)
-class FleetConfig(WireSettings):
+class FleetConfig(WireSettings, SlowSettings):
     """Configuration of one fleet."""
 
     model: Path = option(help="checkpoint directory")
@@ -78,6 +79,7 @@ class FleetConfig(WireSettings):
         within("replicas", self.replicas, 1, self.expert_shards)
         if self.memory_gib is not None:
             within("memory_gib", self.memory_gib, 0.001, 1 << 20)
+        self.check_slow()
         within("drain_s", self.drain_s, 0, 86_400)
         if self.threads is not None:
             within("threads", self.threads, 1, 1024)

@@ -27,6 +27,7 @@ from .assignment import check_fits
 from .convergence import Convergence
 from .fence import Fence, raise_all
 from .seats import FleetShape, Seat, SeatBook
+from .slowness import SlowRule, SlowWatch, find_slow
 from .wanted import Wanted
 
 _log = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ class Controller(rpc.MembershipServicer):
         lease_s: float = LEASE_S,
         state_file: Path | None = None,
         seats_are_offered: bool = False,
+        slow: SlowRule | None = None,
     ) -> None:
         """What ``state_file`` says is wanted goes before ``wanted``; changes are kept there.
 
@@ -71,6 +73,8 @@ class Controller(rpc.MembershipServicer):
         self._published = asyncio.Condition()
         self._ordered = asyncio.Condition()
         self._fence = Fence()
+        self._slow = slow or SlowRule()
+        self._wishes = asyncio.Lock()  # one after the other
         self._server: grpc.aio.Server | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._probes: set[asyncio.Task[None]] = set()
@@ -80,7 +84,9 @@ class Controller(rpc.MembershipServicer):
         rpc.add_MembershipServicer_to_server(self, self._server)
         self.address = await listen(self._server, self._host, self._port)
         self._port = int(self.address.rpartition(":")[2])
-        loops = (self._expire_leases(), self._converge(), self._raise_minimum(), self._rebalance())
+        loops = [self._expire_leases(), self._converge(), self._raise_minimum(), self._rebalance()]
+        if self._slow.after_s:
+            loops.append(self._drain_slow())
         self._tasks = [asyncio.create_task(loop) for loop in loops]
         _log.info("controller %s serves %s", self._incarnation, self.address)
 
@@ -141,14 +147,9 @@ class Controller(rpc.MembershipServicer):
 
     async def Scale(self, request: pb.ScaleRequest, context: grpc.aio.ServicerContext) -> pb.ScaleReply:
         try:
-            wanted, name = self._scaled(request)
-            known = self._book.seats
-            seats = [known.get(seat) or Seat(seat, "expert", wanted=True) for seat in wanted.seats("expert")]
-            all_experts = self._book.shape.all_experts()
-            await asyncio.to_thread(check_fits, seats, all_experts, wanted.replicas, name)
+            wanted = await self._scale(request)
         except FleetError as error:
             await context.abort(error.status, error.details)
-        self._want(wanted)
         return pb.ScaleReply(
             expert_seats=wanted.seats("expert"), attention_seats=wanted.seats("attention"), replicas=wanted.replicas
         )
@@ -168,19 +169,33 @@ class Controller(rpc.MembershipServicer):
 
     @property
     def wanted(self) -> Wanted:
+        """An immutable value, so any thread may ask."""
         return self._book.wanted
 
-    def occupied(self) -> set[str]:
+    async def occupied(self) -> set[str]:
         """Workers' seats that are wanted, or that somebody has yet to leave."""
         return {seat.name for seat in self._book.seats.values() if seat.role != "gateway"}
 
-    def offer(self, seats: Iterable[str]) -> None:
-        """Their nodes have come. On the controller's loop; raises FleetError for what is no seat."""
-        self._want(self.wanted.offered(seats))
+    async def offer(self, seats: Iterable[str]) -> None:
+        """Their nodes have come. Raises FleetError for what is no seat."""
+        async with self._wishes:
+            self._want(self.wanted.offered(seats))
 
-    def forget(self, seats: Iterable[str]) -> None:
-        """Their nodes are gone for good. On the controller's loop."""
-        self._want(self.wanted.forgotten(seats))
+    async def forget(self, seats: Iterable[str]) -> None:
+        """Their nodes are gone for good."""
+        async with self._wishes:
+            self._want(self.wanted.forgotten(seats))
+
+    async def _scale(self, request: pb.ScaleRequest) -> Wanted:
+        """What is wanted from now on. Raises FleetError BAD_REQUEST."""
+        async with self._wishes:
+            wanted, name = self._scaled(request)
+            known = self._book.seats
+            seats = [known.get(seat) or Seat(seat, "expert", wanted=True) for seat in wanted.seats("expert")]
+            all_experts = self._book.shape.all_experts()
+            await asyncio.to_thread(check_fits, seats, all_experts, wanted.replicas, name)
+            self._want(wanted)
+            return wanted
 
     def _want(self, wanted: Wanted) -> None:
         if wanted == self.wanted:
@@ -266,6 +281,30 @@ class Controller(rpc.MembershipServicer):
                     _log.info("%d experts move to where they are asked for", layout.moved)
                     self._fleet.adopt(layout)
                     self._changed.set()
+
+    async def _drain_slow(self) -> None:
+        """One at a time, and only when all else is at rest."""
+        watch = SlowWatch(self._slow.after_s)
+        kept: set[str] = set()  # addresses of slow shards that the fleet cannot do without
+        while True:
+            await asyncio.sleep(_TICK_S)
+            shards = {seat.address: seat for seat in self._book.of_role("expert") if seat.serves and seat.stays}
+            classes = {address: seat.report.numerics for address, seat in shards.items()}
+            witnesses = [seat.report.seconds_per_expert for seat in self._book.of_role("attention") if seat.live]
+            stayed = watch.look(find_slow(witnesses, classes, self._slow.factor), time.monotonic())
+            kept &= set(stayed)
+            due = next((address for address in stayed if address not in kept), None)
+            if due is None or not self._fleet.settled():
+                continue
+            name = shards[due].name
+            try:
+                await self._scale(pb.ScaleRequest(drain=name))
+                _log.warning("%s has been slower than its peers for %g s and is drained", name, self._slow.after_s)
+            except FleetError as error:
+                kept.add(due)
+                _log.warning(
+                    "%s has been slower than its peers for %g s and stays: %s", name, self._slow.after_s, error
+                )
 
     async def _commit(self) -> None:
         epoch = self._fleet.next_epoch(time.monotonic())

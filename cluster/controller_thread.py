@@ -5,7 +5,7 @@ Knows nothing of what the controller does.
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from .controller import Controller
@@ -20,18 +20,11 @@ class ControllerThread:
         self.controller = controller
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="controller", daemon=True).start()
-        self._wait_for(controller.start())
+        self.call(controller.start())
 
-    def call(self, work: Callable[[Controller], T]) -> T:
-        """``work`` on the controller's loop."""
-
-        async def on_loop() -> T:
-            return work(self.controller)
-
-        return self._wait_for(on_loop())
+    def call(self, work: Coroutine[Any, Any, T]) -> T:
+        """``work`` of the controller's, on its loop."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(_ANSWER_S)
 
     def stop(self) -> None:
-        self._wait_for(self.controller.stop())
-
-    def _wait_for(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(_ANSWER_S)
+        self.call(self.controller.stop())

@@ -56,7 +56,7 @@ class Crew:
         """The controller's address, once it answers."""
         config = self._config
         wanted = Wanted.first(config.attention_workers, config.expert_shards, config.replicas)
-        settings = (self._plan.shape, wanted, _HOST, port, state_file, config.wire)
+        settings = (self._plan.shape, wanted, _HOST, port, state_file, config.slow_rule, config.wire)
         self._hire(CONTROLLER_SEAT, actors.ControllerSeat, *settings)
         reference = self._handles[CONTROLLER_SEAT].address.remote()
         if not self._wait_until(lambda: is_done(reference), _BIRTH_S):

@@ -20,6 +20,7 @@ from .launcher import Launcher, make_run_dir
 from .plan import fleet_shape
 from .ray_head import RayHead
 from .ray_settings import RaySettings, prepare_driver, token_from
+from .slowness import SlowSettings
 from .stop import Stop, StopAsked
 from .wanted import Wanted
 
@@ -28,7 +29,7 @@ _END_S = 10.0
 
 
 @dataclass(frozen=True)
-class HeadConfig(WireSettings):
+class HeadConfig(WireSettings, SlowSettings):
     """Configuration of the head of a fleet on several machines."""
 
     model: Path = option(help="checkpoint directory (its config and index are read, no weights)")
@@ -36,7 +37,9 @@ class HeadConfig(WireSettings):
     host: str = option(help="address of this machine, as its nodes and gateways reach it")
     ray_port: int = option(6379, "port that nodes join at")
     controller_port: int = option(7411, "port of the controller")
-    replicas: float = option(1.0, "copies of each expert, until `expertfleet scale` says otherwise")
+    replicas: float = option(
+        1.0, "copies of each expert; `expertfleet scale` changes it until another number is given here"
+    )
     dtype: Literal["bfloat16", "float32"] = option("bfloat16", "dtype of the fleet's activations")
     gather_s: float = option(5.0, "at the first start: seconds without a new node after which experts are laid out")
     forget_s: float = option(600.0, "seconds that a seat waits for its node to come back")
@@ -48,6 +51,7 @@ class HeadConfig(WireSettings):
             within(name, getattr(self, name), 1, 65535)
         if self.ray_port == self.controller_port:
             raise ValueError(f"controller_port: {self.controller_port} is Ray's port as well; choose another")
+        self.check_slow()
         within("replicas", self.replicas, 1, 4096)
         within("gather_s", self.gather_s, 0, 3600)
         within("forget_s", self.forget_s, 1, 86_400 * 30)
@@ -82,13 +86,16 @@ def run_head(config: HeadConfig) -> int:
         )
         head = RayHead(settings, launcher)
         head.start(os.environ.copy(), stop.wait_until)
+        state_file = config.storage / "fleet.json"
+        wanted = first_wanted(config.replicas, state_file, config.storage / "replicas")
         controller = Controller(
             shape,
-            Wanted((), (), config.replicas),
+            wanted,
             config.host,
             config.controller_port,
-            state_file=config.storage / "fleet.json",
+            state_file=state_file,
             seats_are_offered=True,
+            slow=config.slow_rule,
         )
         thread = ControllerThread(controller)
         _hire_in_background(config, settings, head.address, _Controlled(thread), stop)
@@ -111,6 +118,17 @@ def _leave_ray() -> None:
         sys.modules["ray"].shutdown()
 
 
+def first_wanted(replicas: float, state_file: Path, told_file: Path) -> Wanted:
+    """What was wanted last; but where ``--replicas`` is another one than at the last start, that goes before `scale`'s."""
+    wanted = Wanted.load(state_file) or Wanted((), (), replicas)
+    told = told_file.read_text() if told_file.exists() else ""
+    if told != str(replicas):
+        wanted = wanted.with_replicas(replicas)
+        wanted.save(state_file)
+        told_file.write_text(str(replicas))
+    return wanted
+
+
 def _hire_in_background(
     config: HeadConfig, settings: RaySettings, address: str, controller: "_Controlled", stop: Stop
 ) -> None:
@@ -127,16 +145,16 @@ def _hire_in_background(
 
 class _Controlled:
     def __init__(self, thread: ControllerThread) -> None:
-        self._thread = thread
+        self._thread, self._controller = thread, thread.controller
 
     def wanted(self) -> Wanted:
-        return self._thread.call(lambda controller: controller.wanted)
+        return self._controller.wanted
 
     def occupied(self) -> set[str]:
-        return self._thread.call(Controller.occupied)
+        return self._thread.call(self._controller.occupied())
 
     def offer(self, seats: list[str]) -> None:
-        self._thread.call(lambda controller: controller.offer(seats))
+        self._thread.call(self._controller.offer(seats))
 
     def forget(self, seats: list[str]) -> None:
-        self._thread.call(lambda controller: controller.forget(seats))
+        self._thread.call(self._controller.forget(seats))

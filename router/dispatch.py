@@ -57,6 +57,10 @@ class Part:
         self.hedges: list[Part] = []  # the same routes asked of others, as this one is slow
         self.hedge_of: Part | None = None
 
+    @property
+    def num_experts(self) -> int:
+        return 1 + int(np.count_nonzero(np.diff(self.frame.route_experts)))
+
 
 class Sender(Protocol):
     """What a dispatch asks of the router that it belongs to."""
@@ -225,7 +229,9 @@ class Dispatch:
         part.num_answered += count
         self._num_left -= count
         if part.num_answered == len(part.routes):
-            part.lane.pace.observe(len(part.routes), time.monotonic() - part.sent_at)
+            now = time.monotonic()
+            part.lane.pace.observe(len(part.routes), now - part.sent_at)
+            part.lane.expert_pace.observe(part.num_experts, now - part.sent_at, now)
             self._answered.append(self._parts.pop(part.frame.frame_id))
         if not self._num_left:
             self._review()
@@ -243,6 +249,8 @@ class Dispatch:
             hedge.hedge_of = None
         slow.hedges = []
         if self._parts.pop(slow.frame.frame_id, None) is not None:
+            now = time.monotonic()
+            slow.lane.expert_pace.observe(slow.num_experts, now - slow.sent_at, now)  # so long at least
             if slow.num_answered:
                 self._answered.append(slow)
             else:

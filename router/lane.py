@@ -26,7 +26,7 @@ from ..proto.shared_memory import Arena
 from .connection import Connection
 from .grpc_connection import GrpcConnection
 from .local_connection import LocalConnection
-from .pace import Pace
+from .pace import ExpertPace, Pace
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +66,7 @@ class Lane:
         self.suspected = False  # it was silent for unusually long; passes by itself
         self.quarantined = False  # it gave an answer that a replica refuted; for as long as this lane exists
         self.pace = Pace()
+        self.expert_pace = ExpertPace()
         self.last_error: FleetError | None = None
         self.limits = hello  # the shard's, once it has greeted
         self.version = hello.newest  # of the lane's frames, once both ends have greeted

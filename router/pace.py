@@ -1,13 +1,17 @@
 """How long a shard usually takes for a frame, and when a wait for it becomes unusual.
 
 Knows nothing of frames. Times are kept by powers of two of the number of routes; the limit is the smoothed time and four mean
-deviations, as TCP has it for retransmission (RFC 6298).
+deviations, as TCP has it for retransmission (RFC 6298). Shards are compared by their time for each expert that a frame activates.
 """
+
+import math
 
 _LEAST_S = 0.05
 _UNKNOWN_S = 1.0
 _ENOUGH = 8
 _GAIN, _DEVIATION_GAIN, _DEVIATIONS = 1 / 8, 1 / 4, 4
+_LONG_GAIN = 1 / 64  # over many frames, as they are of all sizes
+_FRESH_S = 10.0
 
 
 class Pace:
@@ -29,3 +33,20 @@ class Pace:
             if count >= _ENOUGH:
                 return max(_LEAST_S, float((smoothed + _DEVIATIONS * deviation) * 2 ** (size - known)))
         return _UNKNOWN_S
+
+
+class ExpertPace:
+    """Smoothed seconds over smoothed experts, so that a frame weighs as much as it asked for."""
+
+    def __init__(self) -> None:
+        self._seconds, self._experts, self._last = 0.0, 0.0, -math.inf
+
+    def observe(self, num_experts: int, seconds: float, now: float) -> None:
+        gain = _LONG_GAIN if self._experts else 1.0
+        self._seconds += gain * (seconds - self._seconds)
+        self._experts += gain * (num_experts - self._experts)
+        self._last = now
+
+    def seconds(self, now: float) -> float | None:
+        """For one expert; None if nothing was observed of late. For any thread."""
+        return self._seconds / self._experts if now - self._last <= _FRESH_S else None

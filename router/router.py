@@ -115,6 +115,12 @@ class Router:
         """Addresses of shards that are asked only for what nobody else holds, as a replica refuted an answer; for any thread."""
         return [lane.address for lane in list(self._lanes.values()) if lane.quarantined]
 
+    def seconds_per_expert(self) -> dict[str, float]:
+        """Of every shard that was asked of late, by address; for any thread."""
+        now = time.monotonic()
+        paces = {lane.address: lane.expert_pace.seconds(now) for lane in list(self._lanes.values())}
+        return {address: seconds for address, seconds in paces.items() if seconds is not None}
+
     @property
     def num_waiting(self) -> int:
         """Dispatches that wait for an expert which nobody usable holds; for any thread."""

@@ -137,8 +137,15 @@ class Member(_message.Message):
     def __init__(self, seat: _Optional[str] = ..., address: _Optional[str] = ..., numerics: _Optional[str] = ..., held: _Optional[_Union[ExpertSet, _Mapping]] = ...) -> None: ...
 
 class WorkerReport(_message.Message):
-    __slots__ = ("seat", "state", "numerics", "epoch", "held", "bytes_loaded", "bytes_total", "tokens", "metrics", "error", "min_epoch", "backend", "fingerprint", "pid", "load", "quarantined")
+    __slots__ = ("seat", "state", "numerics", "epoch", "held", "bytes_loaded", "bytes_total", "tokens", "metrics", "error", "min_epoch", "backend", "fingerprint", "pid", "load", "quarantined", "seconds_per_expert")
     class MetricsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    class SecondsPerExpertEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
         VALUE_FIELD_NUMBER: _ClassVar[int]
@@ -161,6 +168,7 @@ class WorkerReport(_message.Message):
     PID_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
     QUARANTINED_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_PER_EXPERT_FIELD_NUMBER: _ClassVar[int]
     seat: str
     state: str
     numerics: str
@@ -177,7 +185,8 @@ class WorkerReport(_message.Message):
     pid: int
     load: bytes
     quarantined: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, seat: _Optional[str] = ..., state: _Optional[str] = ..., numerics: _Optional[str] = ..., epoch: _Optional[_Union[EpochId, _Mapping]] = ..., held: _Optional[_Union[ExpertSet, _Mapping]] = ..., bytes_loaded: _Optional[int] = ..., bytes_total: _Optional[int] = ..., tokens: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ..., error: _Optional[str] = ..., min_epoch: _Optional[_Union[EpochId, _Mapping]] = ..., backend: _Optional[str] = ..., fingerprint: _Optional[str] = ..., pid: _Optional[int] = ..., load: _Optional[bytes] = ..., quarantined: _Optional[_Iterable[str]] = ...) -> None: ...
+    seconds_per_expert: _containers.ScalarMap[str, float]
+    def __init__(self, seat: _Optional[str] = ..., state: _Optional[str] = ..., numerics: _Optional[str] = ..., epoch: _Optional[_Union[EpochId, _Mapping]] = ..., held: _Optional[_Union[ExpertSet, _Mapping]] = ..., bytes_loaded: _Optional[int] = ..., bytes_total: _Optional[int] = ..., tokens: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ..., error: _Optional[str] = ..., min_epoch: _Optional[_Union[EpochId, _Mapping]] = ..., backend: _Optional[str] = ..., fingerprint: _Optional[str] = ..., pid: _Optional[int] = ..., load: _Optional[bytes] = ..., quarantined: _Optional[_Iterable[str]] = ..., seconds_per_expert: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class StatusRequest(_message.Message):
     __slots__ = ()

@@ -8,6 +8,7 @@ import pytest
 
 from expertfleet.cluster.controller import Controller
 from expertfleet.cluster.seats import FleetShape
+from expertfleet.cluster.slowness import SlowRule
 from expertfleet.cluster.wanted import Wanted
 from expertfleet.membership.channel import open_channel
 from expertfleet.membership.epoch import Epoch, EpochId, ExpertSet
@@ -31,6 +32,7 @@ class Worker:
         self.newest = EpochId(0, 0)
         self.told = ExpertSet.empty()
         self.loads, self.left = True, False
+        self.times: dict[str, float] = {}
         self.tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> "Worker":
@@ -60,7 +62,13 @@ class Worker:
     def report(self) -> pb.WorkerReport:
         held = self.held.to_proto() if self.seat.startswith("expert") else None
         return pb.WorkerReport(
-            seat=self.seat, state=self.state, held=held, numerics="x", pid=self.pid, epoch=self.newest.to_proto()
+            seat=self.seat,
+            state=self.state,
+            held=held,
+            numerics="x",
+            pid=self.pid,
+            epoch=self.newest.to_proto(),
+            seconds_per_expert=self.times,
         )
 
     async def die(self) -> None:
@@ -84,11 +92,11 @@ class Fleet:
         capacity: int = 0,
         state_file: Path | None = None,
         seats_are_offered: bool = False,
+        slow: SlowRule | None = None,
     ) -> None:
         self.wanted, self.lease_s, self.capacity = wanted, lease_s, capacity
-        self.controller = Controller(
-            SHAPE, wanted, lease_s=lease_s, state_file=state_file, seats_are_offered=seats_are_offered
-        )
+        settings: dict[str, Any] = {"state_file": state_file, "seats_are_offered": seats_are_offered, "slow": slow}
+        self.controller = Controller(SHAPE, wanted, lease_s=lease_s, **settings)
         self.workers: dict[str, Worker] = {}
         self.epochs: list[Epoch] = []
 
@@ -376,6 +384,56 @@ def test_without_room_elsewhere_a_leaving_shard_serves_on() -> None:
     in_loop(scenario)
 
 
+async def slow_down(fleet: Fleet, seat: str) -> None:
+    """The attention worker says so of one shard, once everything is at rest."""
+    fleet.all_ready()
+    await fleet.until_complete()
+    await fleet.until(lambda: fleet.controller._fleet.settled())
+    shards = {name: worker.address for name, worker in fleet.workers.items() if name.startswith("expert")}
+    fleet.workers["attention-0"].times = {
+        address: 0.031 if name == seat else 0.01 for name, address in shards.items()
+    }  # fmt: skip
+
+
+def test_a_shard_that_stays_slow_is_drained_and_the_others_hold_everything() -> None:
+    async def scenario() -> None:
+        async with Fleet(slow=SlowRule(after_s=0.6, factor=3.0)) as fleet:
+            await slow_down(fleet, "expert-1")
+            await asyncio.sleep(0.3)
+            assert fleet.controller._book.wanted == WANTED
+            await fleet.until(lambda: fleet.controller._book.wanted == Wanted((0,), (0, 2), 1.0))
+            await fleet.until(lambda: fleet.workers["expert-1"].left)
+            await fleet.until(lambda: fleet.held()["expert-0"] + fleet.held()["expert-2"] == 30)
+            assert all(epoch.complete for epoch in fleet.epochs[-2:])
+
+    in_loop(scenario)
+
+
+def test_a_slow_shard_that_the_fleet_cannot_do_without_stays(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        async with Fleet(capacity=12, slow=SlowRule(after_s=0.4, factor=3.0)) as fleet:
+            await slow_down(fleet, "expert-1")
+            await asyncio.sleep(2.0)
+            assert fleet.controller._book.wanted == WANTED
+            assert not fleet.workers["expert-1"].left
+
+    in_loop(scenario)
+    (said,) = [record.getMessage() for record in caplog.records if "slower" in record.getMessage()]
+    assert (
+        "expert-1 has been slower than its peers for 0.4 s and stays: drain expert-1: 2 expert shards have room" in said
+    )
+
+
+def test_by_default_a_slow_shard_is_left_alone() -> None:
+    async def scenario() -> None:
+        async with Fleet() as fleet:
+            await slow_down(fleet, "expert-1")
+            await asyncio.sleep(1.0)
+            assert fleet.controller._book.wanted == WANTED
+
+    in_loop(scenario)
+
+
 def test_a_drained_attention_worker_leaves_the_epoch_before_it_is_told_to_go() -> None:
     async def scenario() -> None:
         wanted = Wanted.first(attention_workers=2, expert_shards=3, replicas=1)
@@ -454,12 +512,12 @@ def test_nodes_decide_which_seats_there_are(tmp_path: Path) -> None:
             with pytest.raises(FleetError, match="does not exist in a fleet of 0 attention workers and 0 expert"):
                 await keeper.register("127.0.0.1:1", 1, "node", SHAPE.fingerprint, SHAPE.dtype)
             await keeper.close()
-            fleet.controller.offer(["expert-5", "attention-0"])
+            await fleet.controller.offer(["expert-5", "attention-0"])
             await fleet.join("expert-5", "ready")
             await fleet.join("attention-0", "ready")
             await fleet.until_complete()
             assert fleet.held() == {"expert-5": 30}
-            fleet.controller.offer(["expert-9"])
+            await fleet.controller.offer(["expert-9"])
             await fleet.join("expert-9", "ready")
             await fleet.until(lambda: fleet.held() == {"expert-5": 15, "expert-9": 15})
             with pytest.raises(

@@ -312,9 +312,12 @@ def test_what_a_silent_shard_was_asked_is_asked_of_its_replica_and_it_is_left_al
     fleet.commit(lambda layer, expert: [0, 1])
     assert fleet.wait_all_up()
     warm(fleet)
+    before = fleet.router.seconds_per_expert()
+    assert before.keys() == {shard.address for shard in fleet.shards}
     dispatch, expected = stalled(fleet, 0)
     assert torch.equal(fleet.outcome(dispatch, 2.0), expected)
     assert fleet.router.counters.hedged_parts == 1
+    assert fleet.router.seconds_per_expert()[fleet.shards[0].address] > before[fleet.shards[0].address] > 0
     asked = len(fleet.shards[0].frames)
     for _ in range(5):
         dispatch, expected = fleet.ask(9)
