@@ -24,6 +24,7 @@ from .head import HeadConfig, run_head
 from .node import add_node_flags, read_node_config, run_node
 from .scale import scale
 from .serve import dry_run, serve
+from .statefulset import scale_statefulset
 from .status import fetch_status, render
 
 _URL = "http://127.0.0.1:8000"
@@ -87,6 +88,10 @@ def _add_scale(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--replicas", type=float, help="copies of each expert; 1.25 is a second copy of a quarter of them"
     )
+    parser.add_argument(
+        "--statefulset", metavar="NAME", help="on Kubernetes: the group of pods that gets this number, by your kubectl"
+    )
+    parser.add_argument("--namespace", help="on Kubernetes: where it is (default: kubectl's own)")
     _add_admin_flags(parser)
     parser.set_defaults(run=_scale)
 
@@ -151,6 +156,19 @@ def _scale(arguments: argparse.Namespace) -> int:
     wish = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     if not wish:
         raise ClusterError("nothing to change; give --expert-shards, --attention-workers or --replicas")
+    if arguments.statefulset is not None:
+        scale_statefulset(
+            arguments.statefulset,
+            arguments.namespace,
+            wish,
+            arguments.url,
+            arguments.api_key,
+            arguments.wait_s,
+            print,
+        )
+        return 0
+    if arguments.namespace is not None:
+        raise ClusterError(f"--namespace: {arguments.namespace} is given without --statefulset")
     scale(arguments.url, wish, arguments.api_key, arguments.wait_s, print)
     return 0
 

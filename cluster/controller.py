@@ -25,6 +25,7 @@ from ..proto.generated import membership_pb2 as pb
 from ..proto.generated import membership_pb2_grpc as rpc
 from .assignment import check_fits
 from .convergence import Convergence
+from .demand import BusyShares, wanted_shards
 from .fence import Fence, raise_all
 from .seats import FleetShape, Seat, SeatBook
 from .slowness import SlowRule, SlowWatch, find_slow
@@ -39,6 +40,7 @@ _FENCE_S = 0.5
 _REBALANCE_S = 60.0
 _PROBE_S = 0.3
 _PROBES = 3
+_COMPUTED = "compute_seconds_total"
 
 
 class Controller(rpc.MembershipServicer):
@@ -75,6 +77,7 @@ class Controller(rpc.MembershipServicer):
         self._fence = Fence()
         self._slow = slow or SlowRule()
         self._wishes = asyncio.Lock()  # one after the other
+        self._busy = BusyShares()
         self._server: grpc.aio.Server | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._probes: set[asyncio.Task[None]] = set()
@@ -113,6 +116,8 @@ class Controller(rpc.MembershipServicer):
             known = self._book.report(request.lease_id, request.report, time.monotonic())
         except FleetError as error:
             await context.abort(error.status, error.details)
+        if known and _COMPUTED in request.report.metrics:
+            self._busy.note(request.lease_id, request.report.metrics[_COMPUTED], time.monotonic())
         self._changed.set()
         return pb.ReportReply(known=known)
 
@@ -165,6 +170,7 @@ class Controller(rpc.MembershipServicer):
             settled=self._fleet.settled(),
             replicas=self._book.wanted.replicas,
             coverage=self._fleet.coverage(),
+            wanted_expert_shards=self._wanted_shards(),
         )
 
     @property
@@ -187,14 +193,15 @@ class Controller(rpc.MembershipServicer):
             self._want(self.wanted.forgotten(seats))
 
     async def _scale(self, request: pb.ScaleRequest) -> Wanted:
-        """What is wanted from now on. Raises FleetError BAD_REQUEST."""
+        """What is wanted from now on, or would be. Raises FleetError BAD_REQUEST."""
         async with self._wishes:
-            wanted, name = self._scaled(request)
+            wanted, name = self._without(request.without) if request.without else self._scaled(request)
             known = self._book.seats
             seats = [known.get(seat) or Seat(seat, "expert", wanted=True) for seat in wanted.seats("expert")]
             all_experts = self._book.shape.all_experts()
             await asyncio.to_thread(check_fits, seats, all_experts, wanted.replicas, name)
-            self._want(wanted)
+            if not request.without:
+                self._want(wanted)
             return wanted
 
     def _want(self, wanted: Wanted) -> None:
@@ -211,7 +218,7 @@ class Controller(rpc.MembershipServicer):
         wanted, name = self._book.wanted, "replicas"
         for number in ("expert_shards", "attention_workers"):
             if self._seats_are_offered and request.HasField(number):
-                how = "start or end nodes instead (on Kubernetes: kubectl scale statefulset)"
+                how = "start or end nodes instead (on Kubernetes: expertfleet scale --statefulset NAME)"
                 raise FleetError(
                     Code.BAD_REQUEST, f"{number}: this fleet's seats are those that its nodes offer; {how}"
                 )
@@ -224,6 +231,13 @@ class Controller(rpc.MembershipServicer):
         if request.HasField("replicas"):
             wanted = wanted.with_replicas(request.replicas)
         return wanted, name
+
+    def _without(self, seats: Iterable[str]) -> tuple[Wanted, str]:
+        """As ``_scaled``. Whoever ends the nodes of ``seats`` asks first."""
+        wanted = self._book.wanted
+        for seat in seats:
+            wanted = wanted.without(seat, "without")
+        return wanted, f"without {', '.join(seats)}"
 
     async def _look_for(self, seat: Seat, lease_id: int) -> None:
         """The worker's stream broke: is anybody at its address? A refused connection says no; silence says nothing."""
@@ -335,6 +349,12 @@ class Controller(rpc.MembershipServicer):
             behind = [seat.address for seat in shards if EpochId.from_proto(seat.report.min_epoch) < due]
             if behind:
                 await raise_all(behind, due)
+
+    def _wanted_shards(self) -> int:
+        shards = [seat for seat in self._book.of_role("expert") if seat.serves]
+        busy = self._busy.shares(seat.lease_id for seat in shards)
+        num_experts = int(self._book.shape.all_experts().sum())
+        return wanted_shards(busy, [seat.capacity for seat in shards], num_experts, self._book.wanted.replicas)
 
     def _own_status(self) -> pb.WorkerStatus:
         report = pb.WorkerReport(

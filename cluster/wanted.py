@@ -45,14 +45,14 @@ class Wanted:
         more = tuple(ordinal for ordinal, _ in zip(free, range(count - len(now)), strict=False))
         return self._with(role, tuple(sorted((*now[:count], *more))))
 
-    def without(self, seat: str) -> "Wanted":
-        """Raises FleetError BAD_REQUEST for a seat that is not wanted, or the last of its role."""
+    def without(self, seat: str, name: str = "drain") -> "Wanted":
+        """``name`` is what the request calls it. Raises FleetError BAD_REQUEST for a seat that is not wanted, or the last of its role."""
         if not self.has(seat):
-            raise FleetError(Code.BAD_REQUEST, f"drain: {seat!r} is no seat of this fleet, or leaves already")
+            raise FleetError(Code.BAD_REQUEST, f"{name}: {seat!r} is no seat of this fleet, or leaves already")
         role, ordinal = split_seat(seat)
         left = tuple(each for each in getattr(self, role) if each != ordinal)
         if not left:
-            raise FleetError(Code.BAD_REQUEST, f"drain: {seat} is the last of its kind; add another one first")
+            raise FleetError(Code.BAD_REQUEST, f"{name}: {seat} is the last of its kind; add another one first")
         return self._with(role, left)
 
     def offered(self, seats: Iterable[str]) -> "Wanted":

@@ -29,14 +29,24 @@ def build_admin_app(service: Service) -> FastAPI:
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        status, _ = await _fleet_status(service)
-        text = service.metrics.text(status.workers)
+        status, problem = await _fleet_status(service)
+        text = service.metrics.text(status.workers, 0 if problem else status.wanted_expert_shards)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/status")
     async def status() -> dict[str, Any]:
         fleet, problem = await _fleet_status(service)
         return status_json(fleet, service, problem)
+
+    @app.get("/scale")
+    async def could_scale(request: Request) -> dict[str, Any]:
+        """Whether the fleet could do without the seats that ``without`` names, again and again. Changes nothing."""
+        if unknown := set(request.query_params) - {"without"}:
+            raise bad_value(min(unknown)[:80], "unknown; without can be given")
+        seats = request.query_params.getlist("without")
+        if not 1 <= len(seats) <= _MOST:
+            raise bad_value("without", f"{len(seats)} seats are given; 1 to {_MOST} can be")
+        return await _scaled(service, pb.ScaleRequest(without=seats))
 
     @app.post("/scale")
     async def scale(request: Request) -> dict[str, Any]:
@@ -50,16 +60,7 @@ def build_admin_app(service: Service) -> FastAPI:
         if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
             # A page in somebody's browser may post text anywhere, but not this.
             raise ApiError(415, "content-type: application/json is needed", param="content-type", code="invalid_value")
-        body = check_scale(await read_object(request, _MAX_SCALE_BYTES))
-        try:
-            reply = await service.fleet.scale(body)
-        except FleetError as error:
-            raise from_fleet(error) from error
-        return {
-            "expert_seats": list(reply.expert_seats),
-            "attention_seats": list(reply.attention_seats),
-            "replicas": reply.replicas,
-        }
+        return await _scaled(service, check_scale(await read_object(request, _MAX_SCALE_BYTES)))
 
     return app
 
@@ -99,9 +100,22 @@ def status_json(fleet: pb.FleetStatus, service: Service, problem: str | None) ->
         "settled": fleet.settled and problem is None,
         "replicas": fleet.replicas,
         "coverage": fleet.coverage,
+        "wanted_expert_shards": fleet.wanted_expert_shards or None,
         "epoch": _epoch_text(fleet.epoch),
         "url": service.url,
         "workers": [*workers, _own_json(service)],
+    }
+
+
+async def _scaled(service: Service, request: pb.ScaleRequest) -> dict[str, Any]:
+    try:
+        reply = await service.fleet.scale(request)
+    except FleetError as error:
+        raise from_fleet(error) from error
+    return {
+        "expert_seats": list(reply.expert_seats),
+        "attention_seats": list(reply.attention_seats),
+        "replicas": reply.replicas,
     }
 
 

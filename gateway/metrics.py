@@ -58,8 +58,9 @@ class Metrics:
     def watch(self, model_name: str, num_prompt_tokens: int) -> "Watch":
         return Watch(self, model_name, num_prompt_tokens)
 
-    def text(self, workers: Iterable[pb.WorkerStatus]) -> bytes:
-        self.workers.latest = list(workers)
+    def text(self, workers: Iterable[pb.WorkerStatus], wanted_expert_shards: int) -> bytes:
+        """``wanted_expert_shards`` is left out when it is 0: whoever scales by it had better do nothing then."""
+        self.workers.latest, self.workers.wanted_expert_shards = list(workers), wanted_expert_shards
         return generate_latest(self.registry)
 
 
@@ -107,13 +108,17 @@ class Watch:
 
 
 class _WorkerMetrics(Collector):
-    """What each worker reported last, as gauges with its seat and role."""
+    """What each worker reported last, as gauges with its seat and role, and what is known of the fleet as a whole."""
 
     def __init__(self) -> None:
         self.latest: Sequence[pb.WorkerStatus] = ()
+        self.wanted_expert_shards = 0
 
     def collect(self) -> Iterable[Metric]:
         families: dict[str, GaugeMetricFamily] = {}
+        if self.wanted_expert_shards:
+            full = "expertfleet_wanted_expert_shards"
+            families[full] = GaugeMetricFamily(full, "Of all groups, for the work.", value=self.wanted_expert_shards)
         for worker in self.latest:
             values = dict(worker.report.metrics) | {"up": float(worker.state == "ready")}
             values |= {"bytes_loaded": worker.report.bytes_loaded, "tokens": worker.report.tokens}

@@ -81,16 +81,18 @@ class Order(_message.Message):
     def __init__(self, hold: _Optional[_Union[ExpertSet, _Mapping]] = ..., leave: bool = ...) -> None: ...
 
 class ScaleRequest(_message.Message):
-    __slots__ = ("expert_shards", "attention_workers", "replicas", "drain")
+    __slots__ = ("expert_shards", "attention_workers", "replicas", "drain", "without")
     EXPERT_SHARDS_FIELD_NUMBER: _ClassVar[int]
     ATTENTION_WORKERS_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     DRAIN_FIELD_NUMBER: _ClassVar[int]
+    WITHOUT_FIELD_NUMBER: _ClassVar[int]
     expert_shards: int
     attention_workers: int
     replicas: float
     drain: str
-    def __init__(self, expert_shards: _Optional[int] = ..., attention_workers: _Optional[int] = ..., replicas: _Optional[float] = ..., drain: _Optional[str] = ...) -> None: ...
+    without: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, expert_shards: _Optional[int] = ..., attention_workers: _Optional[int] = ..., replicas: _Optional[float] = ..., drain: _Optional[str] = ..., without: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ScaleReply(_message.Message):
     __slots__ = ("expert_seats", "attention_seats", "replicas")
@@ -193,7 +195,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class FleetStatus(_message.Message):
-    __slots__ = ("workers", "epoch", "ready", "missing", "settled", "replicas", "coverage")
+    __slots__ = ("workers", "epoch", "ready", "missing", "settled", "replicas", "coverage", "wanted_expert_shards")
     WORKERS_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
@@ -201,6 +203,7 @@ class FleetStatus(_message.Message):
     SETTLED_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     COVERAGE_FIELD_NUMBER: _ClassVar[int]
+    WANTED_EXPERT_SHARDS_FIELD_NUMBER: _ClassVar[int]
     workers: _containers.RepeatedCompositeFieldContainer[WorkerStatus]
     epoch: EpochId
     ready: bool
@@ -208,7 +211,8 @@ class FleetStatus(_message.Message):
     settled: bool
     replicas: float
     coverage: float
-    def __init__(self, workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., epoch: _Optional[_Union[EpochId, _Mapping]] = ..., ready: bool = ..., missing: _Optional[str] = ..., settled: bool = ..., replicas: _Optional[float] = ..., coverage: _Optional[float] = ...) -> None: ...
+    wanted_expert_shards: int
+    def __init__(self, workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., epoch: _Optional[_Union[EpochId, _Mapping]] = ..., ready: bool = ..., missing: _Optional[str] = ..., settled: bool = ..., replicas: _Optional[float] = ..., coverage: _Optional[float] = ..., wanted_expert_shards: _Optional[int] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
     __slots__ = ("role", "seat", "pid", "node", "address", "state", "report", "num_experts", "wanted", "quarantined_by")

@@ -94,7 +94,7 @@ class MembershipServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Scale(self, request, context):
-        """Changes how many workers the fleet shall have, while it serves.
+        """Changes how many workers the fleet shall have, while it serves; or says whether it could do without some.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

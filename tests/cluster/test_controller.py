@@ -459,6 +459,8 @@ def test_a_drained_attention_worker_leaves_the_epoch_before_it_is_told_to_go() -
         ({"drain": "expert-1"}, "drain expert-1: 2 expert shards have room for 24 of 30"),
         ({"drain": "attention-0"}, "drain: attention-0 is the last of its kind"),
         ({"drain": "expert-7"}, "drain: 'expert-7' is no seat of this fleet"),
+        ({"without": ["expert-2"]}, "without expert-2: 2 expert shards have room for 24 of 30 experts; at least 3 are"),
+        ({"without": ["expert-2", "expert-7"]}, "without: 'expert-7' is no seat of this fleet"),
     ],
 )
 def test_what_cannot_be_is_refused_and_changes_nothing(wish: dict[str, Any], message: str) -> None:
@@ -524,6 +526,8 @@ def test_nodes_decide_which_seats_there_are(tmp_path: Path) -> None:
                 grpc.aio.AioRpcError, match="expert_shards: this fleet's seats are those that its nodes"
             ):
                 await fleet.scale(expert_shards=1)
+            assert (await fleet.scale(without=["expert-9"])).expert_seats == ["expert-5"]
+            assert fleet.controller.wanted == Wanted((0,), (5, 9), 1), "a question changes nothing"
             await fleet.scale(drain="expert-5")
             await fleet.until(lambda: fleet.workers["expert-5"].left)
             assert fleet.held()["expert-9"] == 30

@@ -110,6 +110,7 @@ class FakeController(mrpc.MembershipServicer):
         self.epoch = mpb.Epoch()
         self.reports: list[mpb.WorkerReport] = []
         self.missing = ""
+        self.wanted_expert_shards = 0
         self.wishes: list[mpb.ScaleRequest] = []
         self.refusal: FleetError | None = None
         self.workers: list[mpb.WorkerStatus] = []
@@ -154,7 +155,11 @@ class FakeController(mrpc.MembershipServicer):
 
     async def Status(self, request: Any, context: Any) -> mpb.FleetStatus:
         return mpb.FleetStatus(
-            workers=self.workers, epoch=self.epoch.id, ready=self.epoch.complete, missing=self.missing
+            workers=self.workers,
+            epoch=self.epoch.id,
+            ready=self.epoch.complete,
+            missing=self.missing,
+            wanted_expert_shards=self.wanted_expert_shards,
         )
 
 

