@@ -18,7 +18,7 @@ import pytest
 
 RECIPE = (chart.ROOT / "Dockerfile").read_text()
 TARGETS = ("cpu", "cuda")
-COMMANDS = ("serve", "status", "scale", "drain", "chat", "checkpoint")
+COMMANDS = ("serve", "head", "node expert", "node attention", "gateway", "status", "scale", "drain", "chat", "checkpoint pull")
 Instruction = tuple[str, str]
 
 
@@ -210,7 +210,7 @@ def test_the_packages_own_steps_make_a_command_that_starts(installed: Path) -> N
     assert list((installed / "expertfleet" / "checkpoint").glob("*.jinja"))
     for command in COMMANDS:
         done = subprocess.run(
-            [sys.executable, "-m", "expertfleet.cluster", command, "--help"],
+            [sys.executable, "-m", "expertfleet.cluster", *command.split(), "--help"],
             cwd=installed,
             env={**os.environ, "PYTHONPATH": str(installed)},
             capture_output=True,
