@@ -75,4 +75,4 @@ def _is_slow(address: str, times: Times, classes: Mapping[str, str], factor: flo
         for other, seconds in times.items()
         if other != address and classes.get(other) == classes[address]
     ]  # fmt: skip
-    return bool(peers) and times[address] > factor * statistics.median(peers)
+    return bool(peers) and times[address] > factor * statistics.median_high(peers)

@@ -18,7 +18,18 @@ import pytest
 
 RECIPE = (chart.ROOT / "Dockerfile").read_text()
 TARGETS = ("cpu", "cuda")
-COMMANDS = ("serve", "head", "node expert", "node attention", "gateway", "status", "scale", "drain", "chat", "checkpoint pull")
+COMMANDS = (
+    "serve",
+    "head",
+    "node expert",
+    "node attention",
+    "gateway",
+    "status",
+    "scale",
+    "drain",
+    "chat",
+    "checkpoint pull",
+)
 Instruction = tuple[str, str]
 
 
