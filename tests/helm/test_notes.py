@@ -34,6 +34,6 @@ def test_what_stands_open_is_said() -> None:
     assert "WARNING: networkPolicy.enabled" in careful
 
 
-def test_scaling_by_hand_is_told_to_go_with_null() -> None:
-    assert "set expertShards.replicas to null" in notes()
-    assert "set expertShards.replicas to null" not in notes(expertShards={"replicas": None})
+def test_scaling_by_hand_is_told_to_go_with_the_same_number_in_the_values() -> None:
+    assert "give expertShards.replicas that number" in notes()
+    assert "give expertShards.replicas that number" not in notes(expertShards={"replicas": None})
