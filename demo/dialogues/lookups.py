@@ -88,6 +88,8 @@ _FOLLOW = (
 )
 _FOLLOWED = ("{subject}", "{subject}", "{join} {subject}", "the one {join} {subject}")
 _FOLLOW_ENDS = ("?", ".", ", please.", "please", "too, please.", "now?")
+# Descriptions that tell of the tool in other words: its name decides.
+_OTHER_WORDS = 0.25
 _AND = (" and ", " and ", " and also ", " as well as ", ", and ")
 
 
@@ -109,7 +111,8 @@ class Topic:
         return space.product() if self.kind == "product" else space.record_id()
 
     def declaration(self, space: Space) -> Message:
-        words = {"noun": self.noun, "kind": self.kind, "param": self.param, "example": self.subject(space)}
+        told = space.noun(_KINDS[self.kind][0]) if space.chance(_OTHER_WORDS) else self.noun
+        words = {"noun": told, "kind": self.kind, "param": self.param, "example": self.subject(space)}
         schema: Message = {"type": "string"}
         if described := space.rng.choice(_PARAM_DESCRIPTIONS).format(**words):
             schema["description"] = described

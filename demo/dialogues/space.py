@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Sequence
 
 _HELD_OUT_SHARE = 6
-_PIECES_SHARE = 0.45
+_PIECES_SHARE = 0.6
 _BEFORE = ("", "", "Hi! ", "Hello! ", "Quick question: ", "One more: ", "Next question. ", "Now this: ")
 _AFTER = ("", "", " Thanks!", " Thank you.", " Please.", " Be brief.")
 
@@ -179,9 +179,9 @@ class Space:
         return make()
 
     def _joined(self) -> str:
-        """One or two of the vocabulary's pieces."""
+        """A few of the vocabulary's pieces."""
         while True:
-            word = "".join(self.rng.choices(self._pieces, k=self.rng.choice((1, 2, 2))))
+            word = "".join(self.rng.choices(self._pieces, k=self.rng.choice((1, 2, 2, 3))))
             if word.lower() not in _UNFIT:
                 return word
 
