@@ -10,7 +10,7 @@ from typing import Literal
 from ..attention_workers.config import AttentionConfig
 from ..expert_workers.config import BackendSetting, ExpertConfig
 from ..gateway.config import GatewayConfig
-from ..gateway.resumption import OnInexact
+from ..gateway.resumption import ResumptionSettings
 from ..membership.wire import WireSettings
 from ..settings.reader import option, within
 from .slowness import SlowSettings
@@ -19,7 +19,7 @@ CONTROLLER_SEAT = "controller"
 
 
 @dataclass(frozen=True)
-class FleetConfig(WireSettings, SlowSettings):
+class FleetConfig(WireSettings, SlowSettings, ResumptionSettings):
     """Configuration of one fleet."""
 
     model: Path = option(help="checkpoint directory")
@@ -58,15 +58,6 @@ class FleetConfig(WireSettings, SlowSettings):
     lost_expert_wait_s: float = option(
         120.0,
         "seconds that a layer waits for an expert which no live shard holds, before its requests end with an error",
-    )
-    worker_wait_s: float = option(30.0, "seconds that a request waits for an attention worker when all are lost")
-    on_inexact: OnInexact = option(
-        "fail",
-        "an answer that can only go on in another numerics class, with other last bits: fail ends it with an error, "
-        "continue goes on and says so",
-    )
-    max_worker_deaths: int = option(
-        2, "attention workers that may die in a row while a request runs on them, before it ends with an error"
     )
     keep_alive_s: float = option(15.0, "seconds of silence after which a stream gets a comment line")
     drain_s: float = option(30.0, "seconds that running requests may take after SIGTERM")

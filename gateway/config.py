@@ -8,11 +8,11 @@ from pathlib import Path
 
 from ..membership.wire import WireSettings
 from ..settings.reader import check_address, option, within
-from .resumption import OnInexact, Resumption
+from .resumption import ResumptionSettings
 
 
 @dataclass(frozen=True)
-class GatewayConfig(WireSettings):
+class GatewayConfig(WireSettings, ResumptionSettings):
     model: Path = option(help="directory of the checkpoint (tokenizer, template and config are read, no weights)")
     controller: str = option(help="host:port of the controller")
     host: str = option("127.0.0.1", "address of the API")
@@ -29,15 +29,6 @@ class GatewayConfig(WireSettings):
     max_choices: int = option(128, "most sequences one request may ask for (prompts × n)")
     keep_alive_s: float = option(15.0, "seconds of silence after which a stream gets a comment line")
     first_chunk_s: float = option(0.5, "seconds a stream waits for the first token before its headers go out")
-    worker_wait_s: float = option(30.0, "seconds that a request waits for an attention worker when all are lost")
-    on_inexact: OnInexact = option(
-        "fail",
-        "an answer that can only go on in another numerics class, with other last bits: fail ends it with an error, "
-        "continue goes on and says so",
-    )
-    max_worker_deaths: int = option(
-        2, "attention workers that may die in a row while a request runs on them, before it ends with an error"
-    )
     drain_s: float = option(30.0, "seconds that running requests may take after SIGTERM")
     retry_after_s: int = option(2, "the Retry-After of answers 429 and 503, in seconds")
     access_log: bool = option(False, "one log line a request")
@@ -53,8 +44,7 @@ class GatewayConfig(WireSettings):
         within("max_choices", self.max_choices, 1, 1024)
         within("keep_alive_s", self.keep_alive_s, 0.05, 3600)
         within("first_chunk_s", self.first_chunk_s, 0, 60)
-        within("worker_wait_s", self.worker_wait_s, 0, 86400)
-        within("max_worker_deaths", self.max_worker_deaths, 1, 1000)
+        self.check_resumption()
         within("drain_s", self.drain_s, 0, 86400)
         within("retry_after_s", self.retry_after_s, 1, 3600)
         if self.max_model_len is not None:
@@ -63,10 +53,6 @@ class GatewayConfig(WireSettings):
             raise ValueError("served_model_name: an empty name")
         if any(not key for key in self.api_key):
             raise ValueError("api_key: an empty key")
-
-    @property
-    def resumption(self) -> Resumption:
-        return Resumption(self.worker_wait_s, self.on_inexact, self.max_worker_deaths)
 
     @property
     def model_names(self) -> tuple[str, ...]:
