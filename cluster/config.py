@@ -62,6 +62,9 @@ class FleetConfig(WireSettings, SlowSettings, ResumptionSettings):
     keep_alive_s: float = option(15.0, "seconds of silence after which a stream gets a comment line")
     drain_s: float = option(30.0, "seconds that running requests may take after SIGTERM")
     api_key: tuple[str, ...] = option((), "keys that clients must present; none: open to all", secret=True)
+    api_key_file: Path | None = option(
+        None, "file of such keys, separated by commas or lines, beside those given; read again when it changes"
+    )
 
     def __post_init__(self) -> None:
         self.check_wire()
@@ -151,6 +154,7 @@ class FleetConfig(WireSettings, SlowSettings, ResumptionSettings):
             served_model_name=self.served_model_name,
             max_model_len=self.max_model_len,
             api_key=self.api_key,
+            api_key_file=self.api_key_file,
             keep_alive_s=self.keep_alive_s,
             worker_wait_s=self.worker_wait_s,
             on_inexact=self.on_inexact,

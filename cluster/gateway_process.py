@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 
 from ..gateway.config import GatewayConfig
+from ..gateway.keys import all_keys
 from ..settings.reader import ENV_PREFIX, to_flags
 from .errors import ClusterError
 from .launcher import Launcher
@@ -71,7 +72,8 @@ class GatewayProcess:
 
     def answers(self) -> bool:
         """One token over HTTP; False when it should be tried again, ClusterError when it cannot work."""
-        headers = {"Authorization": f"Bearer {self._config.api_key[0]}"} if self._config.api_key else {}
+        keys = all_keys(self._config.api_key, self._config.api_key_file)
+        headers = {"Authorization": f"Bearer {keys[0]}"} if keys else {}
         body: dict[str, Any] = {"model": self._config.model_names[0], "prompt": "a", "max_tokens": 1, "temperature": 0}
         try:
             with httpx.Client(trust_env=False, timeout=_TRIAL_S) as client:

@@ -51,7 +51,7 @@ def build_admin_app(service: Service) -> FastAPI:
     @app.post("/scale")
     async def scale(request: Request) -> dict[str, Any]:
         """As many workers as the body says; what it does not name stays as it is."""
-        if not service.config.api_key and not is_loopback(service.config.admin_host):
+        if not service.keys.any and not is_loopback(service.config.admin_host):
             host = service.config.admin_host
             message = (
                 f"no API key guards the admin port on {host}; start the gateway with one to scale over the network"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..membership.wire import WireSettings
 from ..settings.reader import check_address, option, within
+from .keys import all_keys
 from .resumption import ResumptionSettings
 
 
@@ -25,6 +26,9 @@ class GatewayConfig(WireSettings, ResumptionSettings):
     )
     max_model_len: int | None = option(None, "most tokens of prompt and answer; by default the checkpoint's limit")
     api_key: tuple[str, ...] = option((), "keys that clients must present for /v1; none: open to all", secret=True)
+    api_key_file: Path | None = option(
+        None, "file of such keys, separated by commas or lines, beside those given; read again when it changes"
+    )
     max_body_mib: int = option(32, "largest request body in MiB")
     max_choices: int = option(128, "most sequences one request may ask for (prompts × n)")
     keep_alive_s: float = option(15.0, "seconds of silence after which a stream gets a comment line")
@@ -53,6 +57,7 @@ class GatewayConfig(WireSettings, ResumptionSettings):
             raise ValueError("served_model_name: an empty name")
         if any(not key for key in self.api_key):
             raise ValueError("api_key: an empty key")
+        all_keys(self.api_key, self.api_key_file)
 
     @property
     def model_names(self) -> tuple[str, ...]:

@@ -3,7 +3,6 @@
 Knows nothing of routes' contents. Whatever goes wrong inside, the client gets an answer in OpenAI's shape.
 """
 
-import hmac
 import logging
 import re
 import uuid
@@ -63,8 +62,9 @@ class Front:
         self._check_key(headers)
 
     def _check_key(self, headers: Headers) -> None:
-        keys = self._service.config.api_key
-        if keys and not _has_key(headers.get("authorization", ""), keys):
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        keys = self._service.keys
+        if keys.any and not (scheme.lower() == "bearer" and keys.accepts(key.strip())):
             message = "a valid API key is needed, as: Authorization: Bearer KEY"
             raise ApiError(401, message, kind="authentication_error", code="invalid_api_key")
 
@@ -106,9 +106,3 @@ def error_response(error: ApiError, service: Service) -> JSONResponse:
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
     return JSONResponse(error.body, status_code=error.status, headers=headers)
-
-
-def _has_key(authorization: str, keys: tuple[str, ...]) -> bool:
-    scheme, _, given = authorization.partition(" ")
-    matches = [hmac.compare_digest(given.strip().encode(), key.encode()) for key in keys]
-    return scheme.lower() == "bearer" and any(matches)

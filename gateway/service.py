@@ -27,6 +27,7 @@ from .fields import IGNORED_HEADER
 from .fleet import Fleet
 from .intake import read_object
 from .job import Job
+from .keys import ApiKeys
 from .metrics import Metrics
 from .model import Model
 from .run import Run
@@ -51,6 +52,7 @@ class Service:
         seat = config.seat or f"gateway-{random.SystemRandom().randrange(_DRAWN_SEATS)}"
         self.fleet = Fleet(config.controller, seat, self.backend, lambda: self.metrics.num_delivered)
         self.drain = Drain()
+        self.keys = ApiKeys(config.api_key, config.api_key_file)
         self.started_at = int(time.time())
         # Host and port of both sides, once they are bound.
         self.address = ("", 0)

@@ -46,15 +46,15 @@ def _long_loop(space: Space) -> Dialogue:
 
 # Weights count dialogues. Long loops are few, but each is as long as ten others.
 _TASKS: tuple[tuple[float, Callable[[Space], Dialogue]], ...] = (
-    (24, with_idle_tools(arithmetic.comparison, _IDLE_SHARE)),
-    (8, with_idle_tools(arithmetic.addition, _IDLE_SHARE)),
-    (8, with_idle_tools(arithmetic.subtraction, _IDLE_SHARE)),
-    (20, lookups.lookup_dialogue),
-    (14, lookups.parallel_dialogue),
-    (17, lookups.no_call_dialogue),
+    (20, with_idle_tools(arithmetic.comparison, _IDLE_SHARE)),
+    (6, with_idle_tools(arithmetic.addition, _IDLE_SHARE)),
+    (6, with_idle_tools(arithmetic.subtraction, _IDLE_SHARE)),
+    (26, lookups.lookup_dialogue),
+    (20, lookups.parallel_dialogue),
+    (18, lookups.no_call_dialogue),
     (6, lookups.missing_question),
     (3, lookups.supplied_dialogue),
-    (9, actions.action_dialogue),
+    (13, actions.action_dialogue),
     (6, with_idle_tools(talk.talk, _IDLE_SHARE)),
     (8, with_idle_tools(talk.repetition, _IDLE_SHARE)),
     (4, _short_loop),

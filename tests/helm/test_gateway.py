@@ -51,13 +51,15 @@ def test_digests_go_before_tags() -> None:
 
 
 def test_keys_are_given_only_where_there_are_any() -> None:
-    def variables(values: chart.Values) -> dict[str, Any]:
-        env = container_of(chart.render("demo", values))["env"]
-        return {variable["name"]: variable.get("valueFrom") for variable in env}
-
-    assert "EXPERTFLEET_API_KEY" not in variables({})
-    given = variables({"apiKeys": {"existingSecret": "fleet-keys", "key": "all"}})
-    assert given["EXPERTFLEET_API_KEY"] == {"secretKeyRef": {"name": "fleet-keys", "key": "all"}}
+    bare = chart.render("demo")
+    assert not any("--api-key" in argument for argument in container_of(bare)["args"])
+    objects = chart.render("demo", {"apiKeys": {"existingSecret": "fleet-keys", "key": "all"}})
+    assert "--api-key-file=/keys/all" in container_of(objects)["args"]
+    # A whole directory: what is mounted by subPath or given as a variable stays as it was when the pod started.
+    assert {"name": "keys", "mountPath": "/keys", "readOnly": True} in container_of(objects)["volumeMounts"]
+    pod = chart.named(objects, "Deployment", "-gateway")["spec"]["template"]["spec"]
+    secret = {"secretName": "fleet-keys", "defaultMode": 0o440}
+    assert [volume["secret"] for volume in pod["volumes"] if volume["name"] == "keys"] == [secret]
 
 
 def test_metrics_and_scale_are_never_on_the_service_of_the_api() -> None:

@@ -106,7 +106,7 @@ topologySpreadConstraints:
 {{- end }}
 {{- end }}
 
-{{/* NOTE: the TLS secret is mounted whole, as a subPath would not follow its renewal. */}}
+{{/* NOTE: the TLS secret is mounted whole (and so are the gateway's keys), as a subPath would not follow its renewal. */}}
 {{- define "expertfleet.volumes" -}}
 - name: tmp
   emptyDir:
