@@ -37,11 +37,12 @@ def commands(objects: list[chart.Object]) -> list[tuple[str, tuple[str, ...], ch
 
 
 def read(command: tuple[str, ...], container: chart.Object) -> tuple[Any, NodeConfig | None]:
-    """The role's settings, and a node's own flags. The certificate and the model of the pod are not here."""
-    flags = [argument for argument in container["args"][len(command) :] if not argument.startswith("--tls-dir")]
+    """The role's settings, and a node's own flags. The certificate, the keys and the model of the pod are not here."""
+    flags = container["args"][len(command) :]
     for name, value in POD.items():
         flags = [flag.replace(f"$({name})", value) for flag in flags]
-    given = vars(make_parser().parse_args([*command, *flags]))
+    parsed = vars(make_parser().parse_args([*command, *flags]))
+    given = {name: value for name, value in parsed.items() if name not in ("tls_dir", "api_key_file")}
     environ = {variable["name"]: TOKEN for variable in container["env"] if variable["name"].startswith("EXPERTFLEET_")}
     if command[0] == "node":
         node, worker = read_node_config(given, environ)
