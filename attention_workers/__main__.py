@@ -1,14 +1,12 @@
 """``python -m expertfleet.attention_workers``: one attention worker as a plain process."""
 
-import sys
-
 from ..settings.process import run_role
 from .config import AttentionConfig
 from .server import AttentionServer
 
 
 def main() -> None:
-    sys.exit(run_role("attention_workers", AttentionConfig, AttentionServer))
+    run_role("attention_workers", AttentionConfig, AttentionServer)
 
 
 if __name__ == "__main__":

@@ -175,7 +175,7 @@ def main() -> None:
     for _ in sys.stdin:
         print(cpu_seconds(), flush=True)
     for server in servers:
-        server.stop(0)
+        server.stop(5.0)
 
 
 def make_server(seat: str, options: argparse.Namespace) -> ExpertServer:

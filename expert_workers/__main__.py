@@ -1,14 +1,12 @@
 """``python -m expertfleet.expert_workers``: one expert shard as a plain process."""
 
-import sys
-
 from ..settings.process import run_role
 from .config import ExpertConfig
 from .server import ExpertServer
 
 
 def main() -> None:
-    sys.exit(run_role("expert_workers", ExpertConfig, ExpertServer))
+    run_role("expert_workers", ExpertConfig, ExpertServer)
 
 
 if __name__ == "__main__":

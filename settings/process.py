@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 from .reader import SettingsError, add_flags, masked, read_file, resolve
 
@@ -43,8 +43,20 @@ def read_config(program: str, config: type[C], argv: list[str]) -> tuple[C, bool
     return resolved, flags.dry_run
 
 
-def run_role(program: str, config: type[C], make_server: Callable[[C], Server]) -> int:
-    """The exit code: 0 after a clean stop, 1 with one line on stderr after a user's mistake."""
+def run_role(program: str, config: type[C], make_server: Callable[[C], Server]) -> NoReturn:
+    """Ends the process: with 0 after a stop, with 1 and one line on stderr after a user's mistake.
+
+    What the time of a drain was too short for may still be computing. Python's own end would abort the process then, as it
+    unwinds a thread that comes back from torch; so the process ends without it.
+    """
+    code = _run(program, config, make_server)
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _run(program: str, config: type[C], make_server: Callable[[C], Server]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         settings, dry_run = read_config(program, config, sys.argv[1:])
