@@ -29,6 +29,7 @@ _OVER = {
     "fleet": ("expert_shards", "replicas", "attention_workers"),
     "load": ("streams", "max_tokens", "seed"),
     "soak": ("minutes",),
+    "scaling": ("cycles", "baseline"),
 }
 
 
@@ -37,8 +38,8 @@ def main() -> int:
     options = parser.parse_args()
     try:
         plan = overlaid(read_plan(options.plan), vars(options))
-        if plan.fleet.machines and options.serve_flags:
-            raise PlanError(f"{options.serve_flags[0]}: a fleet of machines is not started by serve")
+        if (plan.fleet.machines or plan.fleet.nodes) and options.serve_flags:
+            raise PlanError(f"{options.serve_flags[0]}: a fleet of machines or nodes is not started by serve")
         outcome = asyncio.run(_run(plan, options))
     except (PlanError, FleetError, NetworkError, httpx.HTTPError) as error:
         print(f"chaos: error: {str(error) or type(error).__name__}", file=sys.stderr)
@@ -71,7 +72,26 @@ def overlaid(plan: Plan, given: dict[str, Any]) -> Plan:
             plan = dataclasses.replace(plan, **{part: dataclasses.replace(getattr(plan, part), **values)})
         except ValueError as error:
             raise PlanError(f"with {', '.join(map(_flag, values))}: {error}") from None
-    return plan
+    return _with_for_s(_with_repeat(plan, given["repeat"]), given["for_s"])
+
+
+def _with_repeat(plan: Plan, repeat: int | None) -> Plan:
+    try:
+        return plan if repeat is None else dataclasses.replace(plan, repeat=repeat)
+    except ValueError as error:
+        raise PlanError(f"with --repeat: {error}") from None
+
+
+def _with_for_s(plan: Plan, for_s: float | None) -> Plan:
+    if for_s is None:
+        return plan
+    if all(step.for_s is None for step in plan.step):
+        raise PlanError(f"--for-s: {for_s:g} is for steps that last, and the plan has none")
+    try:
+        steps = (dataclasses.replace(step, for_s=for_s) if step.for_s is not None else step for step in plan.step)
+        return dataclasses.replace(plan, step=tuple(steps))
+    except ValueError as error:
+        raise PlanError(f"with --for-s: {error}") from None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -84,6 +104,8 @@ def _parser() -> argparse.ArgumentParser:
         for name in names:
             kind = float if name == "minutes" else int
             parser.add_argument(_flag(name), type=kind, help="instead of the plan's")
+    parser.add_argument("--repeat", type=int, help="instead of the plan's")
+    parser.add_argument("--for-s", type=float, help="instead of that of every step that has one")
     parser.add_argument("serve_flags", nargs="*", metavar="-- FLAG", help="further flags of expertfleet serve")
     return parser
 

@@ -106,6 +106,26 @@ def test_a_step_that_was_not_got_over_fails_the_plan() -> None:
     )
 
 
+def test_what_ran_beside_a_step_is_counted_with_it() -> None:
+    calm = [Recording(request, stamps=[0.0, 0.1], token_ids=[1, 2], ended=0.2) for request in range(3)]
+    chaos = [
+        Recording(0, began=100.0, stamps=[101.0, 105.0], token_ids=[1, 2], ended=105.0),
+        Recording(1, began=100.0, stamps=[101.0], token_ids=[1], error="no_replica", ended=106.5),
+        Recording(2, began=107.0, stamps=[107.5, 109.5], token_ids=[1, 3], ended=110.0),
+        Recording(0, began=120.0, stamps=[121.0, 122.0], token_ids=[1, 2], ended=122.0),
+    ]
+    steps = [
+        Happened(Step("kill", "expert-1", at_s=1), 2.0, whole_s=3.0, over_s=5.0),
+        Happened(Step("kill", "controller", after_s=0), 2.0, whole_s=3.0, over_s=5.5),
+        Happened(Step("kill", "expert-1", after_recovery_s=1), 6.0, whole_s=3.0, over_s=9.0),
+        Happened(Step("kill", "expert-1", after_recovery_s=1), 30.0, whole_s=3.0, over_s=33.0),
+    ]
+    found = judge(NOTHING, calm, chaos, steps).beside
+    assert [(one.lost, one.different, one.worst_gap_ms) for one in found] == [
+        (1, 0, 4000), (1, 0, 4000), (1, 1, 2000), (0, 0, None),
+    ]  # fmt: skip
+
+
 def test_without_a_gap_nothing_was_measured() -> None:
     calm = [Recording(0, stamps=[0.0], ended=0.2)]
     assert judge(NOTHING, calm, calm, []).failures == ("no stream had two chunks, so no gap was measured",)

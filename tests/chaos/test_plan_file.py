@@ -1,10 +1,12 @@
 import random
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 import pytest
-from harness.plan import FleetSize, Step
+from harness.plan import Expect, FleetSize, Load, Plan, Step
 from harness.plan_file import PlanError, read_plan
+from harness.scaling import Scaling
 
 PLANS = sorted(Path(__file__).with_name("plans").glob("*.toml"))
 GOOD = """
@@ -30,6 +32,16 @@ minutes = 1
 [[soak.step]]
 do = "kill"
 target = "random expert"
+[expect]
+lost = 0
+different = 0
+"""
+SCALING = """
+title = "t"
+[load]
+max_tokens = 50
+[scaling]
+most = 4
 [expect]
 lost = 0
 different = 0
@@ -75,7 +87,7 @@ def test_the_plans_that_come_along_can_be_read(path: Path) -> None:
         ('"kill"', '"slay"', "step[0].do: 'slay' is not one of kill, terminate, stop, cut, scale, drain"),
         ('"kill"', '"stop"', "step[0].for_s: 'stop' needs it"),
         ('"kill"', '"stop"\nfor_s = 0', "step[0].for_s: 0 is not within 0.1 to 3600"),
-        ('"kill"', '"kill"\nfor_s = 2', "step[0].for_s: 2 is for 'stop' and 'cut' alone, not for 'kill'"),
+        ('"kill"', '"kill"\nfor_s = 2', "step[0].for_s: 2 is for 'stop' and 'cut' and 'away' alone, not"),
         ('"kill"', '"scale"\nto = 2', "step[0].target: 'expert-1' is not for 'scale'"),
         ('"kill"\ntarget = "expert-1"', '"scale"', "step[0].to: 'scale' needs it"),
         ('"kill"\ntarget = "expert-1"', '"scale"\nto = 65', "step[0].to: 65 is not within 1 to 64"),
@@ -91,11 +103,36 @@ def test_the_plans_that_come_along_can_be_read(path: Path) -> None:
             "expert_shards = 3\nmachines = true",
             "step[0].do: 'kill' is not for a fleet of machines",
         ),
-        ("at_token = 10", "", "step[0]: nothing says when; give one of at_s, at_token, after_recovery_s"),
+        ("expert_shards = 3", "machines = true\nnodes = true", "fleet.nodes: True is not for a fleet of machines"),
+        ("expert_shards = 3", "nodes = 1", "fleet.nodes: 1 is not true or false"),
+        (
+            '"expert-1"',
+            '"raylet of expert-1"',
+            "step[0].target: 'raylet of expert-1' is for a fleet of nodes alone; give [fleet] nodes = true",
+        ),
+        ('"expert-1"', '"raylet of expert-3"', "step[0].target: 'raylet of expert-3' is not in a fleet whose expert"),
+        ('"expert-1"', '"raylet of gateway-0"', "step[0].target: 'raylet of gateway-0' is not one of"),
+        (
+            '"kill"\ntarget = "expert-1"',
+            '"terminate"\ntarget = "raylet of expert-1"',
+            "step[0].target: 'raylet of expert-1' is not one of",
+        ),
+        ('"kill"', '"away"', "step[0].for_s: 'away' needs it"),
+        ('"kill"', '"away"\nfor_s = 1', "step[0].target: 'expert-1' is not one of head, as 'away' needs"),
+        (
+            '"kill"\ntarget = "expert-1"',
+            '"away"\nfor_s = 1\ntarget = "head"',
+            "step[0].do: 'away' is for a fleet of nodes alone; give [fleet] nodes = true",
+        ),
+        ('title = "t"', 'title = "t"\nrepeat = 0', "repeat: 0 is not within 1 to 10000"),
+        ("at_token = 10", "", "step[0]: nothing says when; give one of at_s, at_token, after_s, after_recovery_s"),
         ("at_token = 10", "at_token = 10\nat_s = 1", "step[0]: at_s and at_token says when; give one of"),
         ("at_token = 10", "at_token = 50", "step[0].at_token: 50 is past 49, the last but one of max_tokens"),
         ("at_token = 10", "at_s = -1", "step[0].at_s: -1 is not within 0 to 86400"),
         ("at_token = 10", "at_s = nan", "step[0].at_s: nan is not within 0 to 86400"),
+        ("at_token = 10", "after_s = -1", "step[0].after_s: -1 is not within 0 to 86400"),
+        ("different = 0", "different = 0\nfd_growth = 0.5", "expect.fd_growth: 0.5 is not a whole number"),
+        ("different = 0", "different = 0\nreplaced = -1", "expect.replaced: -1 is not within 0 to"),
         ("different = 0", "different = -1", "expect.different: -1 is not within 0 to"),
         ("different = 0", "different = 0\nworst_gap_ms = -1", "expect.worst_gap_ms: -1 is not within 0 to"),
     ],
@@ -117,11 +154,54 @@ def test_a_mistake_names_file_key_and_value(tmp_path: Path, old: str, new: str, 
         ),
         ('"random expert"', '"expert-7"', "soak.step[0].target: 'expert-7' is not in a fleet"),
         ('[[soak.step]]\ndo = "kill"\ntarget = "random expert"', "step = []", "soak.step: a soak needs at least one"),
-        (SOAK[SOAK.index("[soak]") : SOAK.index("[expect]")], "", "step: the plan has neither steps nor a soak"),
+        (SOAK[SOAK.index("[soak]") : SOAK.index("[expect]")], "", "step: the plan has neither steps nor a soak nor"),
+        ('title = "t"', 'title = "t"\nrepeat = 2', "repeat: 2 rounds of no step"),
     ],
 )
 def test_a_mistake_in_a_soak_as_well(tmp_path: Path, old: str, new: str, words: str) -> None:
     check_refused(tmp_path, SOAK, old, new, words)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("most = 4", "most = 3", "scaling.most: 3 is not within 4 to 64"),
+        ("most = 4", "", "scaling.most: this key is required"),
+        ("most = 4", "most = 4\ncycles = 1", "scaling.cycles: 1 is not within 2 to 10000"),
+        ("most = 4", "most = 4\ncycles = 5", "scaling.baseline: 5 is not within 1 to 4"),
+        ("[scaling]", "[fleet]\nnodes = true\n[scaling]", "scaling: it is not for a fleet of machines or nodes"),
+    ],
+)
+def test_a_mistake_in_scaling_as_well(tmp_path: Path, old: str, new: str, words: str) -> None:
+    check_refused(tmp_path, SCALING, old, new, words)
+
+
+@pytest.mark.parametrize("when", ["at_s = 1", "at_token = 11"])
+def test_only_the_first_step_of_a_round_comes_at_a_moment_of_the_load(tmp_path: Path, when: str) -> None:
+    second = GOOD.replace("[expect]", '[[step]]\ndo = "kill"\ntarget = "controller"\nafter_s = 0\n[expect]')
+    rounds = second.replace('title = "t"', 'title = "t"\nrepeat = 2')
+    words = f"step[1].{when.split()[0]}: a round cannot wait for a moment of the load again; give after_s"
+    check_refused(tmp_path, rounds, "after_s = 0", when, words)
+
+
+def test_a_round_begins_when_the_fleet_has_got_over_the_one_before() -> None:
+    steps = (Step("kill", "expert-1", at_token=5), Step("kill", "controller", after_s=0))
+    plan = Plan("t", Load(max_tokens=50), Expect(0, 0), step=steps, repeat=3)
+    again = (replace(steps[0], at_token=None, after_recovery_s=1.0), steps[1])
+    assert tuple(plan.rounds()) == (*steps, *again, *again)
+    late = replace(steps[0], at_token=None, after_recovery_s=7.0)
+    assert tuple(replace(plan, step=(late,)).rounds()) == (late, late, late)
+
+
+def test_a_cycle_ends_at_the_first_size_and_expert_0_stays() -> None:
+    once, again, other = (list(Scaling(most=5).draw(random.Random(seed), 2)) for seed in (1, 1, 2))
+    assert once == again != other
+    assert len(once) == 20
+    assert {change for changes in once for change in changes[:1]} == {3, 4, 5}
+    assert {changes[1] for changes in once} >= {2, "expert-1", "expert-2"}
+    assert not any("expert-0" in changes for changes in once)
+    for grown, *rest in once:
+        assert rest == [2] or (len(rest) == int(grown) - 2 and len(set(rest)) == len(rest))
 
 
 def check_refused(tmp_path: Path, text: str, old: str, new: str, words: str) -> None:

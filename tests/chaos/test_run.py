@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import run as run_module
+from harness.plan_file import read_plan
 
 from expertfleet.cluster.guard import alive, descendants
 
@@ -27,7 +29,8 @@ def run(*words: object) -> Any:
 @pytest.mark.parametrize("plan", ["kill-shard", "kill-attention"])
 def test_no_request_is_lost_and_no_token_changes(plan: str, tmp_path: Path) -> None:
     seed = random.getrandbits(31)
-    done = run(HERE / "plans" / f"{plan}.toml", "--streams=4", f"--seed={seed}", f"--report={tmp_path / 'report.json'}")
+    flags = ("--streams=4", "--repeat=1", f"--seed={seed}", f"--report={tmp_path / 'report.json'}")
+    done = run(HERE / "plans" / f"{plan}.toml", *flags)
     assert done.returncode == 0, f"seed {seed}\n{done.stdout}\n{done.stderr}"
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["passed"]
@@ -35,6 +38,12 @@ def test_no_request_is_lost_and_no_token_changes(plan: str, tmp_path: Path) -> N
     assert report["calm"]["num_requests"] == 4 <= report["chaos"]["num_requests"]
     (step,) = report["steps"]
     assert step["whole_s"] > 0
+    assert (step["lost"], step["different"]) == (0, 0)
+    assert step["worst_gap_ms"] > 0
+    assert not report["replaced"]
+    survivors = {one["seat"]: one for one in report["processes"]}
+    assert "gateway-0" in survivors
+    assert all(one["fds"][0] > 0 and one["rss_mib"][0] > 1 for one in survivors.values())
     assert f"{step['step']:28}" in done.stdout
 
 
@@ -47,6 +56,9 @@ def test_no_request_is_lost_and_no_token_changes(plan: str, tmp_path: Path) -> N
             "with --expert-shards, --replicas: step[0].target: 'expert-1' is not in",
         ),
         (["--minutes=3"], "--minutes: the plan has no [soak]"),
+        (["--cycles=3"], "--cycles: the plan has no [scaling]"),
+        (["--repeat=0"], "with --repeat: repeat: 0 is not within 1 to 10000"),
+        (["--for-s=3"], "--for-s: 3 is for steps that last, and the plan has none"),
     ],
 )
 def test_flags_that_contradict_the_plan_are_one_line(flags: list[str], words: str) -> None:
@@ -59,7 +71,14 @@ def test_flags_that_contradict_the_plan_are_one_line(flags: list[str], words: st
 def test_flags_for_serve_are_refused_where_there_is_none() -> None:
     done = run(HERE / "plans" / "cut-shard.toml", "--", "--pin")
     assert done.returncode == 2
-    assert done.stderr == "chaos: error: --pin: a fleet of machines is not started by serve\n"
+    assert done.stderr == "chaos: error: --pin: a fleet of machines or nodes is not started by serve\n"
+
+
+def test_flags_lay_other_values_over_the_plans() -> None:
+    given = vars(run_module._parser().parse_args(["plan", "--repeat=20", "--for-s=600"]))
+    plan = run_module.overlaid(read_plan(HERE / "plans" / "head-away.toml"), given)
+    assert plan.repeat == 20
+    assert [step.for_s for step in plan.step] == [600.0, None]
 
 
 def test_a_fleet_that_cannot_start_is_one_line_with_its_reason() -> None:

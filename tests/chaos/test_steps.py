@@ -1,10 +1,12 @@
 """Steps hit real processes, which a fake fleet starts again."""
 
 import asyncio
+import random
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,18 @@ from harness import steps
 from harness.fleet import FleetError
 from harness.network import Network
 from harness.plan import Expect, FleetSize, Load, Plan, Soak, Step
+from harness.scaling import Scaling
 from harness.steps import Happened, Steps
 
 
 class FakeFleet:
-    """``stale``: so many times the status tells of an ended process as if it still were there."""
+    """``stale``: so many times the status tells of an ended process as if it still were there, and ``unsettled`` of experts on
+    the move; ``twice`` of a seat that is there twice.
+    """
 
     def __init__(self, *names: str) -> None:
         self.processes = {name: self._start() for name in names}
-        self.stale = 0
+        self.stale = self.unsettled = self.twice = 0
         self.restarts = True
         self.commands: list[tuple[str, ...]] = []
         self.num_experts = 2
@@ -40,7 +45,15 @@ class FakeFleet:
                 }
         experts = range(self.num_experts)
         workers = [{"role": "expert", "seat": f"expert-{n}", "state": "ready", "pid": self._pid(n)} for n in experts]
-        return {"ready": True, "missing": None, "workers": workers}
+        self.unsettled, self.twice = max(0, self.unsettled - 1), max(0, self.twice - 1)
+        workers += [self._worker("controller")] if "controller" in self.processes else []
+        return {
+            "ready": True, "settled": not self.unsettled, "missing": None,
+            "workers": workers + (workers[:1] if self.twice else []),
+        }  # fmt: skip
+
+    def _worker(self, seat: str) -> dict[str, Any]:
+        return {"role": seat, "seat": seat, "state": "ready", "pid": self.processes[seat].pid}
 
     def _pid(self, ordinal: int) -> int | None:
         process = self.processes.get(f"expert-{ordinal}")
@@ -58,7 +71,15 @@ class FakeFleet:
         self.commands.append(arguments)
         if arguments == ("scale", "--expert-shards", "5"):
             raise FleetError("expertfleet scale ended with status 1: too many")
-        self.num_experts = 4
+        self.num_experts = int(arguments[2]) if arguments[0] == "scale" else self.num_experts - 1
+
+    def take_head_away(self) -> set[int]:
+        self.restarts = False
+        self.processes["controller"].kill()
+        return {self.processes["controller"].pid}
+
+    async def bring_head_back(self) -> None:
+        self.restarts = True
 
     def state(self, name: str) -> str:
         stat = Path("/proc", str(self.processes[name].pid), "stat").read_text()
@@ -77,8 +98,10 @@ def fleet() -> Iterator[FakeFleet]:
     fake.end()
 
 
-def make(fleet: FakeFleet, *planned: Step, has_delivered: Any = lambda num_tokens: True, soak: Any = None) -> Steps:
-    plan = Plan("t", Load(max_tokens=50), Expect(0, 0), FleetSize(expert_shards=2), planned, soak)
+def make(
+    fleet: FakeFleet, *planned: Step, has_delivered: Any = lambda num_tokens: True, soak: Any = None, repeat: int = 1
+) -> Steps:
+    plan = Plan("t", Load(max_tokens=50), Expect(0, 0), FleetSize(expert_shards=2), planned, repeat, soak)
     return Steps(fleet, plan, has_delivered, lambda line: None)
 
 
@@ -98,6 +121,17 @@ def test_a_killed_seat_is_back_with_another_process_only(fleet: FakeFleet) -> No
     assert happened.seat_s >= 0.3
     assert happened.whole_s is not None
     assert not happened.error
+
+
+@pytest.mark.parametrize("wrong", ["unsettled", "twice"])
+def test_a_fleet_is_whole_when_it_is_settled_and_has_every_seat_once(fleet: FakeFleet, wrong: str) -> None:
+    setattr(fleet, wrong, 6)
+    (happened,) = run(make(fleet, Step("kill", "expert-1", at_s=0)))
+    assert happened.seat_s is not None
+    assert happened.whole_s is not None
+    assert happened.whole_s >= happened.seat_s + 0.3
+    assert happened.over_s is not None
+    assert happened.over_s >= happened.at_s + happened.whole_s
 
 
 def test_terminate_is_sigterm(fleet: FakeFleet) -> None:
@@ -166,7 +200,7 @@ def test_a_seat_that_stays_away_is_an_error(fleet: FakeFleet, monkeypatch: pytes
     fleet.restarts = False
     (happened,) = run(make(fleet, Step("kill", "expert-1", at_s=0)))
     assert happened.seat_s is None
-    assert happened.error.startswith("not over it after 0.4 s: ready; expert-0 ready (pid ")
+    assert happened.error.startswith("not over it after 0.4 s: settled; expert-0 ready (pid ")
 
 
 def test_a_target_without_a_process_is_an_error(fleet: FakeFleet) -> None:
@@ -211,6 +245,83 @@ def test_steps_come_when_they_are_due(fleet: FakeFleet) -> None:
     assert first.whole_s is not None
     assert 0.4 <= first.at_s <= second.at_s - first.whole_s - 0.3
     assert third.at_s >= 1.5
+
+
+def test_a_step_after_another_does_not_wait_for_recovery(fleet: FakeFleet) -> None:
+    fleet.unsettled = 10
+    first, second = run(make(fleet, Step("kill", "expert-0", at_s=0.2), Step("kill", "expert-1", after_s=0.2)))
+    assert first.over_s is not None
+    assert first.at_s + 0.2 <= second.at_s < first.over_s
+
+
+def test_rounds_end_with_what_the_fleet_did_not_get_over(fleet: FakeFleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    kill = Step("kill", "expert-1", at_s=0)
+    happened = run(make(fleet, kill, repeat=3))
+    assert len({one.pid for one in happened}) == 3
+    assert all(after.at_s > before.over_s + 1 for before, after in pairwise(happened) if before.over_s)
+    monkeypatch.setattr(steps, "RECOVERY_LIMIT_S", 0.3)
+    fleet.restarts = False
+    assert len(run(make(fleet, kill, repeat=3))) == 1
+
+
+def test_a_head_that_is_away_lets_no_recovery_begin() -> None:
+    fake = FakeFleet("expert-0", "expert-1", "controller")
+    away = Step("away", "head", for_s=1.0, at_s=0)
+    plan = Plan(
+        "t", Load(max_tokens=50), Expect(0, 0), FleetSize(2, nodes=True), (away, Step("kill", "expert-1", after_s=0.1))
+    )
+    try:
+        one = Steps(fake, plan, lambda num_tokens: True, lambda line: None, nodes=fake)
+        gone, killed = run(one)
+    finally:
+        fake.end()
+    for happened in (gone, killed):
+        assert not happened.error
+        assert happened.over_s is not None
+        assert happened.over_s >= 1.0
+        assert happened.whole_s is not None
+        assert happened.whole_s < 0.9
+    assert len(one.ended) == 2
+
+
+def test_a_workers_node_takes_it_down_with_it(fleet: FakeFleet) -> None:
+    worker = fleet.processes["expert-1"].pid
+    fleet.processes["raylet of expert-1"] = fleet.processes["gcs_server"]
+    plan = Plan(
+        "t",
+        Load(max_tokens=50),
+        Expect(0, 0),
+        FleetSize(2, nodes=True),
+        (Step("kill", "raylet of expert-1", at_s=0),),
+    )
+    one = Steps(fleet, plan, lambda num_tokens: True, lambda line: None)
+
+    async def watch() -> None:
+        task = asyncio.create_task(one.run())
+        await asyncio.sleep(0.5)
+        assert not one.happened[0].over_s
+        fleet.processes["expert-1"].kill()
+        await task
+
+    asyncio.run(watch())
+    assert one.happened[0].whole_s is not None
+    assert worker in one.ended
+
+
+def test_scaling_measures_once_at_its_baseline(fleet: FakeFleet) -> None:
+    measured: list[int] = []
+
+    async def measure() -> None:
+        measured.append(len(fleet.commands))
+
+    plan = Plan("t", Load(max_tokens=50), Expect(0, 0), FleetSize(2), scaling=Scaling(most=4, cycles=4, baseline=2))
+    one = Steps(fleet, plan, lambda num_tokens: True, lambda line: None, measure=measure)
+    happened = run(one)
+    drawn = list(Scaling(most=4, cycles=4, baseline=2).draw(random.Random("1 steps"), 2))
+    assert measured == [sum(map(len, drawn[:2]))]
+    assert len(happened) == len(fleet.commands) == sum(map(len, drawn))
+    assert {command[0] for command in fleet.commands} == {"scale", "drain"}
+    assert all(one.whole_s is not None for one in happened)
 
 
 def test_a_soak_draws_until_its_time_is_over(fleet: FakeFleet) -> None:

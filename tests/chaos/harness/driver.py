@@ -4,7 +4,9 @@ Knows nothing of what happens to the fleet meanwhile, and judges nothing.
 """
 
 import asyncio
+import contextlib
 import time
+from collections.abc import AsyncIterator
 from typing import Any, Self
 
 import httpx
@@ -43,6 +45,9 @@ class Run:
     def __init__(self, client: httpx.AsyncClient, url: str, bodies: list[dict[str, Any]]) -> None:
         self._client, self._url, self._bodies = client, url, bodies
         self._first: dict[int, Recording] = {}
+        self._may_ask = asyncio.Event()
+        self._may_ask.set()
+        self._num_running = 0
         self.recordings: list[Recording] = []
         self.lag_s = 0.0
 
@@ -60,6 +65,17 @@ class Run:
             recording.ended is not None or len(recording.token_ids) >= num_tokens for recording in self._first.values()
         )
 
+    @contextlib.asynccontextmanager
+    async def resting(self) -> AsyncIterator[None]:
+        """Inside, no request runs: what has begun is finished, and nothing new is asked."""
+        self._may_ask.clear()
+        while self._num_running:
+            await asyncio.sleep(_TICK_S)
+        try:
+            yield
+        finally:
+            self._may_ask.set()
+
     async def _watch_lag(self) -> None:
         while True:
             due = time.monotonic() + _TICK_S
@@ -68,10 +84,15 @@ class Run:
 
     async def _repeat(self, index: int, enough: asyncio.Event) -> None:
         while True:
+            await self._may_ask.wait()
             recording = Recording(index)
             self._first.setdefault(index, recording)
             self.recordings.append(recording)
-            await record(self._client, self._url, self._bodies[index], recording)
+            self._num_running += 1
+            try:
+                await record(self._client, self._url, self._bodies[index], recording)
+            finally:
+                self._num_running -= 1
             if enough.is_set():
                 return
             if recording.error:

@@ -111,8 +111,7 @@ class Fleet(Observed):
         await self.find_admin()
 
     def head(self) -> int | None:
-        found = (pid for pid in descendants(self._process.pid) if Path(_command(pid)).name == HEAD)
-        return next(found, None)
+        return named_below(self._process.pid, HEAD)
 
     def last_lines(self) -> str:
         return " | ".join(line.strip() for line in self._said["stderr"][-_LAST_LINES:])
@@ -151,9 +150,22 @@ def seats(status: dict[str, Any] | None, seat: str = "") -> list[dict[str, Any]]
     return [worker for worker in workers if seat in ("", worker["seat"])]
 
 
+def picture(status: dict[str, Any] | None) -> str:
+    """In words, for an error."""
+    if status is None:
+        return "no status"
+    states = ", ".join(f"{worker['seat']} {worker['state']} (pid {worker['pid']})" for worker in seats(status))
+    return f"{status.get('missing') or ('settled' if status['settled'] else 'not settled')}; {states}"
+
+
 def clean_environment() -> dict[str, str]:
     """Without settings for another fleet."""
     return {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "EXPERTFLEET_"))}
+
+
+def named_below(root: int, name: str) -> int | None:
+    """The pid of the program of that name below ``root``."""
+    return next((pid for pid in descendants(root) if Path(_command(pid)).name == name), None)
 
 
 def _command(pid: int) -> str:

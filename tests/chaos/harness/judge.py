@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from .beside import Beside, find_beside
 from .plan import Expect
 from .steps import Happened
 from .stream import Recording
@@ -53,10 +54,13 @@ class Summary:
 
 @dataclass(frozen=True)
 class Judgement:
+    """``beside``: for each step."""
+
     calm: Summary
     chaos: Summary
     lost: tuple[Finding, ...]
     different: tuple[Finding, ...]
+    beside: tuple[Beside, ...]
     failures: tuple[str, ...]
 
 
@@ -65,13 +69,10 @@ def judge(
 ) -> Judgement:
     """``calm`` has each request once and whole; ``chaos`` each at least once."""
     originals = {recording.request: recording for recording in calm}
-    lost, different = [], []
-    for recording in chaos:
-        original = originals[recording.request]
-        if loss := loss_of(original, recording):
-            lost.append(Finding(recording.request, loss))
-        elif difference := difference_of(original, recording):
-            different.append(Finding(recording.request, difference))
+    losses = [(recording, loss_of(originals[recording.request], recording)) for recording in chaos]
+    kept = [recording for recording, loss in losses if not loss]
+    differences = [(recording, difference_of(originals[recording.request], recording)) for recording in kept]
+    (lost_ones, lost), (different_ones, different) = _found(losses), _found(differences)
     summaries = summarise(calm), summarise(chaos)
     failures = (
         *_too_many("requests lost", lost, expect.lost),
@@ -79,7 +80,14 @@ def judge(
         *_gap_failures(expect, *summaries),
         *_step_failures(expect, happened),
     )
-    return Judgement(*summaries, tuple(lost), tuple(different), failures)
+    beside = find_beside(happened, chaos, lost_ones, different_ones)
+    return Judgement(*summaries, tuple(lost), tuple(different), beside, failures)
+
+
+def _found(told: Sequence[tuple[Recording, str]]) -> tuple[list[Recording], list[Finding]]:
+    """Those of which there is something to tell."""
+    faulty = [(recording, what) for recording, what in told if what]
+    return [recording for recording, _ in faulty], [Finding(recording.request, what) for recording, what in faulty]
 
 
 def loss_of(original: Recording, again: Recording) -> str:

@@ -7,16 +7,21 @@ Knows nothing of files or processes. Every value is checked where it stands, and
 import random
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from expertfleet.settings.reader import within
 
-Action = Literal["kill", "terminate", "stop", "cut", "scale", "drain"]
+from .scaling import Scaling
+
+Action = Literal["kill", "terminate", "stop", "cut", "scale", "drain", "away"]
 HEAD = "gcs_server"
+HEAD_NODE = "head"
+RAYLET = "raylet of "
 _SEAT = re.compile(r"(expert|attention|gateway)-(0|[1-9][0-9]{0,3})")
 _RANDOM = {"random expert": "expert", "random attention": "attention"}
-_WHEN = ("at_s", "at_token", "after_recovery_s")
+_WHEN = ("at_s", "at_token", "after_s", "after_recovery_s")
+_ROUND_PAUSE_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -24,15 +29,19 @@ class FleetSize:
     """``[fleet]``: what ``expertfleet serve`` starts on this machine.
 
     With ``machines`` nothing is started again: each expert shard is a plain process on a machine of its own (a network
-    namespace), the others are where the client is.
+    namespace), the others are where the client is. With ``nodes`` there is a head, a node for each worker, and a gateway, as
+    ``expertfleet head``, ``node`` and ``gateway`` start them, each with a loopback address of its own.
     """
 
     expert_shards: int = 3
     replicas: int = 2
     attention_workers: int = 1
     machines: bool = False
+    nodes: bool = False
 
     def __post_init__(self) -> None:
+        if self.machines and self.nodes:
+            raise ValueError("nodes: True is not for a fleet of machines; give one of both")
         within("expert_shards", self.expert_shards, 1, 64)
         within("replicas", self.replicas, 1, self.expert_shards)
         within("attention_workers", self.attention_workers, 1, 64)
@@ -76,27 +85,29 @@ class Step:
     """``[[step]]``: one action at one target, at one time.
 
     ``at_s`` counts from the start of the load; ``at_token`` is the moment when no stream is left whose first answer has fewer
-    tokens; ``after_recovery_s`` counts from the moment when the fleet has got over every step before. ``kill`` is SIGKILL,
-    ``terminate`` SIGTERM, ``stop`` SIGSTOP and ``for_s`` seconds later SIGCONT; ``cut`` takes a machine off the network for
+    tokens; ``after_s`` counts from the step before; ``after_recovery_s`` counts from the moment when the fleet has got over every
+    step before. ``kill`` is SIGKILL, ``terminate`` SIGTERM, ``stop`` SIGSTOP and ``for_s`` seconds later SIGCONT; ``cut`` takes a machine off the network for
     ``for_s`` seconds; ``drain`` and ``scale`` (``to`` so many expert
-    shards) are the ``expertfleet`` commands of that name.
+    shards) are the ``expertfleet`` commands of that name; ``away`` kills the head's node with all that runs there, which comes
+    back with its storage ``for_s`` seconds later.
     """
 
     do: Action
     target: str = ""
     at_s: float | None = None
     at_token: int | None = None
+    after_s: float | None = None
     after_recovery_s: float | None = None
     for_s: float | None = None
     to: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("at_s", "after_recovery_s"):
+        for name in ("at_s", "after_s", "after_recovery_s"):
             if (seconds := getattr(self, name)) is not None:
                 within(name, seconds, 0, 86_400)
         if self.at_token is not None:
             within("at_token", self.at_token, 1, 1 << 20)
-        self._check_only("for_s", ("stop", "cut"), self.for_s)
+        self._check_only("for_s", ("stop", "cut", "away"), self.for_s)
         self._check_only("to", ("scale",), self.to)
         if self.for_s is not None:
             within("for_s", self.for_s, 0.1, 3600)
@@ -115,14 +126,25 @@ class Step:
         role = _RANDOM[self.target]
         return replace(self, target=f"{role}-{rng.randrange(_count(role, size))}")
 
+    @property
+    def seat(self) -> str:
+        """Of the target, or of the worker on the target's node."""
+        return self.target.removeprefix(RAYLET)
+
     def check_in(self, size: FleetSize) -> None:
-        if (match := _SEAT.fullmatch(self.target)) and int(match[2]) >= _count(match[1], size):
+        if (match := _SEAT.fullmatch(self.seat)) and int(match[2]) >= _count(match[1], size):
             count = _count(match[1], size)
             raise ValueError(f"target: {self.target!r} is not in a fleet whose {match[1]} seats are 0 to {count - 1}")
         if size.machines and self.do not in ("stop", "cut"):
             raise ValueError(f"do: {self.do!r} is not for a fleet of machines, where nothing is started again")
         if self.do == "cut" and not size.machines:
             raise ValueError("do: 'cut' is for a fleet of machines alone; give [fleet] machines = true")
+        if size.nodes and self.do in ("scale", "drain"):
+            raise ValueError(f"do: {self.do!r} is not for a fleet of nodes, whose seats are those that nodes offer")
+        if not size.nodes and self.do == "away":
+            raise ValueError("do: 'away' is for a fleet of nodes alone; give [fleet] nodes = true")
+        if not size.nodes and self.target.startswith(RAYLET):
+            raise ValueError(f"target: {self.target!r} is for a fleet of nodes alone; give [fleet] nodes = true")
 
     def _check_only(self, name: str, actions: tuple[Action, ...], value: float | None) -> None:
         if (self.do in actions) == (value is None):
@@ -134,13 +156,14 @@ class Step:
             if self.target:
                 raise ValueError(f"target: {self.target!r} is not for 'scale', which is told the whole fleet's size")
             return
-        allowed = ["expert-N", "random expert"]
-        if self.do != "cut":
+        allowed = [HEAD_NODE] if self.do == "away" else ["expert-N", "random expert"]
+        if self.do not in ("cut", "away"):
             allowed += ["attention-N", "gateway-N", "random attention"]
-        if self.do not in ("cut", "drain"):
+        if self.do not in ("cut", "away", "drain"):
             allowed += ["controller", HEAD]
-        match = _SEAT.fullmatch(self.target)
-        if (f"{match[1]}-N" if match else self.target) not in allowed:
+        if self.do == "kill":
+            allowed += [f"{RAYLET}expert-N", f"{RAYLET}attention-N"]
+        if _SEAT.sub(r"\1-N", self.target) not in allowed:
             raise ValueError(f"target: {self.target!r} is not one of {', '.join(allowed)}, as {self.do!r} needs")
 
 
@@ -176,7 +199,10 @@ class Soak:
 class Expect:
     """``[expect]``: the most of each that the plan tolerates; what is not given is only reported.
 
-    ``gap_beyond_calm_ms`` is the worst gap between two chunks of a stream less the calm run's 99.9th percentile.
+    ``gap_beyond_calm_ms`` is the worst gap between two chunks of a stream less the calm run's 99.9th percentile. The others are
+    about processes: of those that live throughout, how many more files each has open, by how much its memory has grown and (of
+    expert shards) how much it has read since the load began, or since ``scaling.baseline``; ``replaced`` counts the workers
+    that are another process although no step ended theirs.
     """
 
     lost: int
@@ -184,24 +210,35 @@ class Expect:
     worst_gap_ms: float | None = None
     gap_beyond_calm_ms: float | None = None
     recovery_s: float | None = None
+    fd_growth: int | None = None
+    rss_growth_percent: float | None = None
+    read_mib: float | None = None
+    replaced: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("lost", "different", "worst_gap_ms", "gap_beyond_calm_ms", "recovery_s"):
-            within(name, getattr(self, name) or 0, 0, 1 << 30)
+        for field in fields(self):
+            within(field.name, getattr(self, field.name) or 0, 0, 1 << 30)
 
 
 @dataclass(frozen=True)
 class Plan:
+    """``repeat``: so many rounds of the steps, each as soon as the fleet has got over the one before."""
+
     title: str
     load: Load
     expect: Expect
     fleet: FleetSize = FleetSize()
     step: tuple[Step, ...] = ()
+    repeat: int = 1
     soak: Soak | None = None
+    scaling: Scaling | None = None
 
     def __post_init__(self) -> None:
-        if not self.step and self.soak is None:
-            raise ValueError("step: the plan has neither steps nor a soak")
+        if not self.step and self.soak is None and self.scaling is None:
+            raise ValueError("step: the plan has neither steps nor a soak nor scaling")
+        within("repeat", self.repeat, 1, 10_000)
+        if self.repeat > 1 and not self.step:
+            raise ValueError(f"repeat: {self.repeat} rounds of no step")
         for index, step in enumerate(self.step):
             _named(f"step[{index}]", step, self.fleet)
             if len(step.when) != 1:
@@ -212,8 +249,23 @@ class Plan:
                 raise ValueError(
                     f"step[{index}].at_token: {step.at_token} is past {last}, the last but one of max_tokens"
                 )
+            if self.repeat > 1 and index and step.when[0] in ("at_s", "at_token"):
+                raise ValueError(
+                    f"step[{index}].{step.when[0]}: a round cannot wait for a moment of the load again; give after_s or "
+                    "after_recovery_s"
+                )
         for index, step in enumerate(self.soak.step if self.soak else ()):
             _named(f"soak.step[{index}]", step, self.fleet)
+        if self.scaling is not None:
+            self.scaling.check_in(self.fleet.expert_shards, is_scalable=not (self.fleet.machines or self.fleet.nodes))
+
+    def rounds(self) -> Iterator[Step]:
+        """Every step in its order, ``repeat`` times."""
+        for number in range(self.repeat):
+            for index, step in enumerate(self.step):
+                is_first_again = number and not index and step.after_recovery_s is None
+                again = {"at_s": None, "at_token": None, "after_s": None, "after_recovery_s": _ROUND_PAUSE_S}
+                yield replace(step, **again) if is_first_again else step
 
 
 def _named(name: str, step: Step, size: FleetSize) -> None:

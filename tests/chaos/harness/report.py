@@ -9,8 +9,11 @@ from typing import Any
 
 from expertfleet import __version__
 
+from .beside import Beside
 from .chaos import Outcome
+from .growth import Growth
 from .judge import Summary, Times
+from .steps import Happened
 
 _SHOWN = 10
 
@@ -28,18 +31,21 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "lost": [dataclasses.asdict(one) for one in judgement.lost],
         "different": [dataclasses.asdict(one) for one in judgement.different],
         "client_lag_ms": 1e3 * outcome.client_lag_s,
-        "steps": [_step(one) for one in outcome.happened],
+        "steps": [_step(*one) for one in zip(outcome.happened, judgement.beside, strict=True)],
+        "processes": [dataclasses.asdict(one) | {"rss_percent": one.rss_percent} for one in outcome.growths],
+        "replaced": list(outcome.replaced),
     }
 
 
-def _step(happened: Any) -> dict[str, Any]:
-    figures = {name: getattr(happened, name) for name in ("at_s", "pid", "seat_s", "whole_s", "error")}
-    return {"step": happened.name, **figures}
+def _step(happened: Happened, beside: Beside) -> dict[str, Any]:
+    figures = {name: getattr(happened, name) for name in ("at_s", "pid", "seat_s", "whole_s", "over_s", "error")}
+    return {"step": happened.name, **figures, **dataclasses.asdict(beside)}
 
 
 def as_lines(outcome: Outcome) -> list[str]:
     judgement = outcome.judgement
     lines = [outcome.plan.title, *_loads(judgement.calm, judgement.chaos), *_steps(outcome), *_streams(judgement.chaos)]
+    lines += _processes(outcome.growths, outcome.replaced)
     lines.append(f"the client itself was late by at most {1e3 * outcome.client_lag_s:.0f} ms")
     for what, found in (("lost", judgement.lost), ("different", judgement.different)):
         lines.append(f"{what}: {len(found)} of {judgement.chaos.num_requests} requests")
@@ -61,9 +67,12 @@ def _loads(calm: Summary, chaos: Summary) -> list[str]:
 
 
 def _steps(outcome: Outcome) -> list[str]:
-    lines = [f"{'step':28}{'at, s':>10}{'pid':>10}{'seat, s':>10}{'whole, s':>10}"]
-    for one in outcome.happened:
-        lines.append(f"{one.name:28}{_cell(one.at_s)}{one.pid or '-':>10}{_cell(one.seat_s)}{_cell(one.whole_s)}")
+    heads = ("at, s", "pid", "seat, s", "whole, s", "lost", "different", "gap, ms")
+    lines = [f"{'step':28}" + "".join(f"{head:>10}" for head in heads)]
+    for one, beside in zip(outcome.happened, outcome.judgement.beside, strict=True):
+        times = f"{_cell(one.at_s)}{one.pid or '-':>10}{_cell(one.seat_s)}{_cell(one.whole_s)}"
+        found = f"{beside.lost:>10}{beside.different:>10}{_cell(beside.worst_gap_ms)}"
+        lines.append(f"{one.name:28}{times}{found}")
     return lines
 
 
@@ -71,6 +80,15 @@ def _streams(chaos: Summary) -> list[str]:
     worst = sorted(chaos.worst, key=lambda one: -one.gap_ms)[:_SHOWN]
     told = (f"stream {one.request} {one.gap_ms:.0f} ms at {one.at_s:.1f} s" for one in worst)
     return [f"worst gaps under chaos: {'; '.join(told)}"]
+
+
+def _processes(growths: tuple[Growth, ...], replaced: tuple[str, ...]) -> list[str]:
+    heads = ("pid", "files", "later", "MiB", "later", "grown, %", "read, MiB")
+    lines = [f"{'process':28}" + "".join(f"{head:>10}" for head in heads)]
+    for one in growths:
+        counts = f"{one.pid:>10}{one.fds[0]:>10}{one.fds[1]:>10}"
+        lines.append(f"{one.seat:28}{counts}" + "".join(map(_cell, (*one.rss_mib, one.rss_percent, one.read_mib))))
+    return [*lines, f"replaced although no step ended them: {', '.join(replaced) or 'none'}"]
 
 
 def _row(times: Times) -> str:

@@ -1,7 +1,8 @@
 """Performs a plan's steps at their time and watches how long the fleet needs to get over each.
 
 Knows nothing of the load but how far it is. The fleet has got over a step when its seat is ready again (with another pid, if
-its process was ended), and is whole when its status says ready, every seat is ready and no ended process is listed.
+its process was ended), and is whole when its status says settled, every seat is there once and ready, and no ended process is
+listed.
 """
 
 import asyncio
@@ -10,13 +11,14 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from .fleet import FleetError, seats
+from .fleet import FleetError, picture, seats
 from .network import Network, NetworkError
-from .plan import HEAD, Plan, Soak, Step
+from .plan import HEAD, HEAD_NODE, RAYLET, Plan, Soak, Step
+from .scaling import Scaling
 
 RECOVERY_LIMIT_S = 180.0
 _POLL_S = 0.1
@@ -25,13 +27,16 @@ _SIGNALS = {"kill": signal.SIGKILL, "terminate": signal.SIGTERM, "stop": signal.
 
 @dataclass
 class Happened:
-    """One step and what came of it, in seconds: ``at_s`` since the load began, the others since the fleet could recover."""
+    """One step and what came of it, in seconds: ``at_s`` and ``over_s``, when the fleet was whole, since the load began, the
+    others since the fleet could recover.
+    """
 
     step: Step
     at_s: float
     pid: int | None = None
     seat_s: float | None = None
     whole_s: float | None = None
+    over_s: float | None = None
     error: str = ""
 
     @property
@@ -46,31 +51,50 @@ class AnyFleet(Protocol):
     async def command(self, *arguments: str) -> None: ...
 
 
+class AnyNodes(AnyFleet, Protocol):
+    def take_head_away(self) -> set[int]: ...
+    async def bring_head_back(self) -> None: ...
+
+
+async def _nothing() -> None:
+    return None
+
+
 @dataclass
 class Steps:
-    """One run of a plan's steps; ``happened`` fills as they come."""
+    """One run of a plan's steps; ``happened`` fills as they come, ``ended`` are the processes that steps ended.
+
+    ``measure`` is called when a scaling's baseline is reached.
+    """
 
     fleet: AnyFleet
     plan: Plan
     has_delivered: Callable[[int], bool]
     say: Callable[[str], None]
     network: Network | None = None
+    nodes: AnyNodes | None = None
+    measure: Callable[[], Awaitable[None]] = _nothing
     happened: list[Happened] = field(default_factory=list)
+    ended: set[int] = field(default_factory=set)
     _recoveries: list[asyncio.Task[None]] = field(default_factory=list)
-    _ended: set[int] = field(default_factory=set)
-    _away: set[str] = field(default_factory=set)
+    _head_is_there: asyncio.Event = field(default_factory=asyncio.Event)
     _began: float = 0.0
 
     async def run(self) -> None:
         """Returns when the last step is performed and the fleet has got over all of them, or has had its time."""
         self._began = time.monotonic()
+        self._head_is_there.set()
         rng = random.Random(f"{self.plan.load.seed} steps")
         try:
-            for step in self.plan.step:
+            for step in self.plan.rounds():
                 await self._wait(step)
+                if self.plan.repeat > 1 and self._has_failed:
+                    break
                 await self._perform(step.drawn(rng, self.plan.fleet))
             if self.plan.soak is not None:
                 await self._soak(self.plan.soak, rng)
+            if self.plan.scaling is not None:
+                await self._cycle(self.plan.scaling, rng)
             await self._recovered()
         finally:
             for task in self._recoveries:
@@ -81,9 +105,26 @@ class Steps:
         give_up = time.monotonic() + 60 * soak.minutes
         for step in soak.draw(rng, self.plan.fleet):
             await self._wait(step)
-            if time.monotonic() > give_up or any(one.error for one in self.happened):
+            if time.monotonic() > give_up or self._has_failed:
                 return
             await self._perform(step)
+
+    async def _cycle(self, scaling: Scaling, rng: random.Random) -> None:
+        """Ends with its last cycle, or with a step that the fleet did not get over."""
+        for number, changes in enumerate(scaling.draw(rng, self.plan.fleet.expert_shards), 1):
+            for change in changes:
+                await self._recovered()
+                if self._has_failed:
+                    return
+                step = Step("scale", to=change) if isinstance(change, int) else Step("drain", change)
+                await self._perform(step)
+            if number == scaling.baseline:
+                await self._recovered()
+                await self.measure()
+
+    @property
+    def _has_failed(self) -> bool:
+        return any(one.error for one in self.happened)
 
     async def _wait(self, step: Step) -> None:
         if step.at_s is not None:
@@ -91,6 +132,9 @@ class Steps:
         if step.at_token is not None:
             while not self.has_delivered(step.at_token):
                 await asyncio.sleep(0.005)
+        if step.after_s is not None:
+            before = self.happened[-1].at_s if self.happened else 0.0
+            await asyncio.sleep(self._began + before + step.after_s - time.monotonic())
         if step.after_recovery_s is not None:
             await self._recovered()
             await asyncio.sleep(step.after_recovery_s)
@@ -105,10 +149,17 @@ class Steps:
         try:
             if step.do in _SIGNALS:
                 happened.pid = await self.fleet.pid(step.target)
+                ended = {happened.pid}
+                if step.target.startswith(RAYLET):  # its worker goes down with it
+                    ended.add(await self.fleet.pid(step.seat))
                 happened.at_s = self._now()
                 os.kill(happened.pid, _SIGNALS[step.do])
                 if step.do != "stop":
-                    self._ended.add(happened.pid)
+                    self.ended |= ended
+            elif step.do == "away":
+                assert self.nodes is not None
+                self._head_is_there.clear()
+                self.ended |= self.nodes.take_head_away()
             self.say(happened.name)
             self._recoveries.append(asyncio.create_task(self._recovery(happened)))
         except (FleetError, ProcessLookupError) as error:
@@ -118,17 +169,18 @@ class Steps:
         step = happened.step
         try:
             await self._allow(happened)
+            await self._head_is_there.wait()
             began, status = time.monotonic(), None
             while (elapsed := time.monotonic() - began) < RECOVERY_LIMIT_S:
                 status = await self.fleet.status()
                 if happened.seat_s is None and self._has_seat(step, status):
                     happened.seat_s = elapsed
                 if happened.seat_s is not None and self._is_whole(status):
-                    happened.whole_s = elapsed
+                    happened.whole_s, happened.over_s = elapsed, self._now()
                     self.say(f"whole again {elapsed:.1f} s after {happened.name}")
                     return
                 await asyncio.sleep(_POLL_S)
-            happened.error = f"not over it after {RECOVERY_LIMIT_S:g} s: {_picture(status)}"
+            happened.error = f"not over it after {RECOVERY_LIMIT_S:g} s: {picture(status)}"
         except (FleetError, NetworkError) as error:
             happened.error = str(error)
 
@@ -150,11 +202,16 @@ class Steps:
             self.network.cut(machine)
             await asyncio.sleep(step.for_s)
             self.network.join(machine)
+        elif step.do == "away":
+            assert step.for_s is not None
+            assert self.nodes is not None
+            await asyncio.sleep(step.for_s)
+            await self.nodes.bring_head_back()
+            self._head_is_there.set()
         elif step.do == "scale":
             await self.fleet.command("scale", "--expert-shards", str(step.to))
         elif step.do == "drain":
             await self.fleet.command("drain", step.target)
-            self._away.add(step.target)
 
     def _has_seat(self, step: Step, status: dict[str, Any] | None) -> bool:
         if step.do == "scale":
@@ -162,22 +219,18 @@ class Steps:
         if step.do == "drain":
             return True
         if step.target == HEAD:
-            return self.fleet.head() not in (None, *self._ended)
-        return any(self._is_ready(worker) for worker in seats(status, step.target))
+            return self.fleet.head() not in (None, *self.ended)
+        seat = "controller" if step.target == HEAD_NODE else step.seat
+        return any(self._is_ready(worker) for worker in seats(status, seat))
 
     def _is_whole(self, status: dict[str, Any] | None) -> bool:
-        rest = [worker for worker in seats(status) if worker["seat"] not in self._away]
-        return status is not None and status["ready"] and all(map(self._is_ready, rest))
+        if status is None or not status["settled"]:
+            return False
+        names = [worker["seat"] for worker in seats(status)]
+        return len(names) == len(set(names)) and all(map(self._is_ready, seats(status)))
 
     def _is_ready(self, worker: dict[str, Any]) -> bool:
-        return worker["state"] == "ready" and worker["pid"] not in self._ended
+        return worker["state"] == "ready" and worker["pid"] not in self.ended
 
     def _now(self) -> float:
         return time.monotonic() - self._began
-
-
-def _picture(status: dict[str, Any] | None) -> str:
-    if status is None:
-        return "no status"
-    states = ", ".join(f"{worker['seat']} {worker['state']} (pid {worker['pid']})" for worker in seats(status))
-    return f"{status.get('missing') or 'ready'}; {states}"

@@ -1,0 +1,51 @@
+"""What a load saw beside each step: from the step to the next one that came when the fleet had got over it.
+
+Knows nothing of what is tolerated. A request counts beside every step during whose time it ran.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .steps import Happened
+from .stream import Recording
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Requests, and the longest gap of any stream; None where no gap fell into the time."""
+
+    lost: int
+    different: int
+    worst_gap_ms: float | None
+
+
+def find_beside(
+    happened: Sequence[Happened], chaos: Sequence[Recording], lost: Sequence[Recording], different: Sequence[Recording]
+) -> tuple[Beside, ...]:
+    """One for each step."""
+    began = min(recording.began for recording in chaos)
+    spans = [(began + one.at_s, began + _next_s(one, happened)) for one in happened]
+    return tuple(
+        Beside(
+            sum(_is_within(recording, span) for recording in lost),
+            sum(_is_within(recording, span) for recording in different),
+            max((1e3 * gap for recording in chaos for gap in _gaps(recording, span)), default=None),
+        )
+        for span in spans
+    )
+
+
+def _next_s(one: Happened, happened: Sequence[Happened]) -> float:
+    if one.over_s is None:
+        return float("inf")
+    return min((other.at_s for other in happened if other.at_s >= one.over_s), default=float("inf"))
+
+
+def _is_within(recording: Recording, span: tuple[float, float]) -> bool:
+    ended = recording.began if recording.ended is None else recording.ended
+    return recording.began < span[1] and ended > span[0]
+
+
+def _gaps(recording: Recording, span: tuple[float, float]) -> list[float]:
+    starts = zip(recording.stamps, recording.gaps, strict=False)
+    return [gap for start, gap in starts if start < span[1] and start + gap > span[0]]
