@@ -35,7 +35,8 @@ class Nodes(Roles):
 
     async def wait_ready(self, within_s: float) -> None:
         give_up = time.monotonic() + within_s
-        for name, command in self._commands.items():  # one after the other, as Ray gives up on a node that is slow to start
+        # One after the other: Ray gives up on a node that is slow to start.
+        for name, command in self._commands.items():
             self.start(name, *command)
             await self.said(name, _FIRST_WORDS.get(name, "node"), give_up)
         self.url = await self.said("gateway-0", "gateway", give_up)
