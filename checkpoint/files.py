@@ -25,6 +25,8 @@ INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 # Bytes of each file's data that enter the fingerprint: two fine-tunes of one model have equal names and shapes.
 _SAMPLE_BYTES = 4096
+# So many ranges are kept as they came before they are merged.
+_FIRST_MERGE = 1024
 
 
 class CheckpointFiles:
@@ -41,6 +43,7 @@ class CheckpointFiles:
         self._files: dict[str, int] = {}
         self._lock = threading.Lock()
         self._ranges: list[tuple[str, int, int]] = []
+        self._merge_at = _FIRST_MERGE
 
     @classmethod
     def open(cls, directory: Path) -> Self:
@@ -85,6 +88,9 @@ class CheckpointFiles:
         self._fill(file, name, start, destination)
         with self._lock:
             self._ranges.append((file, start, start + len(destination)))
+            if len(self._ranges) >= self._merge_at:  # a shard may read the same experts again and again
+                self._ranges = list(_merged(self._ranges))
+                self._merge_at = 2 * len(self._ranges) + _FIRST_MERGE
 
     @property
     def ranges_read(self) -> list[tuple[str, int, int]]:

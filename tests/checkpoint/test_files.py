@@ -1,6 +1,7 @@
 import json
 import random
 import threading
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,29 @@ def test_ranges_read_are_merged_and_only_what_was_asked_for(tiny: Path) -> None:
             files.read_bytes(name, info.start, memoryview(bytearray(info.end - info.start)))
         assert middle > start
         assert files.ranges_read == [(file, start, end)]
+
+
+def test_what_is_read_again_and_again_takes_no_more_memory(tiny: Path) -> None:
+    with CheckpointFiles.open(tiny) as files:
+        infos = [(name, info) for name, info in files.tensors.items() if name.endswith(".weight_scale")][:40]
+
+        def read_all(times: int) -> None:
+            for _ in range(times):
+                for name, info in infos:
+                    files.read_bytes(name, info.start, memoryview(bytearray(info.end - info.start)))
+
+        read_all(100)
+        tracemalloc.start()
+        try:
+            read_all(400)  # 16,000 ranges, about 2 MB if each were kept
+            kept, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert kept < 500_000
+        assert files.ranges_read == sorted(files.ranges_read)
+        assert sum(end - start for _, start, end in files.ranges_read) == sum(
+            info.end - info.start for _, info in infos
+        )
 
 
 def test_many_threads_read_what_one_reads(tiny: Path) -> None:
