@@ -165,6 +165,8 @@ class LocalLane:
     def _end(self, error: FleetError) -> None:
         self._handler.pool.cancel(self)
         self._handler.local_lanes.discard(self)
+        if self._memory is not None:
+            self._memory.close()
 
 
 class LaneHandler:

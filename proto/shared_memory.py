@@ -24,7 +24,7 @@ _KEPT_BYTES = 64 << 20
 class SharedMemory:
     def __init__(self, file: int, size: int) -> None:
         """Maps ``size`` bytes of ``file``, which the caller keeps and may close."""
-        self._memory = mmap.mmap(file, size)
+        self._memory: mmap.mmap | None = mmap.mmap(file, size)
         self.size = size
 
     @classmethod
@@ -39,12 +39,18 @@ class SharedMemory:
             raise FleetError(Code.BAD_FRAME, f"the shared memory cannot be mapped: {error}") from error
 
     def tensor(self, offset: int, dtype: torch.dtype, *shape: int) -> torch.Tensor:
-        """A view. Raises FleetError BAD_FRAME for what does not lie inside."""
+        """A view. Raises FleetError BAD_FRAME for what does not lie inside, LANE_LOST once this is closed."""
+        if self._memory is None:
+            raise FleetError(Code.LANE_LOST, "the shared memory is closed")
         count = math.prod(shape)
         if offset < 0 or offset % ALIGNMENT or offset + count * dtype.itemsize > self.size:
             what = f"{count} values of {dtype} at {offset}"
             raise FleetError(Code.BAD_FRAME, f"{what} do not lie in the {self.size} bytes of shared memory")
         return torch.frombuffer(self._memory, dtype=dtype, count=count, offset=offset).view(shape)
+
+    def close(self) -> None:
+        """The memory goes with its last view, at either end; it does not wait for a garbage collection."""
+        self._memory = None
 
 
 class Arena(SharedMemory):
@@ -78,13 +84,13 @@ class Arena(SharedMemory):
     def free(self, begin: int) -> None:
         index = next(index for index, area in enumerate(self._areas) if area[0] == begin)
         del self._areas[index]
-        if not self._areas and self._touched > _KEPT_BYTES:
+        if not self._areas and self._touched > _KEPT_BYTES and self._memory is not None:
             length = -(-self._touched // mmap.PAGESIZE) * mmap.PAGESIZE - _KEPT_BYTES
             self._memory.madvise(mmap.MADV_REMOVE, _KEPT_BYTES, length)  # a burst's pages go back to the system
             self._touched = _KEPT_BYTES
 
     def close(self) -> None:
-        """The memory goes with its last view, at either end."""
+        super().close()
         if self.file >= 0:
             os.close(self.file)
             self.file = -1

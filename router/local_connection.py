@@ -77,8 +77,9 @@ class LocalConnection:
         return True
 
     def free(self, frame_id: int) -> None:
-        begin, _ = self._areas.pop(frame_id)
-        self._arena.free(begin)
+        if frame_id in self._areas:  # none is left once the connection has ended
+            begin, _ = self._areas.pop(frame_id)
+            self._arena.free(begin)
 
     def end(self, error: FleetError) -> None:
         if self._socket is None:
@@ -96,6 +97,7 @@ class LocalConnection:
         self._socket.send(frame)
 
     def _on_end(self, error: FleetError) -> None:
+        self._areas.clear()
         self._arena.close()
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(settle, self.ended, error)

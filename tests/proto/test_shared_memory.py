@@ -50,6 +50,23 @@ def test_areas_never_overlap_and_the_first_free_one_is_used_again(arena: Arena) 
     assert arena.allocate(1) == 0
 
 
+def test_what_is_closed_lasts_as_long_as_its_views() -> None:
+    arena = Arena()
+    other = SharedMemory.received(arena.file)
+    seen = other.tensor(0, torch.float32, 3)
+    before = len(os.listdir("/proc/self/fd"))
+    arena.close()
+    other.close()
+    for end in (arena, other):
+        with pytest.raises(FleetError) as caught:
+            end.tensor(0, torch.float32, 1)
+        assert caught.value.code is Code.LANE_LOST
+    assert not seen.any()
+    assert len(os.listdir("/proc/self/fd")) == before - 2
+    del seen
+    assert len(os.listdir("/proc/self/fd")) == before - 3
+
+
 @pytest.mark.parametrize(("offset", "count"), [(1, 1), (0, 1 << 60), (1 << 62, 1), (-64, 1)])
 def test_a_view_beyond_the_memory_is_refused(arena: Arena, offset: int, count: int) -> None:
     with pytest.raises(FleetError, match="do not lie in the") as caught:

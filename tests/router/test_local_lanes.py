@@ -1,6 +1,8 @@
 """Dispatches to a real shard over shared memory: the bits of gRPC, and no memory that is used too early or never again."""
 
 import dataclasses
+import gc
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -112,6 +114,32 @@ def test_both_kinds_of_lanes_give_the_same_bits_and_all_memory_comes_back(
             x, ids = drawn(server.checkpoint, tokens)
             assert torch.equal(end.ask(x, ids), other.ask(x, ids))
             assert end.areas == 0
+
+
+def test_a_lane_that_is_gone_keeps_no_memory_at_either_end(io: IoThread, server: ExpertServer) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        before = num_shared_files()
+        with closing(End(io, server, local=True)) as end:
+            x, ids = drawn(server.checkpoint, 4)
+            end.ask(x, ids)
+            unanswered = end.dispatch(x, ids)
+            assert num_shared_files() > before
+        unanswered.close()
+        del unanswered
+        give_up = time.monotonic() + 20
+        while num_shared_files() > before:
+            assert time.monotonic() < give_up, num_shared_files() - before
+            time.sleep(0.02)
+    finally:
+        gc.enable()
+
+
+def num_shared_files() -> int:
+    """Of this process, in which both ends are."""
+    files = Path("/proc/self/fd").iterdir()
+    return sum("expertfleet-lane" in os.readlink(file) for file in files if file.is_symlink())
 
 
 @pytest.mark.parametrize("local", [True, False])
