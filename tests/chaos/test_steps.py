@@ -18,6 +18,8 @@ from harness.plan import Expect, FleetSize, Load, Plan, Soak, Step
 from harness.scaling import Scaling
 from harness.steps import Happened, Steps
 
+from expertfleet.cluster.wanted import Wanted
+
 
 class FakeFleet:
     """``stale``: so many times the status tells of an ended process as if it still were there, and ``unsettled`` of experts on
@@ -29,7 +31,7 @@ class FakeFleet:
         self.stale = self.unsettled = self.twice = 0
         self.restarts = True
         self.commands: list[tuple[str, ...]] = []
-        self.num_experts = 2
+        self.left: set[int] = set()
 
     def _start(self) -> subprocess.Popen[bytes]:
         return subprocess.Popen(["sleep", "60"])
@@ -43,8 +45,7 @@ class FakeFleet:
                     name: process if process.poll() is None else self._start()
                     for name, process in self.processes.items()
                 }
-        experts = range(self.num_experts)
-        workers = [{"role": "expert", "seat": f"expert-{n}", "state": "ready", "pid": self._pid(n)} for n in experts]
+        workers = [self._worker(seat) for seat in self._experts()]
         self.unsettled, self.twice = max(0, self.unsettled - 1), max(0, self.twice - 1)
         workers += [self._worker("controller")] if "controller" in self.processes else []
         return {
@@ -53,11 +54,10 @@ class FakeFleet:
         }  # fmt: skip
 
     def _worker(self, seat: str) -> dict[str, Any]:
-        return {"role": seat, "seat": seat, "state": "ready", "pid": self.processes[seat].pid}
+        return {"role": seat.split("-")[0], "seat": seat, "state": "ready", "pid": self.processes[seat].pid}
 
-    def _pid(self, ordinal: int) -> int | None:
-        process = self.processes.get(f"expert-{ordinal}")
-        return process.pid if process else None
+    def _experts(self) -> list[str]:
+        return sorted(name for name in self.processes if name.startswith("expert-"))
 
     async def pid(self, target: str) -> int:
         if target not in self.processes:
@@ -71,7 +71,15 @@ class FakeFleet:
         self.commands.append(arguments)
         if arguments == ("scale", "--expert-shards", "5"):
             raise FleetError("expertfleet scale ended with status 1: too many")
-        self.num_experts = int(arguments[2]) if arguments[0] == "scale" else self.num_experts - 1
+        experts = tuple(int(seat.removeprefix("expert-")) for seat in self._experts())
+        wanted = Wanted((), experts)
+        wanted = wanted.scaled("expert", int(arguments[2])) if arguments[0] == "scale" else wanted.without(arguments[1])
+        for seat in {*self._experts()} - {*wanted.seats("expert")}:
+            process = self.processes.pop(seat)
+            self.left.add(process.pid)
+            process.kill()
+            process.wait()
+        self.processes |= {seat: self._start() for seat in {*wanted.seats("expert")} - {*self._experts()}}
 
     def take_head_away(self) -> set[int]:
         self.restarts = False
@@ -153,7 +161,7 @@ def test_a_stopped_process_stands_still_and_goes_on(fleet: FakeFleet) -> None:
         states.append(fleet.state("expert-0"))
 
     asyncio.run(watch())
-    assert states == ["T", "S"]
+    assert states[0] == "T" != states[1]
     assert one.happened[0].whole_s is not None
 
 
@@ -166,7 +174,7 @@ def test_a_stopped_process_goes_on_when_the_run_is_cut_short(fleet: FakeFleet) -
         await asyncio.sleep(0.1)
 
     asyncio.run(cut())
-    assert fleet.state("expert-0") == "S"
+    assert fleet.state("expert-0") != "T"
 
 
 def test_a_cut_machine_is_joined_again(fleet: FakeFleet) -> None:
@@ -321,6 +329,8 @@ def test_scaling_measures_once_at_its_baseline(fleet: FakeFleet) -> None:
     assert measured == [sum(map(len, drawn[:2]))]
     assert len(happened) == len(fleet.commands) == sum(map(len, drawn))
     assert {command[0] for command in fleet.commands} == {"scale", "drain"}
+    assert fleet.left
+    assert fleet.left == one.ended
     assert all(one.whole_s is not None for one in happened)
 
 

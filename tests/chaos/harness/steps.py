@@ -208,10 +208,18 @@ class Steps:
             await asyncio.sleep(step.for_s)
             await self.nodes.bring_head_back()
             self._head_is_there.set()
-        elif step.do == "scale":
-            await self.fleet.command("scale", "--expert-shards", str(step.to))
-        elif step.do == "drain":
-            await self.fleet.command("drain", step.target)
+        elif step.do in ("scale", "drain"):
+            leaving = self._leaving(step, await self.fleet.status())
+            size = ("--expert-shards", str(step.to))
+            await self.fleet.command(*(("scale", *size) if step.do == "scale" else ("drain", step.target)))
+            self.ended |= leaving
+
+    def _leaving(self, step: Step, status: dict[str, Any] | None) -> set[int]:
+        """The processes that a change of the fleet's size ends: a scale gives up the highest seats."""
+        experts = [worker for worker in seats(status) if worker["role"] == "expert"]
+        by_ordinal = sorted(experts, key=lambda worker: int(worker["seat"].rpartition("-")[2]))
+        leaving = by_ordinal[step.to :] if step.do == "scale" else seats(status, step.target)
+        return {worker["pid"] for worker in leaving}
 
     def _has_seat(self, step: Step, status: dict[str, Any] | None) -> bool:
         if step.do == "scale":
