@@ -17,11 +17,11 @@ from typing import Any
 import httpx
 from harness.chaos import Outcome, run_plan
 from harness.fleet import FleetError
-from harness.network import NetworkError
 from harness.plan import Plan
 from harness.plan_file import PlanError, read_plan
 from harness.report import as_json, as_lines
 
+from expertfleet.benchmarks.networks.commands import NetworkError
 from expertfleet.demo.bundled import NANO_K2
 
 _READY_S = 180.0

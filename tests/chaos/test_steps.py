@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 from harness import steps
 from harness.fleet import FleetError
-from harness.network import Network
 from harness.plan import Expect, FleetSize, Load, Plan, Soak, Step
 from harness.scaling import Scaling
 from harness.steps import Happened, Steps
 
+from expertfleet.benchmarks.networks.commands import NetworkError
+from expertfleet.benchmarks.networks.network import Network
 from expertfleet.cluster.wanted import Wanted
 
 
@@ -177,30 +178,57 @@ def test_a_stopped_process_goes_on_when_the_run_is_cut_short(fleet: FakeFleet) -
     assert fleet.state("expert-0") != "T"
 
 
-def test_a_cut_machine_is_joined_again(fleet: FakeFleet) -> None:
-    calls: list[tuple[float, str, int]] = []
+class FakeNetwork(Network):
+    """Notes what is done to it, and when."""
 
-    class FakeNetwork(Network):
-        def cut(self, number: int) -> None:
-            calls.append((time.monotonic(), "cut", number))
+    def __init__(self) -> None:
+        super().__init__(2)
+        self.done: list[tuple[Any, ...]] = []
+        self.at: list[float] = []
 
-        def join(self, number: int) -> None:
-            calls.append((time.monotonic(), "join", number))
+    def _note(self, *what: Any) -> None:
+        self.done.append(what)
+        self.at.append(time.monotonic())
 
-    plan = Plan(
-        "t",
-        Load(max_tokens=50),
-        Expect(0, 0),
-        FleetSize(2, machines=True),
-        (Step("cut", "expert-1", for_s=0.5, at_s=0),),
-    )
-    one = Steps(fleet, plan, lambda num_tokens: True, lambda line: None, FakeNetwork(2))
-    (happened,) = run(one)
-    (cut_at, *cut), (joined_at, *joined) = calls
-    assert (cut, joined) == (["cut", 1], ["join", 1])
-    assert joined_at - cut_at >= 0.5
+    def cut(self, number: int) -> None:
+        self._note("cut", number)
+
+    def join(self, number: int) -> None:
+        self._note("join", number)
+
+    def change(self, number: int, **values: float) -> None:
+        if 10_000 in values.values():
+            raise NetworkError("tc: no room")
+        self._note(number, values)
+
+
+def run_networked(fleet: FakeFleet, network: FakeNetwork, *planned: Step) -> list[Happened]:
+    plan = Plan("t", Load(max_tokens=50), Expect(0, 0), FleetSize(2, machines=True), planned)
+    return run(Steps(fleet, plan, lambda num_tokens: True, lambda line: None, network))
+
+
+@pytest.mark.parametrize(
+    ("step", "done"),
+    [
+        (Step("cut", "expert-1", for_s=0.5, at_s=0), [("cut", 1), ("join", 1)]),
+        (Step("delay", "expert-1", for_s=0.5, ms=200, at_s=0), [(1, {"delay_ms": 200}), (1, {"delay_ms": 0})]),
+        (Step("loss", "expert-0", for_s=0.5, percent=5, at_s=0), [(0, {"loss_percent": 5}), (0, {"loss_percent": 0})]),
+    ],
+    ids=lambda given: given.do if isinstance(given, Step) else "",
+)
+def test_a_link_is_as_before_when_a_steps_time_is_over(fleet: FakeFleet, step: Step, done: list[Any]) -> None:
+    network = FakeNetwork()
+    (happened,) = run_networked(fleet, network, step)
+    assert network.done == done
+    assert network.at[1] - network.at[0] >= 0.5
+    assert happened.name == f"{step.do} {step.target}"
     assert happened.whole_s is not None
     assert happened.pid is None
+
+
+def test_a_link_that_cannot_be_changed_is_an_error(fleet: FakeFleet) -> None:
+    (happened,) = run_networked(fleet, FakeNetwork(), Step("delay", "expert-1", for_s=0.5, ms=10_000, at_s=0))
+    assert (happened.error, happened.whole_s) == ("tc: no room", None)
 
 
 def test_a_seat_that_stays_away_is_an_error(fleet: FakeFleet, monkeypatch: pytest.MonkeyPatch) -> None:

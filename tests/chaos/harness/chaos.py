@@ -5,16 +5,17 @@ Knows nothing of command lines and reports.
 
 import asyncio
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+
+from expertfleet.benchmarks.networks.network import Network, networked
 
 from .driver import Driver, Run
 from .fleet import Fleet, FleetError, private_folder, seats
 from .growth import Growth, find_growth, find_replaced, growth_failures
 from .judge import Judgement, judge
 from .machines import Machines
-from .network import Network, networked
 from .nodes import Nodes
 from .plan import FleetSize, Plan
 from .processes import Process, read_processes
@@ -62,7 +63,7 @@ async def run_plan(
     """Raises FleetError when the fleet is not there after ``ready_s``, or errs in calm already."""
     bodies = make_requests(plan.load, model)
     size = plan.fleet
-    with private_folder() as tmp, networked(size.expert_shards) if size.machines else nullcontext() as network:
+    with private_folder() as tmp, _network(plan) as network:
         say("starting a fleet")
         fleet = _start(model, size, flags, network, tmp)
         try:
@@ -92,6 +93,10 @@ def _start(model: Path, size: FleetSize, flags: tuple[str, ...], network: Networ
     if size.nodes:
         return Nodes(model, size, tmp)
     return Fleet(model, (*size.flags, *flags), tmp) if network is None else Machines(model, size, network, tmp)
+
+
+def _network(plan: Plan) -> AbstractContextManager[Network | None]:
+    return networked(plan.fleet.expert_shards, plan.load.seed) if plan.fleet.machines else nullcontext()
 
 
 async def _calm(driver: Driver) -> Run:

@@ -7,7 +7,8 @@ import sys
 import time
 from pathlib import Path
 
-from .network import Network
+from expertfleet.benchmarks.networks.network import Network
+
 from .plan import FleetSize
 from .roles import Roles
 

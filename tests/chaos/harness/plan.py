@@ -14,7 +14,8 @@ from expertfleet.settings.reader import within
 
 from .scaling import Scaling
 
-Action = Literal["kill", "terminate", "stop", "cut", "scale", "drain", "away"]
+Action = Literal["kill", "terminate", "stop", "cut", "delay", "loss", "scale", "drain", "away"]
+_ON_LINKS: tuple[Action, ...] = ("cut", "delay", "loss")
 HEAD = "gcs_server"
 HEAD_NODE = "head"
 RAYLET = "raylet of "
@@ -86,8 +87,9 @@ class Step:
 
     ``at_s`` counts from the start of the load; ``at_token`` is the moment when no stream is left whose first answer has fewer
     tokens; ``after_s`` counts from the step before; ``after_recovery_s`` counts from the moment when the fleet has got over every
-    step before. ``kill`` is SIGKILL, ``terminate`` SIGTERM, ``stop`` SIGSTOP and ``for_s`` seconds later SIGCONT; ``cut`` takes a machine off the network for
-    ``for_s`` seconds; ``drain`` and ``scale`` (``to`` so many expert
+    step before. ``kill`` is SIGKILL, ``terminate`` SIGTERM, ``stop`` SIGSTOP and ``for_s`` seconds later SIGCONT; ``cut`` takes a
+    machine off the network for ``for_s`` seconds; ``delay`` has each packet of its link, in both directions, come ``ms``
+    milliseconds later, and ``loss`` loses ``percent`` of them, for as long; ``drain`` and ``scale`` (``to`` so many expert
     shards) are the ``expertfleet`` commands of that name; ``away`` kills the head's node with all that runs there, which comes
     back with its storage ``for_s`` seconds later.
     """
@@ -99,6 +101,8 @@ class Step:
     after_s: float | None = None
     after_recovery_s: float | None = None
     for_s: float | None = None
+    ms: float | None = None
+    percent: float | None = None
     to: int | None = None
 
     def __post_init__(self) -> None:
@@ -107,10 +111,16 @@ class Step:
                 within(name, seconds, 0, 86_400)
         if self.at_token is not None:
             within("at_token", self.at_token, 1, 1 << 20)
-        self._check_only("for_s", ("stop", "cut", "away"), self.for_s)
+        self._check_only("for_s", ("stop", *_ON_LINKS, "away"), self.for_s)
+        self._check_only("ms", ("delay",), self.ms)
+        self._check_only("percent", ("loss",), self.percent)
         self._check_only("to", ("scale",), self.to)
         if self.for_s is not None:
             within("for_s", self.for_s, 0.1, 3600)
+        if self.ms is not None:
+            within("ms", self.ms, 1, 10_000)
+        if self.percent is not None:
+            within("percent", self.percent, 0.1, 100)
         if self.to is not None:
             within("to", self.to, 1, 64)
         self._check_target()
@@ -118,6 +128,11 @@ class Step:
     @property
     def when(self) -> list[str]:
         return [name for name in _WHEN if getattr(self, name) is not None]
+
+    @property
+    def machine(self) -> int:
+        """The number of an expert shard's, in a fleet of machines."""
+        return int(self.target.rpartition("-")[2])
 
     def drawn(self, rng: random.Random, size: FleetSize) -> "Step":
         """The same with a random target decided."""
@@ -135,10 +150,10 @@ class Step:
         if (match := _SEAT.fullmatch(self.seat)) and int(match[2]) >= _count(match[1], size):
             count = _count(match[1], size)
             raise ValueError(f"target: {self.target!r} is not in a fleet whose {match[1]} seats are 0 to {count - 1}")
-        if size.machines and self.do not in ("stop", "cut"):
+        if size.machines and self.do not in ("stop", *_ON_LINKS):
             raise ValueError(f"do: {self.do!r} is not for a fleet of machines, where nothing is started again")
-        if self.do == "cut" and not size.machines:
-            raise ValueError("do: 'cut' is for a fleet of machines alone; give [fleet] machines = true")
+        if self.do in _ON_LINKS and not size.machines:
+            raise ValueError(f"do: {self.do!r} is for a fleet of machines alone; give [fleet] machines = true")
         if size.nodes and self.do in ("scale", "drain"):
             raise ValueError(f"do: {self.do!r} is not for a fleet of nodes, whose seats are those that nodes offer")
         if not size.nodes and self.do == "away":
@@ -148,7 +163,8 @@ class Step:
 
     def _check_only(self, name: str, actions: tuple[Action, ...], value: float | None) -> None:
         if (self.do in actions) == (value is None):
-            only = f"{value} is for {' and '.join(map(repr, actions))} alone, not for {self.do!r}"
+            *first, last = map(repr, actions)
+            only = f"{value} is for {' and '.join([', '.join(first), last] if first else [last])} alone, not for {self.do!r}"
             raise ValueError(f"{name}: {f'{self.do!r} needs it' if value is None else only}")
 
     def _check_target(self) -> None:
@@ -157,9 +173,9 @@ class Step:
                 raise ValueError(f"target: {self.target!r} is not for 'scale', which is told the whole fleet's size")
             return
         allowed = [HEAD_NODE] if self.do == "away" else ["expert-N", "random expert"]
-        if self.do not in ("cut", "away"):
+        if self.do not in (*_ON_LINKS, "away"):
             allowed += ["attention-N", "gateway-N", "random attention"]
-        if self.do not in ("cut", "away", "drain"):
+        if self.do not in (*_ON_LINKS, "away", "drain"):
             allowed += ["controller", HEAD]
         if self.do == "kill":
             allowed += [f"{RAYLET}expert-N", f"{RAYLET}attention-N"]

@@ -15,8 +15,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from expertfleet.benchmarks.networks.commands import NetworkError
+from expertfleet.benchmarks.networks.network import Network
+
 from .fleet import FleetError, picture, seats
-from .network import Network, NetworkError
 from .plan import HEAD, HEAD_NODE, RAYLET, Plan, Soak, Step
 from .scaling import Scaling
 
@@ -198,10 +200,11 @@ class Steps:
         elif step.do == "cut":
             assert step.for_s is not None
             assert self.network is not None
-            machine = int(step.target.rpartition("-")[2])
-            self.network.cut(machine)
+            self.network.cut(step.machine)
             await asyncio.sleep(step.for_s)
-            self.network.join(machine)
+            self.network.join(step.machine)
+        elif step.do in ("delay", "loss"):
+            await self._spoil_link(step)
         elif step.do == "away":
             assert step.for_s is not None
             assert self.nodes is not None
@@ -220,6 +223,16 @@ class Steps:
         by_ordinal = sorted(experts, key=lambda worker: int(worker["seat"].rpartition("-")[2]))
         leaving = by_ordinal[step.to :] if step.do == "scale" else seats(status, step.target)
         return {worker["pid"] for worker in leaving}
+
+    async def _spoil_link(self, step: Step) -> None:
+        """In a thread: the first time takes what starts an emulator, and the client's own lag would show in the gaps."""
+        assert step.for_s is not None
+        assert self.network is not None
+        name, value = ("delay_ms", step.ms) if step.do == "delay" else ("loss_percent", step.percent)
+        assert value is not None
+        await asyncio.to_thread(self.network.change, step.machine, **{name: value})
+        await asyncio.sleep(step.for_s)
+        await asyncio.to_thread(self.network.change, step.machine, **{name: 0.0})
 
     def _has_seat(self, step: Step, status: dict[str, Any] | None) -> bool:
         if step.do == "scale":
