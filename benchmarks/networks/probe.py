@@ -74,8 +74,9 @@ def answer(address: str) -> None:
     with connection, contextlib.suppress(ConnectionError):
         while (byte := connection.recv(1)) == b"e":
             connection.sendall(byte)
+        piece = bytes(_PIECE)
         while byte:
-            connection.sendall(bytes(_PIECE))
+            connection.sendall(piece)
 
 
 def ask(address: str, port: int) -> Found:

@@ -1,5 +1,6 @@
 import contextlib
 import os
+import select
 import shutil
 import signal
 import socket
@@ -53,11 +54,13 @@ def echoing(network: Network, machine: int) -> Iterator[socket.socket]:
     command = network.command(machine, sys.executable, "-c", ECHO, network.machine(machine))
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process, socket.socket(type=socket.SOCK_DGRAM) as here:
         assert process.stdout is not None
-        process.stdout.readline()
-        here.connect((network.machine(machine), 7))
-        here.settimeout(5)
-        yield here
-        process.kill()
+        try:
+            process.stdout.readline()
+            here.connect((network.machine(machine), 7))
+            here.settimeout(5)
+            yield here
+        finally:
+            process.kill()
 
 
 def round_trip_s(here: socket.socket) -> float:
@@ -68,15 +71,17 @@ def round_trip_s(here: socket.socket) -> float:
 
 
 def num_echoed(here: socket.socket, num_sent: int) -> int:
+    num = 0
     for _ in range(num_sent):
         here.send(b"?")
-        time.sleep(0.001)
-    here.settimeout(1)
+        num += num_waiting(here, 0.002)
+    return num + num_waiting(here, 1)
+
+
+def num_waiting(here: socket.socket, within_s: float) -> int:
     num = 0
-    with contextlib.suppress(TimeoutError):
-        while here.recv(1):
-            num += 1
-    here.settimeout(5)
+    while select.select([here], [], [], within_s)[0]:
+        num += len(here.recv(1))
     return num
 
 
