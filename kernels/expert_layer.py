@@ -15,8 +15,9 @@ from . import int4
 from .activation import silu_mul
 from .errors import KernelError
 from .exact_linear import ExactLinear, LinearRule
-from .int4pack import Int4Packer, int4_call
+from .int4pack import Int4Packer, PackedWeight, int4_call
 from .native import Native, addresses
+from .native_layout import turn_back
 from .row_rule import RowCall, RowRule
 
 Projection = tuple[torch.Tensor, torch.Tensor]  # words int32 [out, in / 8], scales bf16 [out, in / group]
@@ -56,6 +57,16 @@ class ExpertLayer(ABC):
             raise KernelError(f"expert {expert_id} is not held")
         self._drop(expert_id)
 
+    def weights(self, expert_id: int) -> Three:
+        """The checkpoint's own gate, up and down, turned back from how they are kept; also while others apply experts.
+
+        Raises KernelError for an expert that is not held, and where they cannot be turned back.
+        """
+        try:
+            return self._turn_back(expert_id)
+        except KeyError:
+            raise KernelError(f"expert {expert_id} is not held") from None
+
     def _check(self, what: str, projection: Projection, num_out: int, num_in: int) -> None:
         words, scales = projection
         group_size = self.shape.group_size
@@ -72,6 +83,10 @@ class ExpertLayer(ABC):
 
     @abstractmethod
     def _drop(self, expert_id: int) -> None: ...
+
+    @abstractmethod
+    def _turn_back(self, expert_id: int) -> Three:
+        """Finds what is kept in one step, as another thread may drop it at any time. Raises KeyError for what is not held."""
 
     @abstractmethod
     def holds(self, expert_id: int) -> bool: ...
@@ -118,7 +133,7 @@ class NativeLayer(ExpertLayer):
         super().__init__(shape, dtype)
         self._native = native
         self._instruction_set = instruction_set
-        self._blocks: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # by slot
+        self._blocks: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # by expert
         self._places = torch.empty((2, 0), dtype=torch.int64)  # addresses of the blocks
         self._slots = Slots()
 
@@ -127,11 +142,16 @@ class NativeLayer(ExpertLayer):
         places = self._places.new_zeros(2, max(slot + 1, self._places.shape[1]))
         places[:, : self._places.shape[1]] = self._places
         places[:, slot] = addresses(blocks)
-        self._blocks[slot], self._places = blocks, places  # replaced as a whole: another thread may be applying
+        self._blocks[expert_id], self._places = blocks, places  # replaced as a whole: another thread may be applying
         self._slots.take(expert_id)
 
     def _drop(self, expert_id: int) -> None:
-        del self._blocks[self._slots.release(expert_id)]
+        self._slots.release(expert_id)
+        del self._blocks[expert_id]
+
+    def _turn_back(self, expert_id: int) -> Three:
+        gate_up, down = self._blocks[expert_id]
+        return turn_back(gate_up, down, self.shape.width, self.shape.hidden, self.shape.group_size)
 
     def holds(self, expert_id: int) -> bool:
         return expert_id in self._slots
@@ -174,22 +194,27 @@ class Int4PackLayer(ByExpertLayer):
         self._gate_up_rule = gate_up_rule
         self._down_rule = down_rule
         self._calls: dict[int, tuple[RowCall, RowCall]] = {}
-        self._sizes: dict[int, int] = {}
+        self._packed: dict[int, tuple[PackedWeight, PackedWeight]] = {}
 
     def _keep(self, expert_id: int, gate: Projection, up: Projection, down: Projection) -> None:
         first, second = self._packer.pack((gate, up), self.dtype), self._packer.pack((down,), self.dtype)
         self._calls[expert_id] = int4_call(first), int4_call(second)
-        self._sizes[expert_id] = first.nbytes + second.nbytes
+        self._packed[expert_id] = first, second
 
     def _drop(self, expert_id: int) -> None:
-        del self._calls[expert_id], self._sizes[expert_id]
+        del self._calls[expert_id], self._packed[expert_id]
+
+    def _turn_back(self, expert_id: int) -> Three:
+        (words, scales), down = (self._packer.unpack(weight) for weight in self._packed[expert_id])
+        width = self.shape.width
+        return (words[:width], scales[:width]), (words[width:], scales[width:]), down
 
     def holds(self, expert_id: int) -> bool:
         return expert_id in self._calls
 
     @property
     def bytes_held(self) -> int:
-        return sum(list(self._sizes.values()))
+        return sum(weight.nbytes for packed in list(self._packed.values()) for weight in packed)
 
     def _apply_each(self, expert_ids: list[int], rows: tuple[torch.Tensor, ...]) -> torch.Tensor:
         calls = [self._calls[expert_id] for expert_id in expert_ids]
@@ -213,6 +238,9 @@ class ReferenceLayer(ByExpertLayer):
 
     def _drop(self, expert_id: int) -> None:
         del self._experts[expert_id]
+
+    def _turn_back(self, expert_id: int) -> Three:
+        return self._experts[expert_id]
 
     def holds(self, expert_id: int) -> bool:
         return expert_id in self._experts

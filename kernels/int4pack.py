@@ -4,7 +4,8 @@ Knows nothing of experts. The operator wants the codes in blocks of outputs that
 *and* a zero per group in real memory (a stride-0 view of zeros is accepted and computes garbage): 1.111 × the
 checkpoint's bytes at group 32.
 1. ``Int4Packer`` finds the block layout of this processor by comparing with the operator's own packing of a sample;
-2. ``pack`` moves the checkpoint's bytes there by masks, shifts and a transposition (unpacking them first is 9 × slower);
+2. ``pack`` moves the checkpoint's bytes there by masks, shifts and a transposition (unpacking them first is 9 × slower),
+   ``unpack`` moves them back;
 3. ``int4_call`` multiplies. In bf16 it gives the same bits for every row count; float32 is scalar code, 1 GFLOP/s.
 """
 
@@ -74,6 +75,16 @@ class Int4Packer:
                 _permute(rows, self.layout, codes[start:stop])
             start = stop
         return PackedWeight(codes, both, num_out, num_in // num_groups)
+
+    def unpack(self, weight: PackedWeight) -> tuple[torch.Tensor, torch.Tensor]:
+        """Words [out, in / 8] and scales [out, in / group] as they were. Raises KernelError without a ``layout``."""
+        if self.layout is None:
+            raise KernelError("backend: cpu-int4pack cannot turn weights back, this processor's packing is not known")
+        rows = torch.empty_like(weight.codes)
+        _permute_back(weight.codes, self.layout, rows)
+        num_out = weight.num_out
+        scales = weight.scales_and_zeros[:, :num_out, 0].t().to(torch.bfloat16)
+        return rows[:num_out].view(torch.int32), scales.contiguous()
 
     def _blockwise(self, parts: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Bytes [out, in / 2] and scales, stacked only where a part does not fill whole blocks; padded at the end."""
@@ -159,6 +170,29 @@ def _interleave(low: torch.Tensor, high: torch.Tensor, packed: torch.Tensor) -> 
         np.bitwise_and(first, _LOW_NIBBLES, out=first)
         np.bitwise_or(first, np.bitwise_and(highs[block], ~_LOW_NIBBLES, out=second), out=first)
         target[block, :, 1] = first.view(np.uint8).T  # odd inputs
+
+
+def _permute_back(packed: torch.Tensor, layout: Layout, rows: torch.Tensor) -> None:
+    """The operator's order [out, in / 2] → checkpoint bytes in ``rows``, the same shape."""
+    num_out, num_bytes = rows.shape
+    whole = num_out - num_out % layout.block
+    if whole:
+        blocks = rows[:whole].view(-1, layout.block, num_bytes)
+        half = layout.block // 2
+        low, high = (blocks[:, :half], blocks[:, half:]) if layout.halves else (blocks[:, 0::2], blocks[:, 1::2])
+        _part(packed[:whole], low, high)
+    if whole < num_out:
+        _part(packed[whole:], rows[None, whole::2], rows[None, whole + 1 :: 2])
+
+
+def _part(packed: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> None:
+    """``_interleave`` the other way round."""
+    num_blocks, half, num_bytes = low.shape
+    source = packed.view(num_blocks, num_bytes, 2, half)
+    for block in range(num_blocks):
+        even, odd = source[block, :, 0].t(), source[block, :, 1].t()  # [half, in / 2]
+        low[block] = (even & 15) | (odd << 4)
+        high[block] = (even >> 4) | (odd & 0xF0)
 
 
 def _own_packing(rows: torch.Tensor) -> torch.Tensor:

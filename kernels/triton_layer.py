@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from .errors import KernelError
-from .expert_layer import ExpertLayer, ExpertShape, Projection, Slots
-from .triton_layout import ExpertLayout, lay_out
+from .expert_layer import ExpertLayer, ExpertShape, Projection, Slots, Three
+from .triton_layout import ExpertLayout, lay_out, turn_back
 
 if TYPE_CHECKING:
     from .triton_experts import ExpertTable
@@ -25,18 +25,22 @@ class TritonLayer(ExpertLayer):
         self._layout = ExpertLayout(shape)
         self._device = device
         self._slots = Slots()
-        self._blocks: dict[int, torch.Tensor] = {}  # by slot
+        self._blocks: dict[int, torch.Tensor] = {}  # by expert
         self._table: ExpertTable | None = None
 
     def _keep(self, expert_id: int, gate: Projection, up: Projection, down: Projection) -> None:
         gate, up, down = ((words.to(self._device), scales.to(self._device)) for words, scales in (gate, up, down))
-        self._blocks[self._slots.next()] = lay_out(self._layout, gate, up, down)
+        self._blocks[expert_id] = lay_out(self._layout, gate, up, down)
         self._slots.take(expert_id)
         self._table = None
 
     def _drop(self, expert_id: int) -> None:
-        del self._blocks[self._slots.release(expert_id)]
+        self._slots.release(expert_id)
+        del self._blocks[expert_id]
         self._table = None
+
+    def _turn_back(self, expert_id: int) -> Three:
+        return turn_back(self._layout, self._blocks[expert_id].cpu())
 
     def holds(self, expert_id: int) -> bool:
         return expert_id in self._slots
@@ -50,8 +54,10 @@ class TritonLayer(ExpertLayer):
         from .triton_experts import ExpertTable  # NOTE: Triton is an optional extra, and this module imports without it
 
         if self._table is None:
-            addresses = torch.zeros(max(self._blocks) + 1, dtype=torch.int64)
-            for slot, block in list(self._blocks.items()):
+            blocks = list(self._blocks.items())
+            slots = self._slots.of(torch.tensor([expert_id for expert_id, _ in blocks]))
+            addresses = torch.zeros(max(slots) + 1, dtype=torch.int64)
+            for slot, (_, block) in zip(slots, blocks, strict=True):
                 addresses[slot] = block.data_ptr()
             self._table = ExpertTable(self._layout, addresses.to(self._device))
         return self._table

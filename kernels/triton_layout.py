@@ -62,16 +62,33 @@ def lay_out(layout: ExpertLayout, gate: Projection, up: Projection, down: Projec
     return block
 
 
+def turn_back(layout: ExpertLayout, block: torch.Tensor) -> tuple[Projection, Projection, Projection]:
+    """The checkpoint's gate, up and down, as ``lay_out`` was given them."""
+    width, hidden = layout.shape.width, layout.shape.hidden
+    gate_codes, up_codes, down_codes, gate_scales, up_scales, down_scales = _parts(layout, block)
+    return (
+        (_untiled_codes(gate_codes, width, hidden), _untiled_scales(gate_scales, width, hidden)),
+        (_untiled_codes(up_codes, width, hidden), _untiled_scales(up_scales, width, hidden)),
+        (_untiled_codes(down_codes, hidden, width), _untiled_scales(down_scales, hidden, width)),
+    )
+
+
 def take_apart(layout: ExpertLayout, block: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The plain way back: dequantised gate [F, H], up [F, H] and down [H, F] in float64."""
-    up, down, width, hidden = layout.tiles_up, layout.tiles_down, layout.shape.width, layout.shape.hidden
-    counts = [_TILE_WORDS * tiles for tiles in (up, up, down)] + [_TILE_SCALE_WORDS * tiles for tiles in (up, up, down)]
-    gate_codes, up_codes, down_codes, gate_scales, up_scales, down_scales = block.split_with_sizes(counts)
+    width, hidden = layout.shape.width, layout.shape.hidden
+    gate_codes, up_codes, down_codes, gate_scales, up_scales, down_scales = _parts(layout, block)
     return (
         _dequantised(gate_codes, gate_scales, width, hidden),
         _dequantised(up_codes, up_scales, width, hidden),
         _dequantised(down_codes, down_scales, hidden, width),
     )
+
+
+def _parts(layout: ExpertLayout, block: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Codes of gate, up and down, then their scales."""
+    tiles = (layout.tiles_up, layout.tiles_up, layout.tiles_down)
+    counts = [_TILE_WORDS * count for count in tiles] + [_TILE_SCALE_WORDS * count for count in tiles]
+    return block.split_with_sizes(counts)
 
 
 def _tiled_codes(words: torch.Tensor) -> torch.Tensor:
@@ -93,6 +110,21 @@ def _tiled_scales(scales: torch.Tensor) -> torch.Tensor:
     rows = _padded(scales, TILE_IN // GROUP_SIZE, 0)
     tiles = rows.view(rows.shape[0] // TILE_OUT, TILE_OUT, -1, TILE_IN // GROUP_SIZE).transpose(1, 2)
     return tiles.contiguous().view(torch.int32)
+
+
+def _untiled_codes(codes: torch.Tensor, num_out: int, num_in: int) -> torch.Tensor:
+    """``_tiled_codes`` the other way round."""
+    tiles = codes.contiguous().view(torch.uint8).view(-1, _ceil(num_in, TILE_IN), TILE_OUT, 4, 4, 2, 2)
+    even, odd = tiles.permute(0, 2, 1, 4, 6, 3, 5).unbind(-1)  # [out tiles, 16, in tiles, group, half, lane]
+    pairs = torch.stack(((even & 15) | (odd << 4), (even >> 4) | (odd & 0xF0)), dim=-1)
+    rows = pairs.reshape(-1, _ceil(num_in, TILE_IN) * TILE_IN // 2)
+    return rows[:num_out, : num_in // 2].contiguous().view(torch.int32)
+
+
+def _untiled_scales(scales: torch.Tensor, num_out: int, num_in: int) -> torch.Tensor:
+    tiles = scales.contiguous().view(torch.bfloat16).view(-1, _ceil(num_in, TILE_IN), TILE_OUT, TILE_IN // GROUP_SIZE)
+    rows = tiles.transpose(1, 2).reshape(-1, _ceil(num_in, TILE_IN) * TILE_IN // GROUP_SIZE)
+    return rows[:num_out, : num_in // GROUP_SIZE].contiguous()
 
 
 def _dequantised(codes: torch.Tensor, scales: torch.Tensor, num_out: int, num_in: int) -> torch.Tensor:

@@ -8,13 +8,13 @@ from expertfleet.kernels.grouped_gemm import grouped_gemm, make_backend
 HIDDEN, WIDTH, GROUP = 64, 32, 32
 
 
-def _projections() -> dict[str, Projection]:
+def _projections(hidden: int = HIDDEN, width: int = WIDTH, group: int = GROUP) -> dict[str, Projection]:
     return {
         name: (
             torch.randint(-(2**31), 2**31 - 1, (num_out, num_in // 8)).int(),
-            torch.rand(num_out, num_in // GROUP).bfloat16(),
+            torch.rand(num_out, num_in // group).bfloat16(),
         )
-        for name, num_out, num_in in (("gate", WIDTH, HIDDEN), ("up", WIDTH, HIDDEN), ("down", HIDDEN, WIDTH))
+        for name, num_out, num_in in (("gate", width, hidden), ("up", width, hidden), ("down", hidden, width))
     }
 
 
@@ -94,3 +94,35 @@ def test_an_expert_is_added_once() -> None:
     layer.add(1, **_projections())
     with pytest.raises(KernelError, match="expert 1 is held already"):
         layer.add(1, **_projections())
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("cpu-native", torch.bfloat16),
+        ("cpu-int4pack", torch.bfloat16),
+        ("cpu-int4pack", torch.float32),
+        ("reference", torch.bfloat16),
+    ],
+)
+@pytest.mark.parametrize(("hidden", "width", "group"), [(64, 32, 32), (96, 160, 32), (256, 128, 64), (128, 384, 128)])
+def test_weights_come_back_bit_for_bit(name: str, dtype: torch.dtype, hidden: int, width: int, group: int) -> None:
+    layer = make_backend(name, "cpu", dtype, hidden, width, group).new_layer()
+    given = {expert_id: _projections(hidden, width, group) for expert_id in (3, 7)}
+    for expert_id, projections in given.items():
+        layer.add(expert_id, **projections)
+    for expert_id, projections in given.items():
+        for found, wanted in zip(layer.weights(expert_id), projections.values(), strict=True):
+            assert all(torch.equal(*parts) for parts in zip(found, wanted, strict=True))
+    layer.remove(3)
+    for missing in (3, 4):
+        with pytest.raises(KernelError, match=f"expert {missing} is not held"):
+            layer.weights(missing)
+
+
+def test_a_packing_that_is_not_known_is_not_turned_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("expertfleet.kernels.int4pack._find_layout", lambda: None)
+    layer = make_backend("cpu-int4pack", "cpu", torch.bfloat16, HIDDEN, WIDTH, GROUP).new_layer()
+    layer.add(0, **_projections())
+    with pytest.raises(KernelError, match="cannot turn weights back"):
+        layer.weights(0)
