@@ -1,59 +1,72 @@
 """A checkpoint's files by byte range: which tensor lies where, and the bytes that a process asks for, and no others.
 
-Knows nothing of torch or of what a tensor is for. 1. ``open`` reads the configuration, the index and each file's header,
+Knows nothing of torch or of what a tensor is for. 1. ``open`` reads the configuration, the index and each file's head,
 and nothing else; 2. ``read_bytes`` copies from a file (no mapping, so a checkpoint replaced on disk can never change a
-served weight); 3. ``ranges_read`` tells what was read. All of it may be used from many threads.
+served weight) in one of its folders; 3. ``ranges_read`` tells what was read. All of it may be used from many threads.
 """
 
 import hashlib
 import json
-import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from .errors import CheckpointError
+from .folders import Folders
+from .heads import SAMPLE_BYTES, AskHeads
 from .json_object import read_json_object
 from .layout import expert_projections
 from .model_config import CONFIG_FILE, ModelConfig
-from .safetensors_header import Header, TensorInfo, read_header
+from .safetensors_header import TensorInfo
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
-# Bytes of each file's data that enter the fingerprint: two fine-tunes of one model have equal names and shapes.
-_SAMPLE_BYTES = 4096
 # So many ranges are kept as they came before they are merged.
 _FIRST_MERGE = 1024
 
 
 class CheckpointFiles:
-    def __init__(self, directory: Path, config: ModelConfig, headers: Mapping[str, Header]) -> None:
-        self.directory = directory
+    """``is_partial``: some of its files are in no folder, only their heads are known."""
+
+    def __init__(self, config: ModelConfig, folders: Folders, is_partial: bool = False) -> None:
+        self.directory = folders.paths[0]
         self.config = config
-        self.headers = dict(headers)
+        self.is_partial = is_partial
+        self.headers = {file: head.header for file, head in folders.heads.items()}
         self.tensors: dict[str, TensorInfo] = {}
-        for file, header in headers.items():
+        for file, header in self.headers.items():
             for name, info in header.tensors.items():
                 if name in self.tensors:
-                    raise CheckpointError(directory / file, name, f"lies in {self.tensors[name].file} as well")
+                    raise CheckpointError(self.directory / file, name, f"lies in {self.tensors[name].file} as well")
                 self.tensors[name] = info
-        self._files: dict[str, int] = {}
+        self._folders = folders
         self._lock = threading.Lock()
         self._ranges: list[tuple[str, int, int]] = []
         self._merge_at = _FIRST_MERGE
 
     @classmethod
-    def open(cls, directory: Path) -> Self:
+    def open(cls, directory: Path, shared: Path | None = None, ask: AskHeads | None = None) -> Self:
+        """``shared`` is read where ``directory`` lacks a file, or one cannot be read; configuration and index lie in ``directory``.
+
+        Files that neither has are an error, unless somebody can be asked what is in them.
+        """
         config = ModelConfig.from_dir(directory)
-        index = directory / INDEX_FILE
-        if index.exists():
-            return cls(directory, config, _read_indexed(directory, index))
-        if (directory / SINGLE_FILE).exists():
-            return cls(directory, config, {SINGLE_FILE: read_header(directory / SINGLE_FILE)})
-        raise CheckpointError(directory, "", f"holds neither {INDEX_FILE} nor {SINGLE_FILE}")
+        if shared is not None and not shared.is_dir():
+            raise CheckpointError(shared, "", "is not a directory")
+        folders = Folders((directory,) if shared is None else (directory, shared))
+        lacking = folders.find(_expected(directory, folders))
+        if lacking:
+            if ask is None:
+                raise next(iter(lacking.values()))
+            for fault in lacking.values():
+                folders.tell(fault)
+            for file, raw in ask(list(lacking)).items():
+                folders.give(file, raw)
+        _check_index(directory, folders)
+        return cls(config, folders, bool(lacking))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -64,12 +77,9 @@ class CheckpointFiles:
         for name in sorted(self.tensors):
             info = self.tensors[name]
             digest.update(f"\n{name} {info.dtype} {info.shape}".encode())
-        for file in sorted(self.headers):
-            header = self.headers[file]
-            digest.update(f"\n{header.file_bytes} ".encode())
-            sample = bytearray(min(_SAMPLE_BYTES, header.file_bytes - header.data_start))
-            self._fill(file, "", header.data_start, memoryview(sample))
-            digest.update(sample)
+        for _, head in sorted(self._folders.heads.items()):
+            digest.update(f"\n{head.header.file_bytes} ".encode())
+            digest.update(head.sample)
         return digest.hexdigest()
 
     def info(self, name: str) -> TensorInfo:
@@ -82,15 +92,34 @@ class CheckpointFiles:
         """``(packed, scale)`` for gate, up and down."""
         return tuple((item.packed, item.scale) for item in expert_projections(self.config, layer, expert))
 
-    def read_bytes(self, name: str, start: int, destination: memoryview) -> None:
-        """Fills ``destination`` from byte ``start`` of the file that holds ``name``; it may run on into others."""
+    @property
+    def num_folders(self) -> int:
+        """1, or 2 with a shared one."""
+        return len(self._folders.paths)
+
+    def read_bytes(self, name: str, start: int, destination: memoryview, folder: int | None = None) -> None:
+        """Fills ``destination`` from byte ``start`` of the file that holds ``name``; it may run on into others.
+
+        From the first folder that can give it, or from one alone. Raises CheckpointError.
+        """
         file = self.info(name).file
-        self._fill(file, name, start, destination)
+        for number in range(self.num_folders) if folder is None else (folder,):
+            try:
+                self._folders.fill(number, file, name, start, destination)
+                break
+            except CheckpointError as error:
+                if folder is not None or number + 1 == self.num_folders:
+                    raise
+                self.tell(error)
         with self._lock:
             self._ranges.append((file, start, start + len(destination)))
             if len(self._ranges) >= self._merge_at:  # a shard may read the same experts again and again
                 self._ranges = list(_merged(self._ranges))
                 self._merge_at = 2 * len(self._ranges) + _FIRST_MERGE
+
+    def tell(self, fault: CheckpointError) -> None:
+        """That what could not be read has to come from elsewhere; once for every file."""
+        self._folders.tell(fault)
 
     @property
     def ranges_read(self) -> list[tuple[str, int, int]]:
@@ -103,15 +132,12 @@ class CheckpointFiles:
     def header_ranges(self) -> list[tuple[str, int, int]]:
         """What ``open`` and ``fingerprint`` read of every file besides."""
         return [
-            (file, 0, min(header.data_start + _SAMPLE_BYTES, header.file_bytes))
+            (file, 0, min(header.data_start + SAMPLE_BYTES, header.file_bytes))
             for file, header in sorted(self.headers.items())
         ]
 
     def close(self) -> None:
-        with self._lock:
-            for descriptor in self._files.values():
-                os.close(descriptor)
-            self._files.clear()
+        self._folders.close()
 
     def __enter__(self) -> Self:
         return self
@@ -121,23 +147,11 @@ class CheckpointFiles:
     ) -> None:
         self.close()
 
-    def _fill(self, file: str, name: str, start: int, destination: memoryview) -> None:
-        position = 0
-        try:
-            descriptor = self._descriptor(file)
-            while position < len(destination):
-                count = os.preadv(descriptor, [destination[position:]], start + position)
-                if count == 0:
-                    raise CheckpointError(self.directory / file, name, f"truncated at byte {start + position}")
-                position += count
-        except OSError as error:
-            raise CheckpointError(self.directory / file, name, error.strerror or str(error)) from error
 
-    def _descriptor(self, file: str) -> int:
-        with self._lock:
-            if file not in self._files:
-                self._files[file] = os.open(self.directory / file, os.O_RDONLY | os.O_CLOEXEC)
-            return self._files[file]
+def files_of(directory: Path) -> set[str]:
+    """The names of a checkpoint's safetensors files. Raises CheckpointError."""
+    index = directory / INDEX_FILE
+    return set(read_index(index).values()) if index.exists() else {SINGLE_FILE}
 
 
 def read_index(index: Path) -> dict[str, str]:
@@ -153,16 +167,26 @@ def read_index(index: Path) -> dict[str, str]:
     return placed
 
 
-def _read_indexed(directory: Path, index: Path) -> dict[str, Header]:
-    headers: dict[str, Header] = {}
+def _expected(directory: Path, folders: Folders) -> dict[str, CheckpointError]:
+    """The checkpoint's files, each with the error that it is if no folder has it."""
+    index = directory / INDEX_FILE
+    if not index.exists():
+        nothing = CheckpointError(directory, "", f"holds neither {INDEX_FILE} nor {SINGLE_FILE}")
+        if not any((folder / SINGLE_FILE).exists() for folder in folders.paths):
+            raise nothing
+        return {SINGLE_FILE: nothing}
+    places = " or ".join(map(str, folders.paths))
+    errors: dict[str, CheckpointError] = {}
     for name, file in read_index(index).items():
-        if file not in headers:
-            if not (directory / file).exists():
-                raise CheckpointError(index, name, f"lies in {file}, which does not exist in {directory}")
-            headers[file] = read_header(directory / file)
-        if name not in headers[file].tensors:
+        errors.setdefault(file, CheckpointError(index, name, f"lies in {file}, which does not exist in {places}"))
+    return errors
+
+
+def _check_index(directory: Path, folders: Folders) -> None:
+    index = directory / INDEX_FILE
+    for name, file in read_index(index).items() if index.exists() else ():
+        if name not in folders.heads[file].header.tensors:
             raise CheckpointError(directory / file, name, f"missing, although {index.name} places it here")
-    return headers
 
 
 def _merged(ranges: list[tuple[str, int, int]]) -> Iterator[tuple[str, int, int]]:

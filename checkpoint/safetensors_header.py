@@ -57,26 +57,40 @@ class Header(NamedTuple):
 
 
 def read_header(path: Path) -> Header:
+    return parse_header(path, *read_start(path, 0))
+
+
+def read_start(path: Path, num_more: int) -> tuple[bytes, int]:
+    """The header, at most ``num_more`` bytes of the data behind it, and the file's size. Raises CheckpointError."""
     try:
         file_bytes = path.stat().st_size
         with path.open("rb") as file:
             prefix = file.read(_LENGTH.size)
-            if len(prefix) < _LENGTH.size:
-                raise CheckpointError(path, "", f"truncated: {file_bytes} bytes, a header needs {_LENGTH.size}")
-            (length,) = _LENGTH.unpack(prefix)
-            if length > MAX_HEADER_BYTES:
-                raise CheckpointError(path, "", f"header of {length} bytes, limit {MAX_HEADER_BYTES}")
-            content = file.read(length)
+            return prefix + file.read(_header_bytes(path, prefix, file_bytes) + num_more), file_bytes
     except OSError as error:
         raise CheckpointError(path, "", error.strerror or str(error)) from error
-    if len(content) < length:
-        raise CheckpointError(path, "", f"truncated: {file_bytes} bytes, its header alone needs {8 + length}")
+
+
+def parse_header(path: Path, start: bytes, file_bytes: int) -> Header:
+    """From what a file of ``file_bytes`` starts with. Raises CheckpointError."""
+    length = _header_bytes(path, start, file_bytes)
     data_start = _LENGTH.size + length
-    entries = parse_json_object(content, str(path))
+    if len(start) < data_start:
+        raise CheckpointError(path, "", f"truncated: {file_bytes} bytes, its header alone needs {data_start}")
+    entries = parse_json_object(start[_LENGTH.size : data_start], str(path))
     entries.pop("__metadata__", None)
     tensors = {name: _entry(path, name, entry, data_start) for name, entry in entries.items()}
     _check_cover(path, tensors, data_start, file_bytes)
     return Header(tensors, data_start, file_bytes)
+
+
+def _header_bytes(path: Path, start: bytes, file_bytes: int) -> int:
+    if len(start) < _LENGTH.size:
+        raise CheckpointError(path, "", f"truncated: {file_bytes} bytes, a header needs {_LENGTH.size}")
+    length = int(_LENGTH.unpack_from(start)[0])
+    if length > MAX_HEADER_BYTES:
+        raise CheckpointError(path, "", f"header of {length} bytes, limit {MAX_HEADER_BYTES}")
+    return length
 
 
 def encode_header(tensors: Sequence[tuple[str, str, tuple[int, ...]]]) -> tuple[bytes, dict[str, tuple[int, int]]]:
