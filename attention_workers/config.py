@@ -13,6 +13,9 @@ class AttentionConfig(WireSettings):
     """Configuration of one attention worker."""
 
     model: Path = option(help="checkpoint directory")
+    shared_model: Path | None = option(
+        None, "a second directory with the checkpoint, such as a network mount: read where --model lacks a file"
+    )
     seat: str = option("attention-0", "the seat this process takes")
     controller: str | None = option(None, "HOST:PORT of the controller; without one --shards names the expert shards")
     shards: tuple[str, ...] = option((), "HOST:PORT of every expert shard, when there is no controller")

@@ -46,7 +46,7 @@ class AttentionServer:
 
     def __init__(self, config: AttentionConfig) -> None:
         self.config = config
-        self.checkpoint = Checkpoint.open(config.model)
+        self.checkpoint = Checkpoint.open(config.model, config.shared_model)
         self.dtype = DTYPE_NAMES[config.dtype]
         model = self.checkpoint.config
         self.max_model_len = min(config.max_model_len or model.max_position_embeddings, model.max_position_embeddings)

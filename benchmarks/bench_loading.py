@@ -26,6 +26,7 @@ import torch
 from expertfleet.checkpoint.tensors import Checkpoint
 from expertfleet.expert_workers.config import parse_experts
 from expertfleet.expert_workers.holdings import Holdings
+from expertfleet.expert_workers.sources import ExpertSources
 from expertfleet.kernels.numerics import expert_self_test
 from expertfleet.membership.epoch import ExpertSet
 
@@ -137,7 +138,8 @@ def read_on_demand(options: argparse.Namespace) -> None:
     for line in sys.stdin:
         before = _bytes_from_disk()
         if line.strip() == "load":
-            Holdings(checkpoint, "bfloat16").load(wanted, backend, lambda: False)
+            holdings = Holdings(checkpoint, "bfloat16", ExpertSources(checkpoint))
+            holdings.become(wanted, backend, lambda layer, experts: None, lambda: False)
         else:
             _read_directly(options.model, blocks)
         print(_bytes_from_disk() - before, flush=True)

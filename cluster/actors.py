@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..attention_workers.config import AttentionConfig
+from ..checkpoint.outline import Outline
 from ..expert_workers.config import ExpertConfig
 from ..membership.wire import WireSecurity, secure
 from ..settings.reader import read_file, resolve
@@ -111,9 +112,12 @@ class ControllerSeat:
         state_file: Path,
         slow: SlowRule,
         security: WireSecurity,
+        outline: Outline,
     ) -> None:
         secure(security)
-        self._thread = ControllerThread(Controller(shape, wanted, host, port, state_file=state_file, slow=slow))
+        self._thread = ControllerThread(
+            Controller(shape, wanted, host, port, state_file=state_file, slow=slow, outline=outline)
+        )
 
     def ping(self) -> None:
         return None

@@ -23,6 +23,9 @@ class FleetConfig(WireSettings, SlowSettings, ResumptionSettings):
     """Configuration of one fleet."""
 
     model: Path = option(help="checkpoint directory")
+    shared_model: Path | None = option(
+        None, "a second directory with the checkpoint, such as a network mount: read where --model lacks a file"
+    )
     host: str = option("127.0.0.1", "address of the API")
     port: int = option(8000, "port of the API; 0 takes any free one")
     admin_host: str = option("127.0.0.1", "address of metrics and status")
@@ -96,6 +99,11 @@ class FleetConfig(WireSettings, SlowSettings, ResumptionSettings):
     def expert_seats(self) -> tuple[str, ...]:
         return tuple(f"expert-{index}" for index in range(self.expert_shards))
 
+    @property
+    def model_folders(self) -> tuple[Path, Path | None]:
+        """--model and --shared-model as any process of this machine finds them."""
+        return self.model.resolve(), self.shared_model.resolve() if self.shared_model is not None else None
+
     def check_roles(self) -> None:
         """Builds every role's settings once, so that a value no role accepts is refused before anything starts."""
         self.expert("expert-0", "127.0.0.1:1", "127.0.0.1", self.threads or 1)
@@ -103,8 +111,10 @@ class FleetConfig(WireSettings, SlowSettings, ResumptionSettings):
         self.gateway("127.0.0.1:1", self.port, self.admin_port)
 
     def expert(self, seat: str, controller: str, host: str, threads: int, cpus: str = "") -> ExpertConfig:
+        model, shared_model = self.model_folders
         return ExpertConfig(
-            model=self.model.resolve(),
+            model=model,
+            shared_model=shared_model,
             seat=seat,
             controller=controller,
             host=host,
@@ -121,8 +131,10 @@ class FleetConfig(WireSettings, SlowSettings, ResumptionSettings):
         )
 
     def attention(self, seat: str, controller: str, host: str, threads: int) -> AttentionConfig:
+        model, shared_model = self.model_folders
         return AttentionConfig(
-            model=self.model.resolve(),
+            model=model,
+            shared_model=shared_model,
             seat=seat,
             controller=controller,
             host=host,

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import grpc
 
+from ..checkpoint.errors import CheckpointError
+from ..checkpoint.outline import Outline
 from ..membership import wire
 from ..membership.channel import SERVER_OPTIONS, listen
 from ..membership.epoch import NO_EPOCH, Epoch, EpochId
@@ -40,6 +42,7 @@ _FENCE_S = 0.5
 _REBALANCE_S = 60.0
 _PROBE_S = 0.3
 _PROBES = 3
+_PIECE_BYTES = 1 << 20
 _COMPUTED = "compute_seconds_total"
 
 
@@ -56,15 +59,18 @@ class Controller(rpc.MembershipServicer):
         state_file: Path | None = None,
         seats_are_offered: bool = False,
         slow: SlowRule | None = None,
+        outline: Outline | None = None,
     ) -> None:
         """What ``state_file`` says is wanted goes before ``wanted``; changes are kept there.
 
-        Where ``seats_are_offered``, nodes that come and go decide which seats there are, and ``Scale`` takes no numbers.
+        Where ``seats_are_offered``, nodes that come and go decide which seats there are, and ``Scale`` takes no numbers. Without
+        ``outline`` nobody can be told what lies in files that he lacks.
         """
         self.epoch = Epoch(NO_EPOCH, shape.fingerprint, shape.dtype, (), (), complete=False)
         self._incarnation = time.time_ns() // 1_000_000
         self._state_file = state_file
         self._seats_are_offered = seats_are_offered
+        self._outline = outline
         kept = Wanted.load(state_file) if state_file is not None else None
         self._book = SeatBook(shape, kept or wanted, lease_s, self._incarnation)
         self._fleet = Convergence(self._book, self._incarnation, time.monotonic() + lease_s)
@@ -158,6 +164,24 @@ class Controller(rpc.MembershipServicer):
         return pb.ScaleReply(
             expert_seats=wanted.seats("expert"), attention_seats=wanted.seats("attention"), replicas=wanted.replicas
         )
+
+    async def ReadHeads(
+        self, request: pb.ReadHeadsRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.HeadPiece]:
+        try:
+            if self._outline is None:
+                raise FleetError(Code.UNSUPPORTED, "this controller has no checkpoint to read")
+            for file in request.files:
+                head = (await asyncio.to_thread(self._outline.heads, [file]))[file]
+                for start in range(0, len(head.content), _PIECE_BYTES):
+                    data = head.content[start : start + _PIECE_BYTES]
+                    size = len(head.content)
+                    yield pb.HeadPiece(file=file, file_bytes=head.file_bytes, head_bytes=size, data=data)
+        except CheckpointError as fault:
+            error = FleetError(Code.BAD_REQUEST, str(fault))
+            await context.abort(error.status, error.details)
+        except FleetError as error:
+            await context.abort(error.status, error.details)
 
     async def Status(self, request: pb.StatusRequest, context: grpc.aio.ServicerContext) -> pb.FleetStatus:
         workers = [self._own_status(), *(self._worker_status(seat) for seat in self._book.seats.values())]

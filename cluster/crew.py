@@ -15,6 +15,7 @@ from typing import Any
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayError, RayTaskError
 
+from ..checkpoint.outline import Outline
 from ..proto.generated import membership_pb2 as pb
 from . import actors
 from .config import CONTROLLER_SEAT, FleetConfig
@@ -56,7 +57,8 @@ class Crew:
         """The controller's address, once it answers."""
         config = self._config
         wanted = Wanted.first(config.attention_workers, config.expert_shards, config.replicas)
-        settings = (self._plan.shape, wanted, _HOST, port, state_file, config.slow_rule, config.wire)
+        outline = Outline(*config.model_folders)
+        settings = (self._plan.shape, wanted, _HOST, port, state_file, config.slow_rule, config.wire, outline)
         self._hire(CONTROLLER_SEAT, actors.ControllerSeat, *settings)
         reference = self._handles[CONTROLLER_SEAT].address.remote()
         if not self._wait_until(lambda: is_done(reference), _BIRTH_S):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..checkpoint.files import CheckpointFiles
+from ..checkpoint.outline import Outline
 from ..membership.wire import WireSettings, secure
 from ..settings.reader import option, within
 from .controller import Controller
@@ -32,9 +33,14 @@ _END_S = 10.0
 class HeadConfig(WireSettings, SlowSettings):
     """Configuration of the head of a fleet on several machines."""
 
-    model: Path = option(help="checkpoint directory (its config and index are read, no weights)")
+    model: Path = option(
+        help="checkpoint directory (its config, index and the heads of its files are read, no weights)"
+    )
     storage: Path = option(help="directory that outlives this process: Ray's and the controller's state")
     host: str = option(help="address of this machine, as its nodes and gateways reach it")
+    shared_model: Path | None = option(
+        None, "a second directory with the checkpoint, such as a network mount: read where --model lacks a file"
+    )
     ray_port: int = option(6379, "port that nodes join at")
     controller_port: int = option(7411, "port of the controller")
     replicas: float = option(
@@ -73,7 +79,7 @@ def run_head(config: HeadConfig) -> int:
     stop.install()
     secure(config.wire)
     config.storage.mkdir(parents=True, exist_ok=True)
-    with CheckpointFiles.open(config.model) as checkpoint:
+    with CheckpointFiles.open(config.model, config.shared_model) as checkpoint:
         shape = fleet_shape(checkpoint, config.dtype)
     launcher = Launcher(make_run_dir())
     try:
@@ -96,6 +102,7 @@ def run_head(config: HeadConfig) -> int:
             state_file=state_file,
             seats_are_offered=True,
             slow=config.slow_rule,
+            outline=Outline(config.model, config.shared_model),
         )
         thread = ControllerThread(controller)
         _hire_in_background(config, settings, head.address, _Controlled(thread), stop)

@@ -62,7 +62,7 @@ def _drain(fleet: Fleet, stop: Stop) -> None:
 def prepare(config: FleetConfig, stop: Stop) -> Plan:
     """The plan, once the checkpoint is known to be whole and the memory to suffice."""
     config.check_roles()
-    with CheckpointFiles.open(config.model) as checkpoint:
+    with CheckpointFiles.open(*config.model_folders) as checkpoint:
         plan = make_plan(config, checkpoint, available_cores(), numa_nodes())
         plan.check_memory(available_memory())
         say(f"checking {config.model}")
@@ -81,7 +81,7 @@ def claim_ports(config: FleetConfig) -> Ports:
 def dry_run(config: FleetConfig) -> dict[str, object]:
     """The plan as plain values; nothing is started and no tensor is read."""
     config.check_roles()
-    with CheckpointFiles.open(config.model) as checkpoint:
+    with CheckpointFiles.open(*config.model_folders) as checkpoint:
         return make_plan(config, checkpoint, available_cores(), numa_nodes()).describe()
 
 

@@ -16,7 +16,10 @@ BackendSetting = Literal["auto", "cpu-native", "cpu-int4pack", "reference", "tri
 class ExpertConfig(WireSettings):
     """Configuration of one expert shard."""
 
-    model: Path = option(help="checkpoint directory")
+    model: Path = option(help="checkpoint directory; with a controller its safetensors files may be missing")
+    shared_model: Path | None = option(
+        None, "a second directory with the checkpoint, such as a network mount: read where --model lacks a file"
+    )
     seat: str = option("expert-0", "the seat this process takes")
     controller: str | None = option(None, "HOST:PORT of the controller; without one the shard holds --experts")
     experts: str = option("all", "experts of every MoE layer to hold when no controller assigns them: all, or 0-15,40")

@@ -38,6 +38,7 @@ from ..proto.pair_frames import PairFrame
 from ..proto.pair_group import PairSettings
 from ..proto.reactor import Reactor
 from ..proto.shared_memory import SharedMemory
+from .giving import ExpertGiver
 from .holdings import Holdings
 from .pairs import ShardPairs
 from .pool import Job, Lane, Pool
@@ -243,15 +244,17 @@ class Outgoing:
 
 
 class ControlService(expert_pb2_grpc.ExpertShardServicer):
-    """Describe, RaiseMinEpoch and Drain."""
+    """Describe, RaiseMinEpoch, ReadExpert and Drain."""
 
     def __init__(
         self,
         holdings: Holdings,
+        giver: ExpertGiver,
         describe: Callable[[], membership_pb2.WorkerReport],
         drain: Callable[[float], Awaitable[bool]],
     ) -> None:
         self._holdings = holdings
+        self._giver = giver
         self._describe = describe
         self._drain = drain
 
@@ -265,6 +268,15 @@ class ControlService(expert_pb2_grpc.ExpertShardServicer):
     ) -> expert_pb2.RaiseMinEpochReply:
         minimum = self._holdings.raise_min_epoch(EpochId.from_proto(request.min_epoch))
         return expert_pb2.RaiseMinEpochReply(min_epoch=minimum.to_proto())
+
+    async def ReadExpert(
+        self, request: expert_pb2.ReadExpertRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[expert_pb2.ExpertPiece]:
+        try:
+            async for piece in self._giver.give(request):
+                yield piece
+        except FleetError as error:
+            await context.abort(error.status, error.details)
 
     async def Drain(
         self, request: membership_pb2.DrainRequest, context: grpc.aio.ServicerContext

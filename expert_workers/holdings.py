@@ -1,6 +1,6 @@
-"""What a shard holds and which frames it may answer; loading experts by byte range and giving them back.
+"""What a shard holds and which frames it may answer; loading experts and giving them back.
 
-Knows nothing of lanes and leases. ``admit`` is the fence: a frame passes only if checkpoint, dtype, width, epoch and
+Knows nothing of lanes and leases, and not where experts come from. ``admit`` is the fence: a frame passes only if checkpoint, dtype, width, epoch and
 every route of it fit what is held.
 """
 
@@ -11,18 +11,22 @@ from collections.abc import Callable
 import numpy as np
 
 from ..checkpoint.tensors import Checkpoint
+from ..kernels.errors import KernelError
+from ..kernels.expert_layer import Three
 from ..kernels.grouped_gemm import Backend, ExpertLayer
 from ..membership.epoch import EpochId, ExpertSet
 from ..proto.asked import Indices
 from ..proto.codec import DTYPE_NAMES, Dispatch, short_fingerprint
 from ..proto.errors import Code, FleetError
+from .sources import ExpertSources, NoSourceError
 
 
 class Holdings:
     """The experts of one shard; filled by one loader thread, read by the others."""
 
-    def __init__(self, checkpoint: Checkpoint, dtype: str) -> None:
+    def __init__(self, checkpoint: Checkpoint, dtype: str, sources: ExpertSources) -> None:
         self.checkpoint = checkpoint
+        self._sources = sources
         self.layers: dict[int, ExpertLayer] = {}
         self.bytes_total = 0
         self.min_epoch = EpochId(0, 0)
@@ -48,10 +52,11 @@ class Holdings:
         give_back: Callable[[int, list[int]], None],
         is_stale: Callable[[], bool],
     ) -> bool:
-        """Gives back what is not ``wanted``, then reads and packs what is missing, layer by layer.
+        """Gives back what is not ``wanted``, then reads and packs what is missing, first what nobody else holds.
 
         ``give_back(layer, experts)`` takes away experts that no frame may ask for any more. False when ``is_stale()`` said
-        meanwhile that something else is wanted by now. Raises ValueError when ``wanted`` is for another model.
+        meanwhile that something else is wanted by now. Raises ValueError when ``wanted`` is for another model, and NoSourceError
+        when everything else is loaded but experts are left that no source can give.
         """
         if wanted.mask.shape != self._mask.shape:
             raise ValueError(f"an order for {wanted.mask.shape} layers and experts; the model has {self._mask.shape}")
@@ -63,13 +68,26 @@ class Holdings:
         if surplus.any():
             _return_free_memory()
         missing = wanted.mask & ~self._mask
-        for layer, expert in np.argwhere(missing).tolist():
+        failures: list[NoSourceError] = []
+        for layer, expert in self._sources.rarest_first(np.argwhere(missing)).tolist():
             if is_stale():
                 return False
-            self._load_expert(layer, expert, backend)
+            try:
+                self._load_expert(layer, expert, backend)
+            except NoSourceError as error:
+                failures.append(error)
         if missing.any():
             _return_free_memory()
+        if failures:
+            others = f" (and {len(failures) - 1} others)" if len(failures) > 1 else ""
+            raise NoSourceError(f"{failures[0]}{others}")
         return True
+
+    def weights(self, layer: int, expert: int) -> Three:
+        """The checkpoint's tensors of an expert in memory. Raises KernelError where they cannot be had."""
+        if layer not in self.layers:
+            raise KernelError(f"expert {expert} is not held")
+        return self.layers[layer].weights(expert)
 
     def raise_min_epoch(self, epoch: EpochId) -> EpochId:
         """The oldest epoch served from now on; it never goes down."""
@@ -104,8 +122,7 @@ class Holdings:
             raise FleetError(Code.NOT_HELD, f"expert {min(missing)} of layer {layer} is not held")
 
     def _load_expert(self, layer: int, expert: int, backend: Backend) -> None:
-        read = self.checkpoint.read
-        gate, up, down = ((read(packed), read(scale)) for packed, scale in self.checkpoint.expert_names(layer, expert))
+        gate, up, down = self._sources.read(layer, expert)
         if layer not in self.layers:
             self.layers[layer] = backend.new_layer()
         self.layers[layer].add(expert, gate, up, down)

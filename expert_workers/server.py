@@ -9,6 +9,7 @@ import logging
 import socket
 import threading
 import time
+from functools import partial
 
 import torch
 
@@ -30,13 +31,17 @@ from ..proto.local_lane import LocalServer
 from ..proto.pair_group import PairSettings
 from ..proto.reactor import Reactor
 from .config import ExpertConfig, parse_experts
+from .giving import ExpertGiver
 from .handler import ControlService, LaneHandler, LocalLane
 from .holdings import Holdings
 from .memory import available_memory
 from .numa import keep_to
 from .orders import Orders
+from .outline import ask_heads
+from .peers import Peers
 from .pool import Pool
 from .runtime import Runtime
+from .sources import ExpertSources, NoSourceError
 
 logger = logging.getLogger(__name__)
 _GIB = 1 << 30
@@ -48,13 +53,19 @@ _POLL_S = 0.2
 
 
 class ExpertServer:
-    """Construction checks the configuration against the checkpoint; nothing runs before ``start``."""
+    """Construction checks the configuration against the checkpoint; nothing runs before ``start``.
+
+    Where files of the checkpoint are missing, construction waits for the controller to say what is in them.
+    """
 
     def __init__(self, config: ExpertConfig) -> None:
         self.config = config
-        self.checkpoint = Checkpoint.open(config.model)
+        wire.secure(config.wire)
+        self.checkpoint = _open_checkpoint(config)
         model = self.checkpoint.config
-        self.holdings = Holdings(self.checkpoint, config.dtype)
+        self.sources = ExpertSources(self.checkpoint, self._find_peers())
+        self.holdings = Holdings(self.checkpoint, config.dtype, self.sources)
+        self.giver = ExpertGiver(self.holdings, self.sources)
         self.reactor = Reactor()
         self.pool = Pool(config.max_queued_frames, self.reactor.wake)
         self.runtime = Runtime(self.reactor, self.pool, self.holdings.layers, config.threads, config.slice_ms)
@@ -74,7 +85,6 @@ class ExpertServer:
 
     def start(self) -> None:
         """Binds the port and starts loading in the background. Raises OSError when the port is taken, ValueError for cpus."""
-        wire.secure(self.config.wire)
         if processors := self.config.processors:
             logger.info("%s keeps to %s", self.config.seat, keep_to(processors))
             if isinstance(library := native.load(), native.Native):
@@ -108,6 +118,7 @@ class ExpertServer:
             self._relieved.wait(drain_s)
         self.tenancy.enter("draining")
         self._orders.close()
+        self.sources.close()
         self.pool.close()
         return self.runtime.join(max(0.0, ends_at - time.monotonic()))
 
@@ -123,6 +134,7 @@ class ExpertServer:
 
     async def _close(self) -> None:
         await self._server.stop(grace=1.0)
+        self.giver.close()
 
     def _listen_locally(self) -> LocalServer | None:
         def connect(connected: socket.socket) -> None:
@@ -174,10 +186,11 @@ class ExpertServer:
             if not self.holdings.become(wanted, backend, self._give_back, self._orders.is_stale):
                 return True
         except (RuntimeError, ValueError, OSError, MemoryError) as error:
+            what = str(error) or type(error).__name__
             if self.tenancy.state == "loading":
-                raise
+                self._begin_with_less(error, what)
             logger.exception("%s could not do as it was told, and serves what it holds", self.config.seat)
-            self.tenancy.error = str(error) or type(error).__name__
+            self.tenancy.error = what
             return False
         self.tenancy.error = ""
         if self.tenancy.state == "loading":
@@ -185,6 +198,19 @@ class ExpertServer:
         else:
             self.tenancy.report_soon()
         return True
+
+    def _begin_with_less(self, error: Exception, what: str) -> None:
+        """A shard that lacks files serves what it could get: others may come who have the rest. Raises ``error`` in any other case."""
+        if not (isinstance(error, NoSourceError) and self.checkpoint.is_partial):
+            raise error
+        if self.holdings.held.count:
+            self.tenancy.enter("ready", what)
+
+    def _find_peers(self) -> Peers | None:
+        config, checkpoint = self.config, self.checkpoint
+        if config.controller is None:
+            return None
+        return Peers(config.controller, config.seat, checkpoint.config, checkpoint.fingerprint)
 
     def _give_back(self, layer: int, experts: list[int]) -> None:
         """Waits for the runtime's thread, which may be computing with them."""
@@ -216,7 +242,7 @@ class ExpertServer:
         self.lanes = LaneHandler(self.holdings, self.pool, hello, self._pair)
         self._server = wire.make_server(server_options(config.max_frame_bytes))
         self._server.add_generic_rpc_handlers((stream_handler(self.lanes.stream),))
-        control = ControlService(self.holdings, self.tenancy.report, self._ending.asked)
+        control = ControlService(self.holdings, self.giver, self.tenancy.report, self._ending.asked)
         expert_pb2_grpc.add_ExpertShardServicer_to_server(control, self._server)
         self.address = await listen(self._server, config.host, config.port)
 
@@ -239,7 +265,21 @@ class ExpertServer:
             "refused_frames_total": self.lanes.num_refused,
             "compute_seconds_total": counters.compute_s,
             "queued_frames": self.pool.num_queued(),
+            "expert_loads_failed_total": self.sources.counters.failed,
+            "experts_given_total": self.giver.num_given,
             "expert_bytes_held": sum(layer.bytes_held for layer in list(holdings.layers.values())),
         }
+        expert_bytes = self.checkpoint.config.expert_bytes
+        for source, num_loads in self.sources.counters.loads.items():
+            metrics[f"expert_loads_{source}_total"] = num_loads
+            metrics[f"expert_load_bytes_{source}_total"] = num_loads * expert_bytes
         for name, value in metrics.items():
             report.metrics[name] = float(value)
+
+
+def _open_checkpoint(config: ExpertConfig) -> Checkpoint:
+    ask = partial(ask_heads, config.controller) if config.controller is not None else None
+    try:
+        return Checkpoint.open(config.model, config.shared_model, ask)
+    except FleetError as error:
+        raise OSError(f"{config.model}: {error}") from error

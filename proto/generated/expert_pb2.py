@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from expertfleet.proto.generated import membership_pb2 as expertfleet_dot_proto_dot_generated_dot_membership__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(expertfleet/proto/generated/expert.proto\x12\x0e\x65xpertfleet.v1\x1a,expertfleet/proto/generated/membership.proto\"\x11\n\x0f\x44\x65scribeRequest\"B\n\x14RaiseMinEpochRequest\x12*\n\tmin_epoch\x18\x01 \x01(\x0b\x32\x17.expertfleet.v1.EpochId\"@\n\x12RaiseMinEpochReply\x12*\n\tmin_epoch\x18\x01 \x01(\x0b\x32\x17.expertfleet.v1.EpochId2\xf6\x01\n\x0b\x45xpertShard\x12I\n\x08\x44\x65scribe\x12\x1f.expertfleet.v1.DescribeRequest\x1a\x1c.expertfleet.v1.WorkerReport\x12Y\n\rRaiseMinEpoch\x12$.expertfleet.v1.RaiseMinEpochRequest\x1a\".expertfleet.v1.RaiseMinEpochReply\x12\x41\n\x05\x44rain\x12\x1c.expertfleet.v1.DrainRequest\x1a\x1a.expertfleet.v1.DrainReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(expertfleet/proto/generated/expert.proto\x12\x0e\x65xpertfleet.v1\x1a,expertfleet/proto/generated/membership.proto\"\x11\n\x0f\x44\x65scribeRequest\"B\n\x14RaiseMinEpochRequest\x12*\n\tmin_epoch\x18\x01 \x01(\x0b\x32\x17.expertfleet.v1.EpochId\"@\n\x12RaiseMinEpochReply\x12*\n\tmin_epoch\x18\x01 \x01(\x0b\x32\x17.expertfleet.v1.EpochId\"G\n\x11ReadExpertRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\r\n\x05layer\x18\x02 \x01(\r\x12\x0e\n\x06\x65xpert\x18\x03 \x01(\r\"Z\n\x0b\x45xpertPiece\x12-\n\x07tensors\x18\x01 \x03(\x0b\x32\x1c.expertfleet.v1.ExpertTensor\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\":\n\x0c\x45xpertTensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x04\x32\xc6\x02\n\x0b\x45xpertShard\x12I\n\x08\x44\x65scribe\x12\x1f.expertfleet.v1.DescribeRequest\x1a\x1c.expertfleet.v1.WorkerReport\x12Y\n\rRaiseMinEpoch\x12$.expertfleet.v1.RaiseMinEpochRequest\x1a\".expertfleet.v1.RaiseMinEpochReply\x12N\n\nReadExpert\x12!.expertfleet.v1.ReadExpertRequest\x1a\x1b.expertfleet.v1.ExpertPiece0\x01\x12\x41\n\x05\x44rain\x12\x1c.expertfleet.v1.DrainRequest\x1a\x1a.expertfleet.v1.DrainReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,6 +38,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RAISEMINEPOCHREQUEST']._serialized_end=191
   _globals['_RAISEMINEPOCHREPLY']._serialized_start=193
   _globals['_RAISEMINEPOCHREPLY']._serialized_end=257
-  _globals['_EXPERTSHARD']._serialized_start=260
-  _globals['_EXPERTSHARD']._serialized_end=506
+  _globals['_READEXPERTREQUEST']._serialized_start=259
+  _globals['_READEXPERTREQUEST']._serialized_end=330
+  _globals['_EXPERTPIECE']._serialized_start=332
+  _globals['_EXPERTPIECE']._serialized_end=422
+  _globals['_EXPERTTENSOR']._serialized_start=424
+  _globals['_EXPERTTENSOR']._serialized_end=482
+  _globals['_EXPERTSHARD']._serialized_start=485
+  _globals['_EXPERTSHARD']._serialized_end=811
 # @@protoc_insertion_point(module_scope)

@@ -50,6 +50,11 @@ class ExpertShardStub(object):
                 request_serializer=expertfleet_dot_proto_dot_generated_dot_expert__pb2.RaiseMinEpochRequest.SerializeToString,
                 response_deserializer=expertfleet_dot_proto_dot_generated_dot_expert__pb2.RaiseMinEpochReply.FromString,
                 _registered_method=True)
+        self.ReadExpert = channel.unary_stream(
+                '/expertfleet.v1.ExpertShard/ReadExpert',
+                request_serializer=expertfleet_dot_proto_dot_generated_dot_expert__pb2.ReadExpertRequest.SerializeToString,
+                response_deserializer=expertfleet_dot_proto_dot_generated_dot_expert__pb2.ExpertPiece.FromString,
+                _registered_method=True)
         self.Drain = channel.unary_unary(
                 '/expertfleet.v1.ExpertShard/Drain',
                 request_serializer=expertfleet_dot_proto_dot_generated_dot_membership__pb2.DrainRequest.SerializeToString,
@@ -79,6 +84,13 @@ class ExpertShardServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReadExpert(self, request, context):
+        """The weights of one expert as the checkpoint packs them, from the shard's memory, or else from its files.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Drain(self, request, context):
         """Finishes what is queued, refuses new frames, then ends the process.
         """
@@ -98,6 +110,11 @@ def add_ExpertShardServicer_to_server(servicer, server):
                     servicer.RaiseMinEpoch,
                     request_deserializer=expertfleet_dot_proto_dot_generated_dot_expert__pb2.RaiseMinEpochRequest.FromString,
                     response_serializer=expertfleet_dot_proto_dot_generated_dot_expert__pb2.RaiseMinEpochReply.SerializeToString,
+            ),
+            'ReadExpert': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadExpert,
+                    request_deserializer=expertfleet_dot_proto_dot_generated_dot_expert__pb2.ReadExpertRequest.FromString,
+                    response_serializer=expertfleet_dot_proto_dot_generated_dot_expert__pb2.ExpertPiece.SerializeToString,
             ),
             'Drain': grpc.unary_unary_rpc_method_handler(
                     servicer.Drain,
@@ -164,6 +181,33 @@ class ExpertShard(object):
             '/expertfleet.v1.ExpertShard/RaiseMinEpoch',
             expertfleet_dot_proto_dot_generated_dot_expert__pb2.RaiseMinEpochRequest.SerializeToString,
             expertfleet_dot_proto_dot_generated_dot_expert__pb2.RaiseMinEpochReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadExpert(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/expertfleet.v1.ExpertShard/ReadExpert',
+            expertfleet_dot_proto_dot_generated_dot_expert__pb2.ReadExpertRequest.SerializeToString,
+            expertfleet_dot_proto_dot_generated_dot_expert__pb2.ExpertPiece.FromString,
             options,
             channel_credentials,
             insecure,

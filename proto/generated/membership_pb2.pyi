@@ -110,6 +110,24 @@ class WatchRequest(_message.Message):
     seat: str
     def __init__(self, seat: _Optional[str] = ...) -> None: ...
 
+class ReadHeadsRequest(_message.Message):
+    __slots__ = ("files",)
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    files: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, files: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class HeadPiece(_message.Message):
+    __slots__ = ("file", "file_bytes", "head_bytes", "data")
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    FILE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HEAD_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    file: str
+    file_bytes: int
+    head_bytes: int
+    data: bytes
+    def __init__(self, file: _Optional[str] = ..., file_bytes: _Optional[int] = ..., head_bytes: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
 class Epoch(_message.Message):
     __slots__ = ("id", "fingerprint", "dtype", "experts", "attention", "complete")
     ID_FIELD_NUMBER: _ClassVar[int]

@@ -60,6 +60,11 @@ class MembershipStub(object):
                 request_serializer=expertfleet_dot_proto_dot_generated_dot_membership__pb2.WatchRequest.SerializeToString,
                 response_deserializer=expertfleet_dot_proto_dot_generated_dot_membership__pb2.Epoch.FromString,
                 _registered_method=True)
+        self.ReadHeads = channel.unary_stream(
+                '/expertfleet.v1.Membership/ReadHeads',
+                request_serializer=expertfleet_dot_proto_dot_generated_dot_membership__pb2.ReadHeadsRequest.SerializeToString,
+                response_deserializer=expertfleet_dot_proto_dot_generated_dot_membership__pb2.HeadPiece.FromString,
+                _registered_method=True)
         self.Status = channel.unary_unary(
                 '/expertfleet.v1.Membership/Status',
                 request_serializer=expertfleet_dot_proto_dot_generated_dot_membership__pb2.StatusRequest.SerializeToString,
@@ -107,6 +112,13 @@ class MembershipServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReadHeads(self, request, context):
+        """What the checkpoint's files begin with, for whoever lacks some of them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Status(self, request, context):
         """The whole fleet as the controller sees it.
         """
@@ -141,6 +153,11 @@ def add_MembershipServicer_to_server(servicer, server):
                     servicer.Watch,
                     request_deserializer=expertfleet_dot_proto_dot_generated_dot_membership__pb2.WatchRequest.FromString,
                     response_serializer=expertfleet_dot_proto_dot_generated_dot_membership__pb2.Epoch.SerializeToString,
+            ),
+            'ReadHeads': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadHeads,
+                    request_deserializer=expertfleet_dot_proto_dot_generated_dot_membership__pb2.ReadHeadsRequest.FromString,
+                    response_serializer=expertfleet_dot_proto_dot_generated_dot_membership__pb2.HeadPiece.SerializeToString,
             ),
             'Status': grpc.unary_unary_rpc_method_handler(
                     servicer.Status,
@@ -284,6 +301,33 @@ class Membership(object):
             '/expertfleet.v1.Membership/Watch',
             expertfleet_dot_proto_dot_generated_dot_membership__pb2.WatchRequest.SerializeToString,
             expertfleet_dot_proto_dot_generated_dot_membership__pb2.Epoch.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadHeads(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/expertfleet.v1.Membership/ReadHeads',
+            expertfleet_dot_proto_dot_generated_dot_membership__pb2.ReadHeadsRequest.SerializeToString,
+            expertfleet_dot_proto_dot_generated_dot_membership__pb2.HeadPiece.FromString,
             options,
             channel_credentials,
             insecure,

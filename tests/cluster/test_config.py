@@ -55,6 +55,15 @@ def test_both_ends_of_a_lane_are_told_of_the_same_pairs(tmp_path: Path) -> None:
         assert (role.pair_transport, role.pair_min_bytes) == ("gloo", 9 << 10)
 
 
+def test_whoever_reads_weights_is_told_of_both_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    fleet = config(Path("model"), shared_model=Path("shared"))
+    assert fleet.model_folders == (tmp_path / "model", tmp_path / "shared")
+    for role in (fleet.expert("expert-1", "h:1", "10.0.0.1", 4), fleet.attention("attention-0", "h:1", "10.0.0.2", 2)):
+        assert (role.model, role.shared_model) == fleet.model_folders
+    assert config(tmp_path).model_folders == (tmp_path, None)
+
+
 def test_a_value_only_a_role_refuses_is_refused_early(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="max_num_seqs: 0 is not within"):
         config(tmp_path, max_num_seqs=0).check_roles()

@@ -16,6 +16,7 @@ from expertfleet.checkpoint.tensors import Checkpoint
 from expertfleet.expert_workers.config import ExpertConfig
 from expertfleet.expert_workers.holdings import Holdings
 from expertfleet.expert_workers.server import ExpertServer
+from expertfleet.expert_workers.sources import ExpertSources
 from expertfleet.kernels.grouped_gemm import make_backend
 from expertfleet.membership.epoch import ExpertSet
 
@@ -70,7 +71,7 @@ def test_a_shard_becomes_what_it_is_told_and_reads_only_what_is_new(minute_check
     checkpoint = Checkpoint.open(minute_checkpoint)
     config = checkpoint.config
     backend = make_backend("reference", "cpu", torch.bfloat16, config.hidden_size, config.moe_intermediate_size, 32)
-    holdings, given_back = Holdings(checkpoint, "bfloat16"), []
+    holdings, given_back = Holdings(checkpoint, "bfloat16", ExpertSources(checkpoint)), []
 
     def become(*experts: int, stale_after: int = 1000) -> bool:
         wanted = ExpertSet.from_pairs(
