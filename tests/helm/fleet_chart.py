@@ -29,7 +29,11 @@ EVERYTHING: Values = {
     "imagePullSecrets": ["registry"],
     "apiKeys": {"existingSecret": "keys"},
     "tls": {"existingSecret": "certificate"},
-    "model": {"maxModelLen": 4096, "pull": {"token": {"existingSecret": "bearer"}}},
+    "model": {
+        "maxModelLen": 4096,
+        "shared": {"existingClaim": "models"},
+        "pull": {"token": {"existingSecret": "bearer"}},
+    },
     "expertShards": {"podAnnotations": {"a": "b"}, "replicas": None},
     "expertGroups": {
         "gpu": {

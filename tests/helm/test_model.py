@@ -34,6 +34,27 @@ def test_a_claim_or_a_folder_is_mounted_everywhere_and_read_only() -> None:
             assert "--model=/model" in container["args"]
 
 
+def test_a_shared_claim_stands_behind_the_model_of_whoever_reads_weights() -> None:
+    shared = {"existingClaim": "everything", "subPath": "k2"}
+    objects = chart.render("demo", {"model": {"source": "hostPath", "hostPath": {"path": "/srv/k2"}, "shared": shared}})
+    with_it = {
+        name: container
+        for name, container in chart.containers(objects)
+        if "--shared-model=/shared-model/k2" in container["args"]
+    }
+    assert {name.rpartition("/")[2] for name in with_it} == {"head", "attention", "expert"}
+    for container in with_it.values():
+        mounts = [mount for mount in container["volumeMounts"] if mount["name"] == "shared-model"]
+        assert mounts == [{"name": "shared-model", "mountPath": "/shared-model", "readOnly": True}]
+    claim = {"name": "shared-model", "persistentVolumeClaim": {"claimName": "everything", "readOnly": True}}
+    assert [claim in pod["spec"]["volumes"] for _, pod in chart.pods(objects)].count(True) == 3
+    without_folder = {**shared, "subPath": ""}
+    objects = chart.render(
+        "demo", {"model": {"source": "hostPath", "hostPath": {"path": "/k"}, "shared": without_folder}}
+    )
+    assert any("--shared-model=/shared-model" in container["args"] for _, container in chart.containers(objects))
+
+
 def test_a_pull_fills_a_volume_that_stays() -> None:
     objects = chart.render("demo", PULL)
     claim = chart.named(objects, "PersistentVolumeClaim", "-model")

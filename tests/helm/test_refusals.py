@@ -128,6 +128,8 @@ COMBINATIONS: list[tuple[str, chart.Values]] = [
     ("model.subPath: k2 is given", {"model": {"subPath": "k2"}}),
     ("model.hostPath.path: /k2 is given", {"model": {"hostPath": {"path": "/k2"}}}),
     ("model.existingClaim.name: k2 is given", {"model": {"existingClaim": {"name": "k2"}}}),
+    ("model.shared.existingClaim: k2 is given", {"model": {"shared": {"existingClaim": "k2"}}}),
+    ("model.shared.subPath: k2 is given", {"model": {"shared": {"subPath": "k2"}}}),
     ("model.pull.url: http://a is given", {"model": {"pull": {"url": "http://a"}}}),
     ("expertReplicas: 3", {"expertReplicas": 3}),
     ("expertShards.replicas: 2", {"expertShards": {"minReplicas": 3}}),

@@ -41,6 +41,12 @@ model.{{ $kind }}.{{ get $keys $kind }}: empty, but model.source is {{ $source }
 {{- if and (eq $source "pull") (not $model.subPath) }}
 model.subPath: empty; a pull needs a folder of its own in the volume
 {{- end }}
+{{- if and (eq $source "bundled") $model.shared.existingClaim }}
+model.shared.existingClaim: {{ $model.shared.existingClaim }} is given, but model.source is bundled
+{{- end }}
+{{- if and $model.shared.subPath (not $model.shared.existingClaim) }}
+model.shared.subPath: {{ $model.shared.subPath }} is given, but no model.shared.existingClaim
+{{- end }}
 {{- if and (eq $source "bundled") $model.subPath }}
 model.subPath: {{ $model.subPath }} is given, but model.source is bundled
 {{- end }}

@@ -45,6 +45,7 @@
 - --ready-file=/run/expertfleet/ready
 - --dtype={{ $root.Values.dtype }}
 {{ include "expertfleet.sharedFlags" $root }}
+{{- include "expertfleet.sharedModelFlag" $root }}
 {{- include "expertfleet.flags" $root.Values.lanes }}
 {{- include "expertfleet.flags" .workers.settings }}
 {{- end }}

@@ -30,6 +30,31 @@
 {{- end }}
 {{- end }}
 
+{{- define "expertfleet.sharedModelFlag" -}}
+{{- with .Values.model.shared }}
+{{- if .existingClaim }}
+- --shared-model={{ list "/shared-model" .subPath | compact | join "/" }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "expertfleet.sharedModelMount" -}}
+{{- if .Values.model.shared.existingClaim }}
+- name: shared-model
+  mountPath: /shared-model
+  readOnly: true
+{{- end }}
+{{- end }}
+
+{{- define "expertfleet.sharedModelVolume" -}}
+{{- with .Values.model.shared.existingClaim }}
+- name: shared-model
+  persistentVolumeClaim:
+    claimName: {{ . }}
+    readOnly: true
+{{- end }}
+{{- end }}
+
 {{/* The empty file that says that a pull is complete. */}}
 {{- define "expertfleet.pullMark" -}}
 /model/.{{ .Values.model.subPath }}.complete

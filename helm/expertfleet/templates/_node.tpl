@@ -86,11 +86,17 @@ spec:
             {{- include "expertfleet.containerSecurity" $root | nindent 12 }}
           volumeMounts:
             {{- include "expertfleet.mounts" $root | nindent 12 }}
+            {{- with include "expertfleet.sharedModelMount" $root | trim }}
+            {{- . | nindent 12 }}
+            {{- end }}
             {{- include "expertfleet.rayMounts" $root | nindent 12 }}
             - name: triton
               mountPath: /var/cache/triton
       volumes:
         {{- include "expertfleet.volumes" $root | nindent 8 }}
+        {{- with include "expertfleet.sharedModelVolume" $root | trim }}
+        {{- . | nindent 8 }}
+        {{- end }}
         {{- include "expertfleet.rayVolumes" $root | nindent 8 }}
         - name: triton
           emptyDir:
