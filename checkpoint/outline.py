@@ -5,6 +5,7 @@ Knows nothing of who asks. Nothing is read before somebody does.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from .errors import CheckpointError
@@ -21,11 +22,14 @@ class Outline:
 
     def heads(self, files: Sequence[str]) -> dict[str, RawHead]:
         """Raises CheckpointError for what is no file of the checkpoint, or cannot be read."""
-        known = files_of(self.directory)
         for file in files:
-            if file not in known:
+            if file not in self._known:
                 raise CheckpointError(self.directory, file, "is no file of the checkpoint")
         return {file: self._read(file) for file in files}
+
+    @cached_property
+    def _known(self) -> set[str]:
+        return files_of(self.directory)
 
     def _read(self, file: str) -> RawHead:
         folders = (self.directory,) if self.shared is None else (self.directory, self.shared)

@@ -171,8 +171,8 @@ class Controller(rpc.MembershipServicer):
         try:
             if self._outline is None:
                 raise FleetError(Code.UNSUPPORTED, "this controller has no checkpoint to read")
-            for file in request.files:
-                head = (await asyncio.to_thread(self._outline.heads, [file]))[file]
+            heads = await asyncio.to_thread(self._outline.heads, list(request.files))
+            for file, head in heads.items():
                 for start in range(0, len(head.content), _PIECE_BYTES):
                     data = head.content[start : start + _PIECE_BYTES]
                     size = len(head.content)

@@ -7,6 +7,7 @@ controller that is away, or on its way, is waited for.
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 
 import grpc
 
@@ -25,7 +26,7 @@ _WAIT_S = 600.0
 def ask_heads(controller: str, files: Sequence[str], wait_s: float = _WAIT_S) -> Mapping[str, RawHead]:
     """Raises FleetError when the controller cannot say, or is away for ``wait_s``."""
     give_up, said = time.monotonic() + wait_s, False
-    with wire.open_blocking_channel(controller, [("grpc.enable_http_proxy", 0)]) as channel:
+    with closing(wire.open_blocking_channel(controller, [("grpc.enable_http_proxy", 0)])) as channel:
         while True:
             try:
                 return _read(rpc.MembershipStub(channel), files)

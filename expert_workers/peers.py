@@ -8,6 +8,7 @@ or has not got a file, is left alone for a while. For the loader's thread; ``clo
 import logging
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import grpc
@@ -113,7 +114,7 @@ class Peers:
             return self._peers
         self._looked_at = now
         try:
-            with wire.open_blocking_channel(self._controller, _OPTIONS) as channel:
+            with closing(wire.open_blocking_channel(self._controller, _OPTIONS)) as channel:
                 stub = membership_pb2_grpc.MembershipStub(channel)
                 status = stub.Status(membership_pb2.StatusRequest(), timeout=_STATUS_S)
         except grpc.RpcError as error:

@@ -51,7 +51,11 @@ def files_of(model: Path) -> list[str]:
     return sorted(path.name for path in model.glob("*.safetensors"))
 
 
-def test_heads_come_as_they_lie_on_disk(controller: Serve, small_checkpoint: Path) -> None:
+@pytest.mark.parametrize("token", ["", "a token of these tests"])
+def test_heads_come_as_they_lie_on_disk(
+    controller: Serve, small_checkpoint: Path, token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "_security", wire.WireSecurity(token=token))
     files = files_of(small_checkpoint)
     found = ask_heads(controller(Outline(small_checkpoint)), files)
     assert found == {file: read_head(small_checkpoint / file) for file in files}

@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 import pytest
 import torch
+import trustme
 
 from expertfleet.checkpoint.tensors import Checkpoint
 from expertfleet.expert_workers import peers as peers_module
@@ -16,6 +17,7 @@ from expertfleet.expert_workers.peers import Failure, Peers
 from expertfleet.kernels.expert_layer import Three
 from expertfleet.membership import wire
 from expertfleet.membership.epoch import ExpertSet
+from expertfleet.membership.wire import WireSecurity
 from expertfleet.proto.errors import Code, FleetError
 from expertfleet.proto.generated import expert_pb2, expert_pb2_grpc, membership_pb2, membership_pb2_grpc
 from expertfleet.proto.io_thread import IoThread
@@ -196,6 +198,31 @@ def test_while_the_controller_is_away_the_known_peers_are_asked(fleet: Fleet, ch
     assert is_right(peers.read(LAYER, EXPERT, FILE), checkpoint)
     peers.close()
     assert str(peers.read(LAYER, EXPERT, FILE)) == "this shard ends"
+
+
+@pytest.mark.parametrize("by", ["token", "tls"])
+def test_peers_are_members_alone(checkpoint: Checkpoint, by: str, tls_dir: Path, certify: Any, tmp_path: Path) -> None:
+    strangers_dir = certify(tmp_path / "strangers", trustme.CA())
+    ours, strangers = {
+        "token": (WireSecurity(token="a token of these tests"), WireSecurity(token="the token of another fleet")),
+        "tls": (WireSecurity(tls_dir=tls_dir), WireSecurity(tls_dir=strangers_dir)),
+    }[by]
+    wire.secure(ours)
+    try:
+        fleet = Fleet(checkpoint)
+        fleet.add(Shard(checkpoint, as_it_is))
+        peers = fleet.peers()
+        assert is_right(peers.read(LAYER, EXPERT, FILE), checkpoint)
+        peers.close()
+        stranger = fleet.peers()
+        stranger._look()
+        wire.secure(strangers)
+        assert isinstance(failure := stranger.read(LAYER, EXPERT, FILE), Failure)
+        assert failure.reasons[0].startswith("expert-1: "), "who it is was known before"
+        stranger.close()
+    finally:
+        wire.secure(WireSecurity())
+        fleet.close()
 
 
 def test_nobody_there_is_said(fleet: Fleet) -> None:

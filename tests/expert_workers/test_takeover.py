@@ -199,6 +199,35 @@ def test_shards_without_files_take_over_what_a_killed_one_held(
     assert torch.equal(answer(one, fleet.checkpoint), answer(from_files, fleet.checkpoint))
 
 
+def test_a_shard_serves_what_it_could_get_and_gets_the_rest_when_it_comes(
+    head: Callable[..., Head], start: Callable[..., Any], small_checkpoint: Path, bare: Path
+) -> None:
+    fleet = head(1, 1.0)
+    total = int(fleet_shape(fleet.checkpoint, "bfloat16").all_experts().sum())
+    files = sorted(path.name for path in small_checkpoint.glob("*.safetensors"))
+    for name in files[:3]:
+        shutil.copy(small_checkpoint / name, bare / name)
+    start(
+        *("expert_workers", "--model", bare, "--seat", "expert-0", "--controller", fleet.address),
+        *("--memory-gib", 1, "--drain-s", 1),
+    )
+    give_up = time.monotonic() + 60
+    while not (report := fleet.shard("expert-0").report).error:
+        assert time.monotonic() < give_up
+        time.sleep(0.1)
+    assert report.state == "ready"
+    assert 0 < ExpertSet.from_proto(report.held).count < total
+    assert f"cannot be loaded: local files: {bare}/model-" in report.error
+    assert "; peers: no other shard is known (and " in report.error
+    assert report.metrics["expert_loads_failed_total"] >= 1
+    for name in files[3:]:
+        shutil.copy(small_checkpoint / name, bare / name)
+    fleet.wait_holding(["expert-0"], total)
+    while (report := fleet.shard("expert-0").report).error:
+        time.sleep(0.1)  # its next report says so
+    assert report.metrics["expert_loads_local_total"] == total
+
+
 def test_what_is_no_expert_of_this_checkpoint_is_not_given(start: Callable[..., Any], small_checkpoint: Path) -> None:
     checkpoint = Checkpoint.open(small_checkpoint)
     address = start("expert_workers", "--model", small_checkpoint, "--experts", "0-3").address()
