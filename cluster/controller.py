@@ -17,7 +17,6 @@ from pathlib import Path
 
 import grpc
 
-from ..checkpoint.errors import CheckpointError
 from ..checkpoint.outline import Outline
 from ..membership import wire
 from ..membership.channel import SERVER_OPTIONS, listen
@@ -29,6 +28,7 @@ from .assignment import check_fits
 from .convergence import Convergence
 from .demand import BusyShares, wanted_shards
 from .fence import Fence, raise_all
+from .head_stream import head_pieces
 from .seats import FleetShape, Seat, SeatBook
 from .slowness import SlowRule, SlowWatch, find_slow
 from .wanted import Wanted
@@ -42,7 +42,6 @@ _FENCE_S = 0.5
 _REBALANCE_S = 60.0
 _PROBE_S = 0.3
 _PROBES = 3
-_PIECE_BYTES = 1 << 20
 _COMPUTED = "compute_seconds_total"
 
 
@@ -169,17 +168,8 @@ class Controller(rpc.MembershipServicer):
         self, request: pb.ReadHeadsRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.HeadPiece]:
         try:
-            if self._outline is None:
-                raise FleetError(Code.UNSUPPORTED, "this controller has no checkpoint to read")
-            heads = await asyncio.to_thread(self._outline.heads, list(request.files))
-            for file, head in heads.items():
-                for start in range(0, len(head.content), _PIECE_BYTES):
-                    data = head.content[start : start + _PIECE_BYTES]
-                    size = len(head.content)
-                    yield pb.HeadPiece(file=file, file_bytes=head.file_bytes, head_bytes=size, data=data)
-        except CheckpointError as fault:
-            error = FleetError(Code.BAD_REQUEST, str(fault))
-            await context.abort(error.status, error.details)
+            async for piece in head_pieces(self._outline, list(request.files)):
+                yield piece
         except FleetError as error:
             await context.abort(error.status, error.details)
 

@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -184,6 +186,23 @@ def test_a_node_joins_and_leaves_while_requests_run(machines: Machines) -> None:
     answers = asking.stop()
     assert set(answers) == {expected}
     assert len(answers) > 3
+
+
+def test_a_node_without_weights_gets_its_share_from_the_others(machines: Machines) -> None:
+    bare = machines.folder / "bare"
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors.index.json"):
+        shutil.copy(machines.model / name, bare / name)
+    before, expected, asking = set(machines.status()), machines.answer(), Asking(machines)
+    experts = sorted(seat for seat in before if seat.startswith("expert-"))
+    machines.start_node("expert", 5, f"--model={bare}").wait_for("expert-5 ready")
+    machines.wait_settled(*experts, "expert-5")
+    metrics = httpx.get(f"http://127.0.0.1:{machines.admin}/metrics", timeout=10, trust_env=False).text
+    (loads,) = re.findall(r'expert_loads_peer_total\{role="expert",seat="expert-5"\} (\S+)', metrics)
+    assert float(loads) > 0
+    assert machines.roles["expert-5"].end(signal.SIGTERM) == 0
+    machines.wait_settled(*experts)
+    assert set(asking.stop()) == {expected}
 
 
 def test_the_head_comes_back_and_nothing_was_loaded_again(machines: Machines) -> None:

@@ -49,6 +49,21 @@ def test_a_wrong_command_line_is_status_two(argv: list[str], capsys: pytest.Capt
     assert "usage: expertfleet" in capsys.readouterr().err
 
 
+def test_a_shared_directory_completes_the_model_s(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    part = Path(shutil.copytree(tiny, tmp_path / "part"))
+    next(part.glob("*.safetensors")).unlink()
+    status, _, err = run(capsys, "serve", str(part), "--dry-run")
+    assert status == 1
+    assert "which does not exist in" in err
+    whole, shared = (
+        yaml.safe_load(run(capsys, "serve", *words, "--dry-run")[1])
+        for words in ((str(tiny),), (str(part), "--shared-model", str(tiny)))
+    )
+    assert shared["plan"] == whole["plan"]
+
+
 def test_dry_run_prints_settings_and_plan_with_secrets_masked(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["serve", str(tiny), "--dry-run", "--expert-shards", "5", "--api-key", "hunter2"]
     status, out, _ = run(capsys, *argv)
