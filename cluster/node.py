@@ -124,6 +124,7 @@ def _look_after(node: NodeConfig, config: RoleConfig, launcher: Launcher, ray: R
         except StopAsked:
             stop.tolerated = 1
             _leave(watch, controller, config.seat, node.leave_s, stop)
+            ray.leave(stop.wait_until)
 
 
 def _role_file(launcher: Launcher) -> Path:

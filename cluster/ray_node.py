@@ -15,6 +15,7 @@ from .launcher import Launcher
 from .ray_settings import RaySettings
 
 _START_S = 120.0
+_LEAVE_S = 10.0
 
 
 class RayNode:
@@ -43,6 +44,11 @@ class RayNode:
         if self.raylet_pid in self._launcher.exited:
             raise ClusterError("Ray's node process (raylet) ended, and every worker with it; start this again")
         return False
+
+    def leave(self, wait_until: Callable[[Callable[[], bool], float], bool]) -> None:
+        """Has Ray take the node out of the cluster; a head that comes back would take one that was killed for one still there."""
+        self._launcher.terminate(self.raylet_pid)
+        wait_until(lambda: self.raylet_pid in self._launcher.exited, _LEAVE_S)
 
     def _found(self, pids: Mapping[str, int]) -> None:
         self.raylet_pid = pids["raylet"]
