@@ -113,6 +113,7 @@ class Process:
             return self.popen.wait(30)
         except subprocess.TimeoutExpired:
             self.popen.kill()
+            self.popen.wait()
             raise
 
 

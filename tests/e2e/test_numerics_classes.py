@@ -80,7 +80,7 @@ class Fleet:
         with CheckpointFiles.open(model) as checkpoint:
             shape = fleet_shape(checkpoint, "bfloat16")
         self.controller = ControllerThread(Controller(shape, Wanted.first(1, len(BACKENDS), 2.0)))
-        shared = ("--model", model, "--controller", self.controller.controller.address)
+        shared = ("--model", model, "--controller", self.controller.controller.address, "--drain-s", 1)
         self.shards = [
             start("expert_workers", *shared, "--seat", f"expert-{number}", "--backend", backend)
             for number, backend in enumerate(BACKENDS)
