@@ -135,7 +135,7 @@ def topic(space: Space, kind: str | None = None) -> Topic:
     noun = space.noun(nouns)
     verb = space.rng.choice(_VERBS)
     name = space.rng.choice((f"{verb}_{noun}", f"{verb}_{noun}", f"{verb}_{noun}", f"{noun}_{verb}", noun))
-    if space.chance(0.1):
+    if space.chance(0.16):
         name = f"{verb}_current_{noun}" if space.chance(0.5) else f"{verb}{noun.capitalize()}"
     return Topic(noun, kind, name, space.rng.choice(params), join)
 
@@ -161,8 +161,8 @@ def lookup(space: Space, asked: list[Topic], subjects: list[str], tools: tuple[M
     results = [_result(space, one, subject) for one, subject in pairs]
     calls = tuple(one.call(subject, result) for (one, subject), (result, _) in zip(pairs, results, strict=True))
     wanted = " and ".join(f"{one.noun} {one.join} {subject}" for one, subject in pairs)
-    names = list(dict.fromkeys(one.name for one in asked))
-    reasoning = f"Asked: {wanted}. {read_out(tools, *names)} Call {' and '.join(names)}."
+    plan = " and ".join(f"{one.name} with {one.param} {subject}" for one, subject in pairs)
+    reasoning = f"Asked: {wanted}. {read_out(tools, *(one.name for one in asked))} Call {plan}."
     answer = " ".join(
         f"The {one.noun} {one.join} {subject} is {told}."
         for (one, subject), (_, told) in zip(pairs, results, strict=True)
@@ -190,7 +190,10 @@ def unfit(space: Space, asked: Topic, tools: tuple[Message, ...]) -> Turn:
 def missing(space: Space, asked: Topic, tools: tuple[Message, ...]) -> Turn:
     """The tool is there, but nobody said for which subject."""
     user = space.dressed(_phrase(space, _BARE).format(noun=asked.noun))
-    reasoning = f"Asked: {asked.noun}. {read_out(tools, asked.name)} {asked.name} fits, but {asked.param} is missing."
+    reasoning = (
+        f"Asked: {asked.noun} of nothing named. {read_out(tools, asked.name)} "
+        f"{asked.name} fits, but {asked.param} is missing."
+    )
     wanted = asked.param.replace("_", " ")
     return Turn("missing argument", user, (Step(reasoning, f"Which {wanted} do you mean?"),), (wanted,))
 
@@ -226,10 +229,10 @@ def lookup_dialogue(space: Space) -> Dialogue:
 
 
 def parallel_dialogue(space: Space) -> Dialogue:
-    among = topics(space, space.rng.choice((1, 1, 2, 3)))
+    among = topics(space, space.rng.choice((1, 2, 2, 3)))
     tools = declarations(space, among)
     count = space.rng.choice((2, 2, 2, 3))
-    several_tools = len(among) >= count and space.chance(0.5)
+    several_tools = len(among) >= count and space.chance(0.6)
     asked = among[:count] if several_tools else [among[0]] * count
     subjects: list[str] = []
     for one in asked:

@@ -20,7 +20,7 @@ _SYSTEMS = (
     "Think before you answer.",
 )
 _MAX_HISTORY = 2
-_IDLE_SHARE = 0.2
+_IDLE_SHARE = 0.3
 _EXERCISE_SHARE = 0.75
 _EXERCISE_WORDS = 40
 _SPELLING_PIECES = 30
@@ -46,13 +46,13 @@ def _long_loop(space: Space) -> Dialogue:
 
 # Weights count dialogues. Long loops are few, but each is as long as ten others.
 _TASKS: tuple[tuple[float, Callable[[Space], Dialogue]], ...] = (
-    (20, with_idle_tools(arithmetic.comparison, _IDLE_SHARE)),
+    (14, with_idle_tools(arithmetic.comparison, _IDLE_SHARE)),
     (6, with_idle_tools(arithmetic.addition, _IDLE_SHARE)),
     (6, with_idle_tools(arithmetic.subtraction, _IDLE_SHARE)),
     (26, lookups.lookup_dialogue),
-    (20, lookups.parallel_dialogue),
+    (24, lookups.parallel_dialogue),
     (18, lookups.no_call_dialogue),
-    (6, lookups.missing_question),
+    (12, lookups.missing_question),
     (3, lookups.supplied_dialogue),
     (13, actions.action_dialogue),
     (6, with_idle_tools(talk.talk, _IDLE_SHARE)),

@@ -50,35 +50,35 @@ PERSON_NOUNS = words("""age salary address phone email birthday role department 
 balance vacation nickname hobby title desk""")
 PRODUCT_NOUNS = words("""price stock weight size color discount rating brand warranty origin capacity voltage length width supplier
 shelf quality category""")
-RECORD_NOUNS = words("""status owner total deadline priority gate delay carrier amount date customer sender value""")
+RECORD_NOUNS = words("""status owner total deadline priority gate delay carrier amount date customer sender volume""")
 RECORDS = words("order ticket flight invoice shipment parcel booking contract task case")
-WORDS = words("""sunny cloudy rainy windy warm cold mild dry red green blue black white small medium large open closed new old high
+WORDS = words("""sunny cloudy rainy windy warm cold mild dry red green blue black white medium large open closed new old high
 low late early free busy ready sold paid lost found north south east west able above accept across active actor advice again age
-ago agree alarm album alive alone angle ankle answer apple april arm army arrow artist ask atom attic aunt autumn awake baby
+ago agree alarm album alive alone angle ankle apple april arm army arrow artist ask atom attic aunt autumn awake baby
 bag ball band bank barn base basket bath battle beach bean bear beautiful bed bee begin believe bell below belt best bird bit
-bitter blanket block blood blow board boat body bone book border borrow bottle bottom bowl box brain branch brave breakfast
+bitter blanket block blood blow board boat body bone book border bottle bottom bowl box brain branch brave breakfast
 breath brick bridge bright broken brother brown bucket build burn bus bush button cable cake calm camp candle captain card care
-carpet carry castle catch cause cellar center chain chalk chance change cheap cheek cherry chest chicken child chin choice circle
+carpet castle catch cause cellar center chain chalk chance change cheap cheek cherry chest chicken child chin choice circle
 class clay clean clear clever climb clock cloth cloud coal coast coat coin collar comb comfort common cook copper corn corner
-cotton count country cousin cover cow crack cream cross crowd crown cry cup curtain curve cut dark daughter dear deep deer desert
+cotton count cousin cover cow crack cream cross crowd crown cry cup curtain curve cut dark daughter dear deep deer desert
 dinner dirt dish doctor dollar door double down draw dream dress drink drive drop drum duck dust eager ear earth easy edge egg
 elbow empty engine enjoy enough evening exact eye face fact fair fall family famous farm fast father fear feather feel fence
 field finger finish fire first fish flag flame flat floor flower fly fold food foot forest forget fork forward fox frame fresh
 friend front fruit full game gas gate gentle gift girl glad glass goat gold good grain grand grape grass gray great ground group
 grow guess guest guide hair half hand handle happy hard hat head health heart heavy hello hill hole holiday hope horse hot hotel
 house hurry ice idea inch ink inside iron island jar jewel join joke journey judge jump keen kettle key kind king knee knife knot
-ladder lake land laugh law lazy lead leaf learn leather leg lemon letter level library lift light like line lion lip list listen
+ladder lake land laugh law lazy lead leaf learn leather leg lemon letter level library lift light line lion lip list listen
 lock long lucky lunch machine magic mail map market meal meat melt metal middle minute mirror mix money monkey month moon morning
-mother mouse mouth museum nail narrow near neck needle nest net night noise noon nose note number nurse oak ocean oil onion orange
+mother mouse mouth museum nail narrow near neck needle nest net night noise noon nose note nurse oak ocean oil onion orange
 oven owl page pain pair palm paper parcel parent park party path peace pear pen pencil pet piano picture piece pig pin pipe plain
 plan plant plate play pleasant pocket poem poet point pond pool pot potato pretty prince prize proud pull pure push queen quick
 quiet rabbit race rail rain rare rat raw razor real rest ribbon rich ride right ring river road roof room root rope rose rough
 round rubber rule run sad safe sail salt sand school science scissors sea seat second secret seed send sentence shade shadow sharp
-sheep sheet shelf shell shine ship shirt shoe shop short shoulder shout show shy side sign silence silk silver simple sing sister
+sheep sheet shelf shell shine ship shirt shoe shop shoulder shout shy side sign silence silk silver simple sing sister
 skin skirt sky sleep slow smile smoke smooth snow soap sock soft soil song soup spade spoon spring square stable stage stamp star
 station steam steel stem step stick still stone store storm story strange straw stream street strong summer sun surprise sweet
 swim table tail tale tall taste taxi teacher tender thick thin throat thumb thunder tiger tin tired toe tomato tomorrow tongue
-tooth top touch towel tower town toy train travel tray tree true trunk turn twin ugly uncle under uniform useful valley village
+tooth top touch towel tower town toy train travel tray tree trunk turn twin ugly uncle under uniform useful valley village
 violin visit voice wait walk wall war wash waste watch water wave wax way weak wedding week wet wheel whistle wide wild window
 wine wing winter wire wise wish wolf wonder wood wool worm wrist yard year yellow yes young zebra zero""")
 UNITS = words("celsius fahrenheit percent meters euros dollars kilograms minutes hours")
@@ -100,6 +100,7 @@ class Space:
         self.rng = rng
         self.held_out = held_out
         self._pieces = pieces
+        self._capitals = [piece for piece in pieces if piece.istitle()]
 
     def contains(self, text: str) -> bool:
         kept_out = text in _HELD_OUT or zlib.crc32(text.encode()) % _HELD_OUT_SHARE == 0
@@ -170,7 +171,7 @@ class Space:
 
     def _known_or(self, known: Sequence[str], make: Callable[[], str]) -> str:
         if self._pieces and self.chance(_PIECES_SHARE):
-            return _recased(self._joined(), known[0])
+            return _recased(self._joined(known[0][0].isupper()), known[0])
         pick = self.rng.random()
         if pick < 0.4:
             return self.rng.choice(known)
@@ -178,10 +179,13 @@ class Space:
             return _recased(self.rng.choice(WORDS) if pick < 0.55 else self._blend(), known[0])
         return make()
 
-    def _joined(self) -> str:
-        """A few of the vocabulary's pieces."""
+    def _joined(self, capital: bool) -> str:
+        """A few of the vocabulary's pieces; where a capital comes first, often one of the rarer pieces that have one."""
         while True:
-            word = "".join(self.rng.choices(self._pieces, k=self.rng.choice((1, 2, 2, 3))))
+            pieces = self.rng.choices(self._pieces, k=self.rng.choice((1, 2, 2, 3)))
+            if capital and self._capitals and self.chance(0.5):
+                pieces[0] = self.rng.choice(self._capitals)
+            word = "".join(pieces)
             if word.lower() not in _UNFIT:
                 return word
 
