@@ -1,7 +1,7 @@
-"""``python -m expertfleet.demo.training --out DIR``: trains nano-k2 from nothing and exports its checkpoint.
+"""``python -m expertfleet.demo.training --out DIR``: trains nano-k2 and exports its checkpoint.
 
-Knows nothing of serving. The state is saved as it goes, so the same command continues after an interruption. The last
-part of the tokens is trained with the experts' weights quantised to INT4, and the learning rate falls to zero.
+Knows nothing of serving. The state is saved as it goes, so the same command continues after an interruption;
+``--start-from`` goes on from a checkpoint, with other dialogues (``--seed``) than those it was trained on. The last part of the tokens is trained with the experts' weights quantised to INT4, and the learning rate falls to zero.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from ..dialogues.mixture import make_dialogue, make_exercise, make_spelling
-from .checkpoint import export, prepare, renderer
+from .checkpoint import export, prepare, renderer, take_vocabulary, take_weights
 from .model import NanoK2
 from .optimizer import make_optimizers
 from .plot import draw
@@ -36,20 +36,26 @@ _MAX_LENGTH = 8192
 _LOGITS_STEP = 256
 _SHORT = 256
 _SPELLING_EVERY = 5
+_SEEDS_OF_A_RUN = 10_000_000
 
 
 class Trainer:
     def __init__(self, out: Path, arguments: argparse.Namespace) -> None:
         self._out, self._arguments = out, arguments
+        if arguments.start_from:
+            take_vocabulary(arguments.start_from, out)
         config = prepare(out, arguments.vocabulary_dialogues)
         self.pad = config.pad_token_id or 0
         torch.manual_seed(arguments.seed)
         self.model = NanoK2(config, _MAX_LENGTH)
         self._optimizers = make_optimizers(self.model, arguments.lr, arguments.weight_decay)
         self._renderer = renderer(out)
-        self.tokens = self.steps = self.next_seed = 0
+        self.tokens = self.steps = 0
+        self.next_seed = arguments.seed * _SEEDS_OF_A_RUN
         if (out / _STATE).exists():
             self._restore(torch.load(out / _STATE, weights_only=True))
+        elif arguments.start_from:
+            take_weights(arguments.start_from, self.model)
 
     def run(self) -> None:
         total, every = self._arguments.tokens, self._arguments.save_every
@@ -169,6 +175,7 @@ def main() -> int:
         prog="python -m expertfleet.demo.training", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the state, the log and the checkpoint")
+    parser.add_argument("--start-from", type=Path, help="folder of a nano-k2 whose weights and vocabulary are taken")
     parser.add_argument("--tokens", type=int, default=35_000_000, help="how many to train on (default: 35 million)")
     parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--lr", type=float, default=2.5e-3)

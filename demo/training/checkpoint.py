@@ -1,4 +1,4 @@
-"""nano-k2's files: configuration, vocabulary and template before training, weights after it.
+"""nano-k2's files: configuration, vocabulary and template before training, weights after it, and weights to go on from.
 
 Knows nothing of training. The experts' codes are packed by compressed-tensors' own packer. The exported logits are
 ``SHARPNESS`` times the trained ones: clients sample at temperature 1.0, for which a small model's spread is too wide.
@@ -17,8 +17,10 @@ from ...checkpoint import tiny_vocabulary
 from ...checkpoint.chat_template import ChatTemplate
 from ...checkpoint.layout import all_tensors, expert_projections
 from ...checkpoint.model_config import ModelConfig
+from ...checkpoint.tensors import Checkpoint
 from ...checkpoint.tiny_config import TinyShape, config_document
 from ...checkpoint.tokenizer import Tokenizer
+from ...kernels import int4
 from ..dialogues.mixture import make_dialogue
 from .model import NanoK2, quantize
 from .samples import Renderer
@@ -32,6 +34,7 @@ SHAPE = TinyShape(
 )  # fmt: skip
 _TEMPLATE = Path(__file__).parents[2] / "checkpoint" / "kimi_k2_thinking.jinja"
 _WEIGHTS = "model.safetensors"
+_VOCABULARY = "tiktoken.model"
 
 
 def prepare(out: Path, vocabulary_dialogues: int) -> ModelConfig:
@@ -49,7 +52,7 @@ def prepare(out: Path, vocabulary_dialogues: int) -> ModelConfig:
     for name, content in documents.items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     shutil.copyfile(_TEMPLATE, folder / "chat_template.jinja")
-    ranks = folder / "tiktoken.model"
+    ranks = folder / _VOCABULARY
     if not ranks.exists():
         texts = (_text(seed) for seed in range(vocabulary_dialogues))
         trained = train_ranks(texts, tiny_vocabulary.num_ranks(SHAPE.vocab))
@@ -76,6 +79,35 @@ def export(out: Path, model: NanoK2) -> None:
         "weight_map": dict.fromkeys(sorted(tensors), _WEIGHTS),
     }
     (out / FOLDER / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def take_vocabulary(source: Path, out: Path) -> None:
+    """Of another nano-k2, before ``prepare``."""
+    (out / FOLDER).mkdir(exist_ok=True)
+    shutil.copyfile(source / _VOCABULARY, out / FOLDER / _VOCABULARY)
+
+
+@torch.no_grad()
+def take_weights(source: Path, model: NanoK2) -> None:
+    """Those that ``export`` wrote, as they are served: experts dequantised, all else as bfloat16 holds it."""
+    with Checkpoint.open(source) as checkpoint:
+        config = checkpoint.config
+        for name, tensor in model.state_dict().items():
+            if ".experts." not in name and name != "output_map.weight":
+                tensor.copy_(checkpoint.read(name))
+        embedding = model.model.embed_tokens.weight
+        embedding /= config.hidden_size**0.5
+        head = checkpoint.read("lm_head.weight").double() / SHARPNESS
+        model.output_map.weight.copy_(torch.linalg.lstsq(embedding.double(), head).solution)
+        for layer, mixture in zip(config.moe_layers, model.mixtures(), strict=True):
+            experts = mixture.experts
+            for expert in range(config.num_experts):
+                gate, up, down = (
+                    int4.dequantize(checkpoint.read(one.packed), checkpoint.read(one.scale)).mT
+                    for one in expert_projections(config, layer, expert)
+                )
+                experts.gate_up[expert] = torch.cat((gate, up), dim=-1)
+                experts.down[expert] = down
 
 
 def _tensors(model: NanoK2, config: ModelConfig) -> dict[str, torch.Tensor]:

@@ -11,13 +11,12 @@ import pytest
 import torch
 
 from expertfleet.checkpoint import tiny_vocabulary
-from expertfleet.checkpoint.layout import expert_projections
 from expertfleet.checkpoint.model_config import ModelConfig
 from expertfleet.checkpoint.tensors import Checkpoint
 from expertfleet.checkpoint.tokenizer import Tokenizer
 from expertfleet.demo.dialogues.mixture import make_dialogue
 from expertfleet.demo.training import __main__ as training
-from expertfleet.demo.training.checkpoint import SHAPE, SHARPNESS, export, renderer
+from expertfleet.demo.training.checkpoint import SHAPE, SHARPNESS, export, renderer, take_weights
 from expertfleet.demo.training.model import NanoK2, dequantize, quantize
 from expertfleet.demo.training.optimizer import Muon
 from expertfleet.demo.training.samples import batches
@@ -26,6 +25,7 @@ from expertfleet.demo.training.vocabulary import train_ranks
 OPTIONS = {
     "tokens": 200_000, "batch_tokens": 1024, "lr": 3e-3, "weight_decay": 0.05, "decay_share": 0.4,
     "quantized_share": 0.2, "exercise_tokens": 0, "vocabulary_dialogues": 30_000, "seed": 0, "check_every": 10**9, "save_every": 1e9,
+    "start_from": None,
 }  # fmt: skip
 
 
@@ -58,7 +58,7 @@ def test_the_model_is_the_oracles(out: Path, oracle: ModuleType, monkeypatch: py
     for mixture in model.mixtures():
         mixture.gate.e_score_correction_bias.uniform_(-0.1, 0.1)
     export(out, model)
-    _load(model, config, out / "nano-k2")
+    take_weights(out / "nano-k2", model)
     reference = oracle.load_oracle(out / "nano-k2")
     ids = torch.randint(config.vocab_size, (1, 100))
     monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.float)
@@ -80,6 +80,24 @@ def test_the_exported_head_is_the_trained_one(out: Path) -> None:
         embedded = checkpoint.read("model.embed_tokens.weight").float() / config.hidden_size**0.5
         assert torch.allclose(exported, SHARPNESS * trained, atol=0.02 * SHARPNESS * float(trained.std()))
         assert torch.allclose(embedded, model.model.embed_tokens.weight, rtol=1 / 256)
+
+
+def test_a_run_goes_on_from_an_exported_checkpoint(out: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    first = training.Trainer(out, argparse.Namespace(**OPTIONS))
+    for parameter in first.model.parameters():
+        torch.nn.init.normal_(parameter, std=0.06)
+    export(out, first.model)
+    second = tmp_path_factory.mktemp("second")
+    options = {**OPTIONS, "start_from": out / "nano-k2", "seed": 1}
+    again = training.Trainer(second, argparse.Namespace(**options))
+    assert again.next_seed > 0
+    assert (second / "nano-k2" / "tiktoken.model").read_bytes() == (out / "nano-k2" / "tiktoken.model").read_bytes()
+    for mine, theirs in zip(again.model.embed_and_head(), first.model.embed_and_head(), strict=True):
+        assert torch.allclose(mine, theirs, atol=0.02 * float(theirs.std()), rtol=2**-7)
+    for mine, theirs in zip(again.model.mixtures(), first.model.mixtures(), strict=True):
+        used = dequantize(*quantize(theirs.experts.down.detach(), 32), 32)
+        assert torch.equal(mine.experts.down, used)
+        assert torch.equal(mine.gate.weight, theirs.gate.weight.bfloat16())
 
 
 def test_learned_are_the_words_of_the_assistant_after_the_users_last(out: Path) -> None:
@@ -159,25 +177,3 @@ def _calls(dialogue: Any, step: Any) -> str:
 
 def _same(message: Any, step: Any) -> bool:
     return [call["function"]["name"] for call in message.get("tool_calls", ())] == [call.name for call in step.calls]
-
-
-def _load(model: NanoK2, config: ModelConfig, folder: Path) -> None:
-    with Checkpoint.open(folder) as checkpoint:
-        for name, parameter in [*model.named_parameters(), *model.named_buffers()]:
-            if ".experts." not in name and name != "output_map.weight" and not name.endswith("loads"):
-                parameter.data = checkpoint.read(name).float()
-        model.model.embed_tokens.weight.data /= config.hidden_size**0.5
-        for layer in config.moe_layers:
-            experts = model.model.layers[layer].mlp.experts
-            for expert in range(config.num_experts):
-                gate, up, down = (
-                    _dequantized(checkpoint.read(one.packed), checkpoint.read(one.scale)).mT
-                    for one in expert_projections(config, layer, expert)
-                )
-                experts.gate_up.data[expert] = torch.cat((gate, up), dim=-1)
-                experts.down.data[expert] = down
-
-
-def _dequantized(packed: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    codes = torch.stack([(packed >> (4 * nibble)) & 15 for nibble in range(8)], dim=-1).flatten(1) - 8
-    return codes.float() * scale.float().repeat_interleave(32, dim=1)
