@@ -29,6 +29,7 @@ class AttentionConfig(WireSettings):
     max_num_batched_tokens: int = option(512, "most tokens in one forward step")
     max_micro_batches: int = option(1, "forward steps under way at once; 2 hides a remote shard's latency")
     cache_gib: float | None = option(None, "latent cache, GiB; if not given 1 or one full-length sequence, if larger")
+    prefix_caching: bool = option(True, "prompts that begin alike share the latents of whole pages of 256 tokens")
     layer_deadline_s: float = option(10.0, "seconds that one layer's experts may take, retries and all")
     lost_expert_wait_s: float = option(
         120.0,

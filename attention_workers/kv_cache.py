@@ -1,9 +1,12 @@
-"""The latent cache: one page is one attention split of one sequence.
+"""The latent cache: one page is one attention split of one sequence, or of several that begin alike.
 
 Knows nothing of sequences beyond the pages they hold. A position stores kv_lora_rank + qk_rope_head_dim values a layer:
 the normalised latent, then the rotated shared key. A page is zeroed before its first position is written, so that the
 unused tail of a split is finite whoever had the page before.
 """
+
+from collections import OrderedDict
+from collections.abc import Iterable
 
 import torch
 
@@ -11,26 +14,71 @@ PAGE = 256
 
 
 class PageAllocator:
-    """Hands out page numbers; the lowest free ones first, so that a small load touches little memory."""
+    """Hands out page numbers; the lowest blank ones first, so that a small load touches little memory.
+
+    A page whose content has been given a name stays known by it, and may be shared, even after its last holder; it is handed
+    out as a new one when no blank page is left, the longest unused first.
+    """
 
     def __init__(self, num_pages: int) -> None:
         self.num_pages = num_pages
-        self._free = list(range(num_pages - 1, -1, -1))
+        self._blank = list(range(num_pages - 1, -1, -1))
+        self._holders = [0] * num_pages
+        self._page_of: dict[bytes, int] = {}
+        self._name_of: dict[int, bytes] = {}
+        self._idle: OrderedDict[int, None] = OrderedDict()  # named, without a holder
 
     @property
     def num_free(self) -> int:
-        return len(self._free)
+        return len(self._blank) + len(self._idle)
+
+    @property
+    def num_idle(self) -> int:
+        """Of the free ones, those that are still known by a name."""
+        return len(self._idle)
 
     @staticmethod
     def needed(num_positions: int) -> int:
         return -(-num_positions // PAGE)
 
     def take(self, count: int) -> list[int]:
-        assert count <= len(self._free), (count, len(self._free))
-        return [self._free.pop() for _ in range(count)]
+        """New pages, each with one holder."""
+        assert count <= self.num_free, (count, self.num_free)
+        pages = [self._blank.pop() if self._blank else self._forget() for _ in range(count)]
+        for page in pages:
+            self._holders[page] = 1
+        return pages
+
+    def share(self, names: Iterable[bytes]) -> list[int]:
+        """The pages known by the first of ``names``, up to the first that is not; each has a holder more."""
+        pages: list[int] = []
+        for name in names:
+            if (page := self._page_of.get(name)) is None:
+                break
+            self._holders[page] += 1
+            self._idle.pop(page, None)
+            pages.append(page)
+        return pages
+
+    def name(self, page: int, name: bytes) -> None:
+        """The page is whole, and what it holds is called ``name``; where another page is called so, that one stays it."""
+        if name not in self._page_of and page not in self._name_of:
+            self._page_of[name], self._name_of[page] = page, name
 
     def give_back(self, pages: list[int]) -> None:
-        self._free.extend(reversed(pages))
+        for page in reversed(pages):
+            self._holders[page] -= 1
+            if self._holders[page]:
+                continue
+            if page in self._name_of:
+                self._idle[page] = None
+            else:
+                self._blank.append(page)
+
+    def _forget(self) -> int:
+        page, _ = self._idle.popitem(last=False)
+        del self._page_of[self._name_of.pop(page)]
+        return page
 
 
 class LatentCache:

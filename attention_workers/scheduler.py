@@ -1,14 +1,15 @@
 """The scheduler: which sequences compute how many tokens in the next forward step.
 
 Handles no tensor and no clock beyond deadlines. Decode rows go first, prompts fill what is left of the token budget in
-chunks. When the cache is full the youngest sequence gives its pages back and is computed again later: by contract its
-tokens come out the same.
+chunks. A sequence begins with the pages of others that have begun alike. When the cache is full the youngest sequence gives
+its pages back and is computed again later: by contract its tokens come out the same.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from .kv_cache import PageAllocator
+from .kv_cache import PAGE, PageAllocator
+from .prefix import PageNames
 from .sequence import Sequence
 
 
@@ -29,9 +30,19 @@ class Chunk:
 class Scheduler:
     """Waiting and running sequences, and the pages they hold."""
 
-    def __init__(self, pages: PageAllocator, max_num_seqs: int, max_num_batched_tokens: int) -> None:
+    def __init__(
+        self,
+        pages: PageAllocator,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        bits: Callable[[], int] | None = None,
+    ) -> None:
+        """``bits`` gives a number that grows whenever tokens come out with other bits than before; without it no page is shared."""
         self.num_preemptions = 0
+        self.num_looked_up = self.num_reused = 0  # tokens
         self._pages = pages
+        self._bits = bits
+        self._names = PageNames()
         self._max_num_seqs = max_num_seqs
         self._max_num_batched_tokens = max_num_batched_tokens
         self._waiting: list[Sequence] = []
@@ -74,6 +85,8 @@ class Scheduler:
                 continue
             if not self._extend(sequence, sequence.num_cached + count, {chunk.sequence for chunk in chunks}):
                 continue
+            if sequence.bits != self._bits_now():
+                sequence.bits = None
             chunks.append(Chunk(sequence, sequence.num_cached, count))
             sequence.in_flight = True
             room -= count
@@ -81,17 +94,49 @@ class Scheduler:
 
     def landed(self, chunk: Chunk) -> None:
         """The chunk's latents are in the cache."""
-        chunk.sequence.in_flight = False
-        chunk.sequence.num_cached = chunk.first + chunk.count
+        sequence = chunk.sequence
+        sequence.in_flight = False
+        sequence.num_cached = chunk.first + chunk.count
+        if sequence.bits is not None and sequence.bits == self._bits_now() and sequence.fault is None:
+            whole = range(chunk.first // PAGE, sequence.num_cached // PAGE)
+            self._names.extend(sequence.page_names, self._root(sequence, sequence.bits), sequence.tokens, whole.stop)
+            for index in whole:
+                self._pages.name(sequence.pages[index], sequence.page_names[index])
 
     def _admit(self) -> None:
         while self._waiting and len(self._running) < self._max_num_seqs:
-            needed = self._pages.needed(len(self._waiting[0].tokens) + 1)
+            sequence = self._waiting[0]
+            shared = self._share(sequence)
+            needed = self._pages.needed(len(sequence.tokens) + 1) - len(shared)
             if needed > self._pages.num_free:
+                self._pages.give_back(shared)
                 return
-            sequence = self._waiting.pop(0)
-            sequence.pages = self._pages.take(needed)
-            self._running.append(sequence)
+            self._running.append(self._waiting.pop(0))
+            sequence.pages = shared + self._pages.take(needed)
+            sequence.num_cached = len(shared) * PAGE
+            self._count(sequence)
+
+    def _share(self, sequence: Sequence) -> list[int]:
+        """Pages of others that hold how the sequence begins; at least its last token is left to compute."""
+        sequence.bits = self._bits_now()
+        if sequence.bits is None:
+            return []
+        num_pages = (len(sequence.tokens) - 1) // PAGE
+        sequence.page_names = []
+        self._names.extend(sequence.page_names, self._root(sequence, sequence.bits), sequence.tokens, num_pages)
+        return self._pages.share(sequence.page_names)
+
+    def _bits_now(self) -> int | None:
+        return self._bits() if self._bits is not None else None
+
+    def _root(self, sequence: Sequence, bits: int) -> bytes:
+        return self._names.root(sequence.salt, bits)
+
+    def _count(self, sequence: Sequence) -> None:
+        if sequence.num_reused is None:
+            sequence.num_reused = min(sequence.num_cached, sequence.num_prompt)
+            self.num_looked_up += len(sequence.tokens)
+            self.num_reused += sequence.num_cached
 
     def _extend(self, sequence: Sequence, num_positions: int, chosen: set[Sequence]) -> bool:
         """Whether ``sequence`` now has pages for ``num_positions``, the youngest others giving way if they must."""

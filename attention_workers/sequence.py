@@ -68,8 +68,12 @@ class Sequence:
     priority: int = 0
     deadline: float | None = None
     arrival: int = field(default_factory=lambda: next(_arrivals))
+    salt: str = ""
     num_cached: int = 0
+    num_reused: int | None = None  # prompt tokens whose latents were there already when it was first admitted
     pages: list[int] = field(default_factory=list)
+    page_names: list[bytes] = field(default_factory=list)  # of its first pages
+    bits: int | None = None  # the number of the bits that its pages hold; None where they may be mixed
     in_flight: bool = False
     cancelled: bool = False
     fault: FleetError | None = None  # a row of the step under way has no output

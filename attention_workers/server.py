@@ -54,7 +54,8 @@ class AttentionServer:
         num_pages = cache_pages(config.cache_gib, page_bytes, self.max_model_len)
         self.pages = PageAllocator(num_pages)
         self.cache = LatentCache(model.num_layers, num_pages, model.latent_width, self.dtype)
-        self.scheduler = Scheduler(self.pages, config.max_num_seqs, config.max_num_batched_tokens)
+        bits = self._bits if config.prefix_caching else None
+        self.scheduler = Scheduler(self.pages, config.max_num_seqs, config.max_num_batched_tokens, bits)
         self.engine = Engine(self.scheduler, self._forward, config.max_micro_batches, config.threads)
         self._pair = PairSettings(config.pair_transport, config.pair_min_bytes)
         self._pair.check()
@@ -150,6 +151,9 @@ class AttentionServer:
         assert self._model is not None
         return await self._model.forward(Batch.of(chunks, self.dtype), self.cache, self.router)
 
+    def _bits(self) -> int:
+        return self.router.plan.bits
+
     def _sequence_numerics(self) -> str:
         """The class of a token's bits: this worker's and its shards'; empty while no shard is known."""
         plan = self.router.plan
@@ -204,6 +208,9 @@ class AttentionServer:
             "sequences_waiting": self.scheduler.num_waiting,
             "cache_pages_total": self.pages.num_pages,
             "cache_pages_free": self.pages.num_free,
+            "cache_pages_idle": self.pages.num_idle,
+            "prefix_cache_queries_total": self.scheduler.num_looked_up,
+            "prefix_cache_hits_total": self.scheduler.num_reused,
             "max_model_len": self.max_model_len,
             "dispatches_total": router.dispatches,
             "dispatched_routes_total": router.routes,

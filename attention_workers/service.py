@@ -99,6 +99,7 @@ class GenerateService(generate_pb2_grpc.AttentionWorkerServicer):
                     raise update
                 tokens, reason = update
                 finished = bool(reason)
+                first.num_cached_tokens = sequence.num_reused if first.seat and sequence.num_reused else 0
                 yield _fill_reply(first, tokens, reason, request.logprobs)
                 first = generate_pb2.GenerateReply()
         finally:
@@ -171,6 +172,7 @@ def make_sequence(request: generate_pb2.GenerateRequest, publish: Callable[[Upda
         stop_ids=frozenset(request.stop_token_ids),
         budget=budget,
         num_top_logprobs=request.num_top_logprobs if request.logprobs else None,
+        salt=request.cache_salt,
         priority=request.priority,
         deadline=time.monotonic() + request.deadline_s if request.deadline_s > 0 else None,
     )

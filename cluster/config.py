@@ -53,6 +53,7 @@ class FleetConfig(WireSettings, SlowSettings, ResumptionSettings):
     max_num_batched_tokens: int = option(512, "most tokens in one forward step")
     max_micro_batches: int = option(1, "forward steps under way at once; 2 hides a remote shard's latency")
     cache_gib: float | None = option(None, "latent cache of an attention worker, GiB; the worker's choice if not given")
+    prefix_caching: bool = option(True, "prompts that begin alike share the latents of whole pages of 256 tokens")
     pair_transport: Literal["none", "gloo"] = option(
         "none", "how large rows travel between machines: none (all over gRPC) or gloo"
     )
@@ -145,6 +146,7 @@ class FleetConfig(WireSettings, SlowSettings, ResumptionSettings):
             max_num_batched_tokens=self.max_num_batched_tokens,
             max_micro_batches=self.max_micro_batches,
             cache_gib=self.cache_gib,
+            prefix_caching=self.prefix_caching,
             layer_deadline_s=self.layer_deadline_s,
             lost_expert_wait_s=self.lost_expert_wait_s,
             drain_s=self.drain_s,

@@ -49,6 +49,8 @@ class Plan:
         self._pass_over(suspected)
         self._owners = self._sole_owners()
         self.numerics = self._name()
+        # Grows whenever tokens come out with other bits than under the plan before.
+        self.bits: int = before.bits + (before.numerics != self.numerics) if before is not None else 0
 
     def assign(
         self, layer: int, experts: npt.NDArray[np.int64], excluded: Collection[str] = ()

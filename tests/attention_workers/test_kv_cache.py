@@ -2,7 +2,7 @@
 
 import torch
 
-from expertfleet.attention_workers.kv_cache import PAGE, LatentCache
+from expertfleet.attention_workers.kv_cache import PAGE, LatentCache, PageAllocator
 from expertfleet.attention_workers.model import Batch
 from expertfleet.attention_workers.scheduler import Chunk
 from expertfleet.attention_workers.sequence import SamplingParams, Sequence
@@ -23,3 +23,40 @@ def test_a_cleared_page_is_zero_in_every_layer_and_no_other_page_is() -> None:
     for layer in range(2):
         assert cache.pages(layer, torch.tensor([1])).eq(0).all()
         assert cache.pages(layer, torch.tensor([0, 2])).isnan().all()
+
+
+def test_a_named_page_is_shared_while_it_is_held_and_after() -> None:
+    pages = PageAllocator(3)
+    first, second = pages.take(2)
+    pages.name(first, b"a")
+    pages.name(second, b"b")
+    assert pages.share([b"a", b"b", b"c"]) == [first, second]
+    pages.give_back([first, second])
+    pages.give_back([first, second])
+    assert (pages.num_free, pages.num_idle) == (3, 2)
+    assert pages.share([b"c", b"a"]) == []
+    assert pages.share([b"a"]) == [first]
+    assert (pages.num_free, pages.num_idle) == (2, 1)
+
+
+def test_blank_pages_go_first_then_the_longest_unused_and_a_beginning_outlives_its_end() -> None:
+    pages = PageAllocator(3)
+    old = pages.take(2)
+    pages.name(old[0], b"beginning")
+    pages.name(old[1], b"end")
+    pages.give_back(old)
+    (blank,) = pages.take(1)
+    assert blank not in old
+    assert pages.take(1) == [old[1]]
+    assert pages.share([b"beginning", b"end"]) == [old[0]]
+    assert pages.num_free == 0
+
+
+def test_of_two_pages_with_one_name_the_first_keeps_it() -> None:
+    pages = PageAllocator(2)
+    first, second = pages.take(2)
+    pages.name(first, b"a")
+    pages.name(second, b"a")
+    pages.give_back([first, second])
+    assert pages.num_idle == 1
+    assert pages.share([b"a"]) == [first]

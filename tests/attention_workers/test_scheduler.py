@@ -1,10 +1,14 @@
 """The scheduler batches everybody, never overfills the cache, and forgets nobody."""
 
 import random
+from collections.abc import Callable
+
+import pytest
 
 from expertfleet.attention_workers.kv_cache import PAGE, PageAllocator, slots_of
 from expertfleet.attention_workers.scheduler import Chunk, Scheduler
 from expertfleet.attention_workers.sequence import SamplingParams, Sequence
+from expertfleet.proto.errors import Code, FleetError
 
 
 def make_sequence(num_prompt: int, max_tokens: int = 4, priority: int = 0) -> Sequence:
@@ -15,6 +19,17 @@ def make_sequence(num_prompt: int, max_tokens: int = 4, priority: int = 0) -> Se
 
 def make_scheduler(num_pages: int = 64, max_seqs: int = 64, max_tokens: int = 512) -> Scheduler:
     return Scheduler(PageAllocator(num_pages), max_seqs, max_tokens)
+
+
+def sharing(num_pages: int = 64, bits: Callable[[], int] = lambda: 0) -> Scheduler:
+    return Scheduler(PageAllocator(num_pages), 64, 512, bits)
+
+
+def run(scheduler: Scheduler, *sequences: Sequence) -> None:
+    for sequence in sequences:
+        scheduler.add(sequence)
+    while scheduler.num_running + scheduler.num_waiting:
+        land(scheduler, scheduler.schedule())
 
 
 def land(scheduler: Scheduler, chunks: list[Chunk]) -> None:
@@ -93,3 +108,109 @@ def test_random_load_ends_with_every_page_free() -> None:
         land(scheduler, chunks)
     assert all(sequence.num_generated == sequence.max_tokens for sequence in sequences)
     assert pages.num_free == 12
+
+
+def test_a_sequence_begins_where_others_have_computed() -> None:
+    scheduler = sharing()
+    first, second = make_sequence(2 * PAGE + 9), make_sequence(2 * PAGE + 9)
+    run(scheduler, first)
+    scheduler.add(second)
+    (chunk,) = scheduler.schedule()
+    assert (chunk.first, chunk.count) == (2 * PAGE, 9)
+    assert (first.num_reused, second.num_reused) == (0, 2 * PAGE)
+    assert (scheduler.num_looked_up, scheduler.num_reused) == (4 * PAGE + 18, 2 * PAGE)
+
+
+def test_the_last_token_is_computed_even_if_its_page_is_known() -> None:
+    scheduler = sharing()
+    run(scheduler, make_sequence(2 * PAGE))
+    scheduler.add(again := make_sequence(2 * PAGE))
+    (chunk,) = scheduler.schedule()
+    assert (chunk.first, chunk.count, chunk.samples) == (PAGE, PAGE, True)
+    assert again.num_reused == PAGE
+
+
+def test_pages_of_an_answer_are_shared_with_the_next_question() -> None:
+    scheduler = sharing()
+    first = make_sequence(PAGE - 3, max_tokens=10)
+    run(scheduler, first)
+    second = Sequence("r", [*first.tokens, 1, 2], len(first.tokens) + 2, 4, SamplingParams(), lambda update: None)
+    scheduler.add(second)
+    assert scheduler.schedule()[0].first == PAGE
+
+
+@pytest.mark.parametrize("salt", ["", "mine"])
+def test_a_salt_keeps_its_prefixes_to_itself(salt: str) -> None:
+    scheduler = sharing()
+    run(scheduler, make_sequence(PAGE + 1))
+    again = make_sequence(PAGE + 1)
+    again.salt = salt
+    run(scheduler, again)
+    assert again.num_reused == (0 if salt else PAGE)
+
+
+def test_what_has_other_bits_is_not_shared_nor_what_was_under_way_when_they_changed() -> None:
+    bits = [0]
+    scheduler = sharing(bits=lambda: bits[0])
+    run(scheduler, make_sequence(PAGE + 1))
+    scheduler.add(between := make_sequence(PAGE + 1))
+    (chunk,) = scheduler.schedule()
+    assert chunk.first == PAGE  # from before
+    scheduler.landed(chunk)
+    between.append(7)
+    scheduler.remove(between)
+    scheduler.add(flying := make_sequence(2 * PAGE + 1))
+    chunks = scheduler.schedule()
+    bits[0] = 1
+    land(scheduler, chunks)
+    while scheduler.num_running:
+        land(scheduler, scheduler.schedule())
+    assert flying.num_generated == flying.max_tokens
+    run(scheduler, after := make_sequence(2 * PAGE + 1))
+    assert after.num_reused == 0
+    run(scheduler, again := make_sequence(2 * PAGE + 1))
+    assert again.num_reused == 2 * PAGE
+
+
+def test_a_step_with_a_missing_row_leaves_nothing_behind() -> None:
+    scheduler = sharing()
+    scheduler.add(faulty := make_sequence(PAGE + 1))
+    (chunk,) = scheduler.schedule()
+    faulty.fault = FleetError(Code.NON_FINITE, "a row")
+    scheduler.landed(chunk)
+    scheduler.remove(faulty)
+    run(scheduler, again := make_sequence(PAGE + 1))
+    assert again.num_reused == 0
+
+
+def test_every_position_holds_its_own_sequences_tokens_whoever_shares_the_page() -> None:
+    rng = random.Random(seed := random.randrange(1 << 30))
+    pages = PageAllocator(14)
+    bits = [0]
+    scheduler = Scheduler(pages, 6, 300, lambda: bits[0])
+    memory: dict[int, tuple[int, int]] = {}  # by slot: what was computed there, and with which bits
+    starts = [[rng.randrange(9) for _ in range(3 * PAGE)] for _ in range(2)]
+    waiting = []
+    for _ in range(80):
+        tokens = rng.choice(starts)[: rng.randint(1, 3 * PAGE)] + [rng.randrange(9) for _ in range(rng.randint(0, 60))]
+        waiting.append(Sequence("r", tokens, len(tokens), rng.randint(1, 40), SamplingParams(), lambda update: None))
+    sequences = list(waiting)
+    while waiting or scheduler.num_running + scheduler.num_waiting:
+        if waiting and rng.random() < 0.2:
+            scheduler.add(waiting.pop())
+        bits[0] += rng.random() < 0.005
+        chunks = scheduler.schedule()
+        for chunk in chunks:
+            sequence = chunk.sequence
+            for position, slot in enumerate(slots_of(sequence.pages, 0, chunk.first)):
+                assert memory[slot][0] == sequence.tokens[position], seed
+                assert sequence.bits is None or memory[slot][1] == bits[0], seed
+            written = slots_of(sequence.pages, chunk.first, chunk.count)
+            others = {page for other in sequences if other is not sequence for page in other.pages}
+            assert not others & {slot // PAGE for slot in written}, seed
+            for position, slot in enumerate(written):
+                memory[slot] = (sequence.tokens[chunk.first + position], bits[0])
+        land(scheduler, chunks)
+    assert all(sequence.num_generated == sequence.max_tokens for sequence in sequences)
+    assert scheduler.num_reused > 0
+    assert pages.num_free == 14

@@ -51,15 +51,20 @@ async def describe(address: str) -> Any:
         return await generate_pb2_grpc.AttentionWorkerStub(channel).Describe(generate_pb2.DescribeWorkerRequest())
 
 
-def fleet(start: Callable[..., Any], checkpoint: Path, num_shards: int) -> str:
-    """The attention worker's address; experts are dealt out to ``num_shards`` processes, whose lanes are of either kind."""
+def fleet(start: Callable[..., Any], checkpoint: Path, num_shards: int, prefixes: str = "--no-prefix-caching") -> str:
+    """The attention worker's address; experts are dealt out to ``num_shards`` processes, whose lanes are of either kind.
+
+    Nothing is taken from the prefix cache, so that all is computed, unless ``prefixes`` says so.
+    """
     shards = []
     for number in range(num_shards):
         held = ",".join(str(expert) for expert in range(number, 64, num_shards))
         shards.append(start("expert_workers", "--model", checkpoint, "--seat", f"expert-{number}", "--experts", held))
     addresses = [shard.address() for shard in shards]
     lanes = random.choice(("--local-lanes", "--no-local-lanes")) if num_shards != 2 else "--no-local-lanes"
-    attention = start("attention_workers", "--model", checkpoint, "--shards", *addresses, "--threads", 1, lanes)
+    attention = start(
+        "attention_workers", "--model", checkpoint, "--shards", *addresses, "--threads", 1, lanes, prefixes
+    )
     return str(attention.ready_address())
 
 
@@ -91,6 +96,44 @@ def test_a_sequence_resumed_elsewhere_goes_on_identically(start: Callable[..., A
         resumed.generated_ids.extend(token for token, _, _ in stream[:cut])
         rest = asyncio.run(resume(address, resumed))
         assert rest == stream[cut:]
+
+
+def test_a_prefix_from_the_cache_changes_no_bit(start: Callable[..., Any], small_checkpoint: Path) -> None:
+    rng = random.Random(seed := random.randrange(1 << 30))
+    (begun,) = requests(1, seed)
+    begun.prompt_ids[:] = [rng.randrange(1000) for _ in range(600)]
+    begun.max_tokens = 180
+    computed = fleet(start, small_checkpoint, 1)
+    caching = fleet(start, small_checkpoint, 1, "--prefix-caching")
+    first = asyncio.run(generate(caching, [begun], at_once=False))[0]
+    # The prompt and the answer fill three pages; a question that goes on from there, and ones that leave the way earlier.
+    said = [*begun.prompt_ids, *(token for token, _, _ in first)]
+    wanted = [begun, *requests(3, seed)]
+    wanted[1].prompt_ids[:] = [*said, *rng.choices(range(1000), k=50)]
+    wanted[2].prompt_ids[:] = [*said[:400], *rng.choices(range(1000), k=200)]
+    wanted[3].prompt_ids[:], wanted[3].cache_salt = wanted[1].prompt_ids, "another's"
+    for at_once in (False, True):
+        again = asyncio.run(generate(caching, wanted, at_once))
+        assert again == asyncio.run(generate(computed, wanted, at_once)), f"seed {seed}, at once: {at_once}"
+        assert again[0] == first
+    # By now each has been there, also the other salt's.
+    assert asyncio.run(num_cached(caching, wanted)) == [512, 768, 512, 768]
+    assert asyncio.run(num_cached(computed, wanted)) == [0, 0, 0, 0]
+    wanted[2].prompt_ids[:] = [*said[:400], *rng.choices(range(1000), k=200)]
+    wanted[3].cache_salt = "a third's"
+    assert asyncio.run(num_cached(caching, wanted[2:])) == [256, 0]
+    report = asyncio.run(describe(caching))
+    assert report.metrics["prefix_cache_hits_total"] >= 512 + 768 + 256
+
+
+async def num_cached(address: str, wanted: list[generate_pb2.GenerateRequest]) -> list[int]:
+    found = []
+    async with grpc.aio.insecure_channel(address) as channel:
+        for request in wanted:
+            replies = generate_pb2_grpc.AttentionWorkerStub(channel).Generate(request)
+            first, *_ = [reply.num_cached_tokens async for reply in replies]
+            found.append(first)
+    return found
 
 
 async def resume(address: str, request: generate_pb2.GenerateRequest) -> Stream:

@@ -92,3 +92,13 @@ def test_an_expert_keeps_its_class_while_somebody_of_it_holds_it_or_nobody_does(
     swapped = Plan(EpochId(1, 5), (member(0, half, "a"), member(1, ~half, "b")), {"expert-0", "expert-1"})
     assert swapped.numerics.startswith("a+b#")
     assert swapped.numerics != mixed.numerics
+
+
+def test_bits_are_numbered_anew_when_the_class_changes_and_only_then() -> None:
+    held = np.ones((2, 4), dtype=bool)
+    one, two, other = member(0, held), member(1, held), member(2, held, "b")
+    first = Plan(EpochId(1, 1), (one,), {"expert-0"})
+    same = Plan(EpochId(1, 2), (one, two), {"expert-0", "expert-1"}, first)
+    changed = Plan(EpochId(1, 3), (other,), {"expert-2"}, same)
+    back = Plan(EpochId(1, 4), (one,), {"expert-0"}, changed)
+    assert [plan.bits for plan in (first, same, changed, back)] == [0, 0, 1, 2]
