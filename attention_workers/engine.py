@@ -157,7 +157,7 @@ class Engine:
         self._keep_going()
 
     def _fail(self, sequence: Sequence, error: FleetError) -> None:
-        self._scheduler.remove(sequence)
+        self._scheduler.remove(sequence, spoilt=error.code is Code.NON_FINITE)
         self.counters.failed_sequences += 1
         sequence.publish(error)
 

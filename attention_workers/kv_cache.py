@@ -65,6 +65,12 @@ class PageAllocator:
         if name not in self._page_of and page not in self._name_of:
             self._page_of[name], self._name_of[page] = page, name
 
+    def unname(self, pages: list[int]) -> None:
+        """Held pages that nobody else shall share from now on."""
+        for page in pages:
+            if (name := self._name_of.pop(page, None)) is not None:
+                del self._page_of[name]
+
     def give_back(self, pages: list[int]) -> None:
         for page in reversed(pages):
             self._holders[page] -= 1

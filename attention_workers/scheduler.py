@@ -64,9 +64,11 @@ class Scheduler:
         self._waiting.append(sequence)
         self._waiting.sort(key=_urgency)
 
-    def remove(self, sequence: Sequence) -> None:
-        """Frees a sequence's pages; one that is in flight must have come back first."""
+    def remove(self, sequence: Sequence, spoilt: bool = False) -> None:
+        """Frees a sequence's pages, which nobody else shall begin with if ``spoilt``; one in flight must have come back first."""
         assert not sequence.in_flight, sequence.request_id
+        if spoilt:
+            self._pages.unname(sequence.pages)
         self._release(sequence)
         if sequence in self._running:
             self._running.remove(sequence)

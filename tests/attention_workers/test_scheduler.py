@@ -183,6 +183,16 @@ def test_a_step_with_a_missing_row_leaves_nothing_behind() -> None:
     assert again.num_reused == 0
 
 
+def test_pages_of_a_sequence_that_came_out_spoilt_are_computed_again() -> None:
+    scheduler = sharing()
+    run(scheduler, make_sequence(PAGE + 1))
+    scheduler.add(spoilt := make_sequence(2 * PAGE + 1))
+    land(scheduler, scheduler.schedule())
+    scheduler.remove(spoilt, spoilt=True)
+    run(scheduler, again := make_sequence(2 * PAGE + 1))
+    assert (spoilt.num_reused, again.num_reused) == (PAGE, 0)
+
+
 def test_every_position_holds_its_own_sequences_tokens_whoever_shares_the_page() -> None:
     rng = random.Random(seed := random.randrange(1 << 30))
     pages = PageAllocator(14)
