@@ -38,7 +38,7 @@ class LocalFleet:
         self.scale(num_shards)
         self._controller.call(self._controller.controller.offer(["attention-0"]))
         self._start("attention_workers", "attention-0", "--max-model-len=1024", "--cache-gib=0.1", "--threads=1")
-        self._start("gateway", "gateway-0", "--port=0", "--served-model-name", "nano-k2", "--max-model-len=1024")
+        self._start("gateway", "gateway-0", "--port=0", "--served-model-name", "nano-k2")
 
     def wait_ready(self) -> None:
         self._until(lambda: bool(self._urls()))
