@@ -19,7 +19,7 @@ Files = tuple[bytes, bytes, bytes]
 
 
 class RenewedChannel:
-    """Belongs to one event loop. ``read`` raises ValueError while the files cannot be had."""
+    """For one thread. ``read`` raises ValueError while the files cannot be had."""
 
     def __init__(self, read: Callable[[], Files], connect: Callable[[Files], Any]) -> None:
         self._read, self._connect = read, connect
@@ -33,15 +33,9 @@ class RenewedChannel:
             return getattr(self._channel, name)
         return lambda *place, **named: partial(self._call, name, place, named)
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *ending: object) -> None:
-        await self.close()
-
-    async def close(self) -> None:
+    def close(self) -> None:
         for channel in (*self._old, self._channel):
-            await channel.close()
+            channel.close()
 
     def _call(self, kind: str, place: Any, named: Any, *sent: Any, **how: Any) -> Any:
         self._look()
@@ -59,3 +53,17 @@ class RenewedChannel:
         if files != self._files:
             self._old.append(self._channel)
             self._files, self._channel = files, self._connect(files)
+
+
+class RenewedAioChannel(RenewedChannel):
+    """The same for one event loop."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *ending: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:  # type: ignore[override]
+        for channel in (*self._old, self._channel):
+            await channel.close()

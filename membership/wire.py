@@ -19,7 +19,7 @@ import grpc
 
 from ..proto.errors import Code, FleetError
 from ..settings.reader import option
-from .renewed_channel import KINDS_OF_CALLS, Files, RenewedChannel
+from .renewed_channel import KINDS_OF_CALLS, Files, RenewedAioChannel, RenewedChannel
 
 _log = logging.getLogger(__name__)
 _FILES = ("ca.crt", "tls.crt", "tls.key")
@@ -100,14 +100,18 @@ def open_channel(address: str, options: Options) -> "grpc.aio.Channel":
     def connect(files: Files) -> grpc.aio.Channel:
         return grpc.aio.secure_channel(address, _client_credentials(files), options=_named(options))
 
-    return _with_token(RenewedChannel(_security.read, connect))
+    return _with_token(RenewedAioChannel(_security.read, connect))
 
 
 def open_blocking_channel(address: str, options: Options) -> grpc.Channel:
-    """The same for a thread without an event loop, for a few calls: its certificate stays that of now."""
+    """The same for a thread without an event loop."""
     if _security.tls_dir is None:
         return _with_token(grpc.insecure_channel(address, options=options))
-    return _with_token(grpc.secure_channel(address, _client_credentials(_security.read()), options=_named(options)))
+
+    def connect(files: Files) -> grpc.Channel:
+        return grpc.secure_channel(address, _client_credentials(files), options=_named(options))
+
+    return _with_token(RenewedChannel(_security.read, connect))
 
 
 def make_server(options: Options) -> grpc.aio.Server:

@@ -182,8 +182,11 @@ def test_a_channel_of_before_meets_a_server_of_after_a_renewal(
         renew(tmp_path / "tls", certify)
         security, echo = WireSecurity(tmp_path / "tls", TOKEN), Echo()
         address = await echo.start(security)
+        blocking = wire.open_blocking_channel(address, OPTIONS)
+        ask_and_wait = blocking.unary_unary("/Echo/Unary")
         async with wire.open_channel(address, OPTIONS) as channel:
             ask = channel.unary_unary("/Echo/Unary")
+            assert await asyncio.to_thread(ask_and_wait, b"a", timeout=5) == b"a"
             call = channel.stream_stream("/Echo/Stream")(timeout=20)
             await call.write(b"a")
             assert await call.read() == b"a"
@@ -195,6 +198,8 @@ def test_a_channel_of_before_meets_a_server_of_after_a_renewal(
             await echo.server.stop(None)
             await echo.start(security, int(address.rpartition(":")[2]))
             assert await ask(b"d", timeout=5) == b"d"
+            assert await asyncio.to_thread(ask_and_wait, b"e", timeout=5) == b"e"
+        blocking.close()
         await echo.server.stop(None)
 
     asyncio.run(run())
