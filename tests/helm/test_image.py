@@ -167,6 +167,10 @@ def test_the_constraints_hold_every_package_of_a_target(target: str, tmp_path: P
     done = subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "Would install" not in done.stdout
+    resolved = {re.sub(r"[._]", "-", name).lower() for name in re.findall(r"satisfied: ([\w.-]+)", done.stdout)}
+    pinned = re.findall(r"^([\w.-]+)==", (chart.ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert len(resolved) > 30
+    assert resolved <= {re.sub(r"[._]", "-", name).lower() for name in pinned}
 
 
 def test_pytorchs_cpu_build_is_of_the_version_that_the_constraints_name() -> None:

@@ -205,6 +205,24 @@ def test_a_channel_of_before_meets_a_server_of_after_a_renewal(
     asyncio.run(run())
 
 
+def test_while_both_authorities_are_known_old_and_new_certificates_meet(tmp_path: Path, certify: Certify) -> None:
+    """Pods get a renewal at different moments."""
+    folders = {name: files_of(certify(tmp_path / f"issued {name}", trustme.CA())) for name in ("old", "new")}
+    both = folders["old"]["ca.crt"] + folders["new"]["ca.crt"]
+    for name, files in folders.items():
+        mount_secret(tmp_path / name, {**files, "ca.crt": both})
+
+    async def run() -> None:
+        for server, client in (("old", "new"), ("new", "old")):
+            echo = Echo()
+            address = await echo.start(WireSecurity(tmp_path / server))
+            wire.secure(WireSecurity(tmp_path / client))
+            await every_kind_of_call(address)
+            await echo.server.stop(None)
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("damage", ["removed", "half"])
 def test_a_renewal_that_cannot_be_read_changes_nothing(
     tmp_path: Path, certify: Certify, damage: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
