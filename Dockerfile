@@ -3,12 +3,13 @@
 #   docker build --target cpu -t REGISTRY/expertfleet:0.1.0-cpu .
 #   docker build --target cuda -t REGISTRY/expertfleet:0.1.0-cuda .
 #
-# It wants BuildKit, which every Docker since 23 builds with.
 # Python's version is the one that constraints.txt was resolved with. Packages make the large layers and change seldom;
 # this repository is the last, small one.
+# (Debian's packages are not pinned: its archive holds the newest fix of each alone.)
 ARG PYTHON=3.11.14-slim-bookworm
 
-FROM python:${PYTHON} AS wheel
+FROM python:${PYTHON} AS package
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends g++ \
     && rm -rf /var/lib/apt/lists/*
@@ -18,7 +19,12 @@ RUN pip install --no-cache-dir -c constraints.txt setuptools
 COPY . .
 # Without its kernel for CPUs the package would install as well and be several times slower.
 RUN pip wheel --no-cache-dir --no-deps --no-build-isolation -w /wheels . \
-    && python -m zipfile -l /wheels/*.whl | grep kernels/cpu_experts
+    && python -m venv --without-pip /opt/venv \
+    && pip --python /opt/venv/bin/python install --no-cache-dir --no-deps /wheels/*.whl \
+    && ls /opt/venv/lib/python3.*/site-packages/expertfleet/kernels/cpu_experts*.so \
+    && mkdir /opt/expertfleet \
+    && ln -s "$(/opt/venv/bin/python -c 'from expertfleet.demo.bundled import NANO_K2; print(NANO_K2)')" \
+        /opt/expertfleet/nano-k2
 
 FROM python:${PYTHON} AS wanted
 WORKDIR /wanted
@@ -52,26 +58,20 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1
 RUN groupadd --gid 10001 expertfleet \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin expertfleet
+ENTRYPOINT ["expertfleet"]
 
 FROM base AS cuda
 # Triton compiles a small launcher in C for each kernel, when it runs first.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends gcc libc6-dev \
     && rm -rf /var/lib/apt/lists/*
 ENV NVIDIA_DRIVER_CAPABILITIES=compute,utility
 COPY --from=packages-cuda /opt/venv /opt/venv
-RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
-    pip install --no-cache-dir --no-deps /wheels/*.whl \
-    && mkdir /opt/expertfleet \
-    && ln -s "$(python -c 'from expertfleet.demo.bundled import NANO_K2; print(NANO_K2)')" /opt/expertfleet/nano-k2
+COPY --from=package /opt /opt
 USER 10001:10001
-ENTRYPOINT ["expertfleet"]
 
 FROM base AS cpu
 COPY --from=packages-cpu /opt/venv /opt/venv
-RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
-    pip install --no-cache-dir --no-deps /wheels/*.whl \
-    && mkdir /opt/expertfleet \
-    && ln -s "$(python -c 'from expertfleet.demo.bundled import NANO_K2; print(NANO_K2)')" /opt/expertfleet/nano-k2
+COPY --from=package /opt /opt
 USER 10001:10001
-ENTRYPOINT ["expertfleet"]

@@ -83,7 +83,8 @@ class Seat:
         return f"{self.name} {self.state}" + (f": {self.report.error}" if self.report.error else "")
 
     def member(self, held: ExpertSet | None = None) -> Member:
-        return Member(self.name, self.address, self.report.numerics, held or ExpertSet.empty())
+        max_model_len = int(self.report.metrics.get("max_model_len", 0))
+        return Member(self.name, self.address, self.report.numerics, held or ExpertSet.empty(), max_model_len)
 
 
 class SeatBook:

@@ -33,6 +33,7 @@ class Worker:
         self.seat = member.seat
         self.address = member.address
         self.numerics = member.numerics
+        self.max_model_len = member.max_model_len
         self.num_running = 0
         self.last_used = 0
         self.retired = False
@@ -67,6 +68,11 @@ class Backend:
     def workers(self) -> list[Worker]:
         return list(self._workers.values())
 
+    @property
+    def max_model_len(self) -> int | None:
+        """What a sequence may have on any of them; None while none has said."""
+        return min((worker.max_model_len for worker in self.workers if worker.max_model_len), default=None)
+
     def update(self, epoch: Epoch) -> None:
         """Follows the epoch; a seat at a new address is a new worker."""
         members = {member.address: member for member in epoch.attention}
@@ -78,6 +84,7 @@ class Backend:
             if address not in self._workers:
                 self._workers[address] = Worker(member)
             self._workers[address].numerics = member.numerics
+            self._workers[address].max_model_len = member.max_model_len
         self._updated.set()
         self._updated = asyncio.Event()
 

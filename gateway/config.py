@@ -24,7 +24,7 @@ class GatewayConfig(WireSettings, ResumptionSettings):
     served_model_name: tuple[str, ...] = option(
         (), "names under which clients ask for the model; by default the directory as given and its base name"
     )
-    max_model_len: int | None = option(None, "most tokens of prompt and answer; by default the checkpoint's limit")
+    max_model_len: int | None = option(None, "most tokens of prompt and answer; by default what workers allow")
     api_key: tuple[str, ...] = option((), "keys that clients must present for /v1; none: open to all", secret=True)
     api_key_file: Path | None = option(
         None, "file of such keys, separated by commas or lines, beside those given; read again when it changes"

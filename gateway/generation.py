@@ -2,7 +2,7 @@
 
 Knows nothing of text. 1. Pick a worker and stream its replies. 2. If it refuses before the first token, try one other.
 3. If it is lost, or fails later, hand prompt and tokens so far to another worker of the same numerics class, which continues
-identically; each process is tried once. 4. If only those of another class are left, the sequence ends, or goes on there and says
+identically; each process is tried once, but one that has no experts to ask yet again and again. 4. If only those of another class are left, the sequence ends, or goes on there and says
 so, as ``on_inexact`` has it. 5. If there is none at all, wait a while for one to come; then the worker's error is the sequence's.
 A sequence under which too many workers died in a row ends, as it may have killed them.
 """
@@ -37,6 +37,8 @@ _HOPEFUL = frozenset(
 )
 # The worker itself is gone or going; the next one has every chance.
 _GONE = frozenset({Code.LANE_LOST, Code.DRAINING, Code.NOT_READY})
+# How often a worker without experts is asked again, at least.
+_READY_AGAIN_S = 1.0
 # How much longer than the request's deadline its worker is waited for.
 _GRACE_S = 1.0
 
@@ -69,6 +71,8 @@ class _Sequence:
         self._numerics = ""  # of the newest token
         self._tried: set[Worker] = set()
         self._of_other_class: set[Worker] = set()  # they serve, but would not continue identically
+        self._not_ready: set[Worker] = set()  # they will serve
+        self._waits_since: float | None = None
         self._deaths = Deaths()
         self._failure: FleetError | None = None
         self._ends_at = asyncio.get_running_loop().time() + request.deadline_s if request.deadline_s else None
@@ -76,22 +80,26 @@ class _Sequence:
     async def pick(self) -> Worker:
         """Waits for one, if all that there are have failed; a worker that was started again counts as another."""
         loop = asyncio.get_running_loop()
-        give_up = loop.time() + self._resumption.worker_wait_s
         while True:
             try:
                 return self._pick_now()
             except FleetError as error:
+                if self._waits_since is None:
+                    self._waits_since = loop.time()
+                give_up = self._waits_since + self._resumption.worker_wait_s
                 if self._is_inexact_for_good or loop.time() >= give_up:
                     raise self._why_not(error) from None
             ends_at = give_up if self._ends_at is None else min(give_up, self._ends_at)
-            await self._backend.wait_for_update(ends_at - loop.time())
+            left_s = ends_at - loop.time()
+            await self._backend.wait_for_update(min(left_s, _READY_AGAIN_S) if self._not_ready else left_s)
+            self._not_ready.clear()
             self._set_deadline()
 
     def _pick_now(self) -> Worker:
         request = self._request
         request.numerics = self._numerics
         try:
-            avoid = self._tried | self._of_other_class
+            avoid = self._tried | self._of_other_class | self._not_ready
             attention_class = self._numerics.partition("/")[0]
             return self._backend.pick(
                 request.prompt_ids, salt=request.cache_salt, numerics=attention_class, avoid=avoid
@@ -99,7 +107,7 @@ class _Sequence:
         except FleetError:
             if self._resumption.on_inexact == "fail" or not self._numerics:
                 raise
-        worker = self._backend.pick(request.prompt_ids, salt=request.cache_salt, avoid=self._tried)
+        worker = self._backend.pick(request.prompt_ids, salt=request.cache_salt, avoid=self._tried | self._not_ready)
         request.numerics = ""
         return worker
 
@@ -110,7 +118,7 @@ class _Sequence:
 
     def _why_not(self, error: FleetError) -> FleetError:
         """``error`` says that there is no worker to pick."""
-        others = [worker for worker in self._backend.workers if worker not in self._tried]
+        others = set(self._backend.workers) - self._tried - self._not_ready
         if not (self._numerics and others):
             return self._failure or error
         return FleetError(
@@ -155,7 +163,9 @@ class _Sequence:
 
     def give_up_or_go_on(self, worker: Worker, error: FleetError) -> None:
         started = bool(self._request.generated_ids)
-        if error.code is not Code.WRONG_NUMERICS:
+        if error.code is Code.NOT_READY:
+            self._not_ready.add(worker)
+        elif error.code is not Code.WRONG_NUMERICS:
             self._tried.add(worker)
         elif started:
             self._of_other_class.add(worker)
@@ -163,6 +173,10 @@ class _Sequence:
         if error.code not in _HOPEFUL or tried_enough:
             raise error
         self._failure = error
+        if error.code is not Code.NOT_READY:
+            self._waits_since = None
+        elif self._waits_since is not None:
+            return  # it was said before
         num_sent = len(self._request.generated_ids)
         _log.warning(
             "%s: %s failed after %d tokens: %s", self._request.request_id, worker.seat, num_sent, error.details
@@ -171,6 +185,7 @@ class _Sequence:
     def _note(self, reply: pb.GenerateReply, is_resumption: bool) -> None:
         if is_resumption:
             reply.seat = ""  # the first reply has said what the client is told
+        self._waits_since = None
         if reply.numerics == self._numerics:
             reply.numerics = ""
         elif reply.numerics:

@@ -4,7 +4,7 @@ Knows nothing of weights; only small text files of the checkpoint are read.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..checkpoint.chat_template import ChatTemplate
 from ..checkpoint.generation import GenerationDefaults
@@ -54,6 +54,12 @@ class Model:
             markers=Markers.from_special(tokenizer.special),
             written=frozenset(tokenizer.special[name] for name in _WRITTEN if name in tokenizer.special),
         )
+
+    def at_most(self, max_model_len: int | None) -> "Model":
+        """The same with the context of workers that have less; None: nothing is known of them."""
+        if max_model_len is None or max_model_len >= self.max_model_len:
+            return self
+        return replace(self, max_model_len=max_model_len)
 
     def new_decoder(self) -> IncrementalDecoder:
         return IncrementalDecoder(self.tokenizer)

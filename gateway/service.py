@@ -46,7 +46,7 @@ class Service:
 
     def __init__(self, config: GatewayConfig, model: Model) -> None:
         self.config = config
-        self.model = model
+        self._model = model
         self.metrics = Metrics(model.names[0])
         self.backend = Backend()
         seat = config.seat or f"gateway-{random.SystemRandom().randrange(_DRAWN_SEATS)}"
@@ -57,6 +57,11 @@ class Service:
         # Host and port of both sides, once they are bound.
         self.address = ("", 0)
         self.admin_address = ("", 0)
+
+    @property
+    def model(self) -> Model:
+        """With the context that its workers have now."""
+        return self._model.at_most(self.backend.max_model_len)
 
     @property
     def url(self) -> str:

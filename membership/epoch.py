@@ -125,19 +125,24 @@ class ExpertSet:
 
 @dataclass(frozen=True)
 class Member:
-    """One worker of an epoch; ``held`` is empty for an attention worker."""
+    """One worker of an epoch; ``held`` is empty for an attention worker, ``max_model_len`` is one's alone and 0 if it has not said."""
 
     seat: str
     address: str
     numerics: str
     held: ExpertSet = field(default_factory=ExpertSet.empty)
+    max_model_len: int = 0
 
     def to_proto(self) -> pb.Member:
-        return pb.Member(seat=self.seat, address=self.address, numerics=self.numerics, held=self.held.to_proto())
+        held = self.held.to_proto()
+        return pb.Member(
+            seat=self.seat, address=self.address, numerics=self.numerics, held=held, max_model_len=self.max_model_len
+        )
 
     @staticmethod
     def from_proto(message: pb.Member) -> "Member":
-        return Member(message.seat, message.address, message.numerics, ExpertSet.from_proto(message.held))
+        held = ExpertSet.from_proto(message.held)
+        return Member(message.seat, message.address, message.numerics, held, message.max_model_len)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 Knows nothing of what is said. A process belongs to one fleet, so ``secure`` is called once, before its first channel.
 With a TLS directory both ends show a certificate of the same authority; every member's certificate names ``expertfleet``
-(machines come and go, so addresses are not checked). Files are read again when they change, so that certificates can be
-renewed while serving. The token travels with every call; without TLS it is readable on the network.
+(machines come and go, so addresses are not checked). Servers read the files again before every handshake, channels before a call, so
+that certificates can be renewed while serving. The token travels with every call; without TLS it is readable on the network.
 """
 
 import hmac
@@ -19,6 +19,7 @@ import grpc
 
 from ..proto.errors import Code, FleetError
 from ..settings.reader import option
+from .renewed_channel import KINDS_OF_CALLS, Files, RenewedAioChannel, RenewedChannel
 
 _log = logging.getLogger(__name__)
 _FILES = ("ca.crt", "tls.crt", "tls.key")
@@ -42,8 +43,14 @@ class WireSecurity:
         if self.tls_dir is not None:
             self.read()
 
-    def read(self) -> tuple[bytes, bytes, bytes]:
-        """The authority's certificate, this process's, and its key."""
+    def read(self) -> Files:
+        """The authority's certificate, this process's, and its key; of one and the same renewal."""
+        files = self._read_once()
+        while (again := self._read_once()) != files:
+            files = again
+        return files
+
+    def _read_once(self) -> Files:
         assert self.tls_dir is not None
         try:
             authority, certificate, key = ((self.tls_dir / name).read_bytes() for name in _FILES)
@@ -88,19 +95,23 @@ def secure(security: WireSecurity) -> None:
 def open_channel(address: str, options: Options) -> "grpc.aio.Channel":
     """To be called on the event loop that will use it."""
     if _security.tls_dir is None:
-        channel = grpc.aio.insecure_channel(address, options=options)
-    else:
-        channel = grpc.aio.secure_channel(address, _client_credentials(_security), options=_named(options))
-    return _with_token(channel)
+        return _with_token(grpc.aio.insecure_channel(address, options=options))
+
+    def connect(files: Files) -> grpc.aio.Channel:
+        return grpc.aio.secure_channel(address, _client_credentials(files), options=_named(options))
+
+    return _with_token(RenewedAioChannel(_security.read, connect))
 
 
 def open_blocking_channel(address: str, options: Options) -> grpc.Channel:
     """The same for a thread without an event loop."""
     if _security.tls_dir is None:
-        channel = grpc.insecure_channel(address, options=options)
-    else:
-        channel = grpc.secure_channel(address, _client_credentials(_security), options=_named(options))
-    return _with_token(channel)
+        return _with_token(grpc.insecure_channel(address, options=options))
+
+    def connect(files: Files) -> grpc.Channel:
+        return grpc.secure_channel(address, _client_credentials(files), options=_named(options))
+
+    return _with_token(RenewedChannel(_security.read, connect))
 
 
 def make_server(options: Options) -> grpc.aio.Server:
@@ -118,15 +129,15 @@ def add_port(server: grpc.aio.Server, host: str, port: int) -> int:
     return int(server.add_secure_port(f"{host}:{port}", _server_credentials(_security)))
 
 
-def _client_credentials(security: WireSecurity) -> grpc.ChannelCredentials:
-    authority, certificate, key = security.read()
+def _client_credentials(files: Files) -> grpc.ChannelCredentials:
+    authority, certificate, key = files
     return grpc.ssl_channel_credentials(authority, key, certificate)
 
 
 def _server_credentials(security: WireSecurity) -> grpc.ServerCredentials:
     current = security.read()
 
-    def configuration(files: tuple[bytes, bytes, bytes]) -> grpc.ServerCertificateConfiguration:
+    def configuration(files: Files) -> grpc.ServerCertificateConfiguration:
         authority, certificate, key = files
         return grpc.ssl_server_certificate_configuration([(key, certificate)], authority)
 
@@ -169,7 +180,7 @@ class _TokenChannel:
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._channel, name)
-        if name not in ("unary_unary", "unary_stream", "stream_unary", "stream_stream"):
+        if name not in KINDS_OF_CALLS:
             return found
         return lambda *place, **named: partial(found(*place, **named), metadata=self._metadata)
 

@@ -145,16 +145,18 @@ class Epoch(_message.Message):
     def __init__(self, id: _Optional[_Union[EpochId, _Mapping]] = ..., fingerprint: _Optional[str] = ..., dtype: _Optional[str] = ..., experts: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., attention: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., complete: bool = ...) -> None: ...
 
 class Member(_message.Message):
-    __slots__ = ("seat", "address", "numerics", "held")
+    __slots__ = ("seat", "address", "numerics", "held", "max_model_len")
     SEAT_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     NUMERICS_FIELD_NUMBER: _ClassVar[int]
     HELD_FIELD_NUMBER: _ClassVar[int]
+    MAX_MODEL_LEN_FIELD_NUMBER: _ClassVar[int]
     seat: str
     address: str
     numerics: str
     held: ExpertSet
-    def __init__(self, seat: _Optional[str] = ..., address: _Optional[str] = ..., numerics: _Optional[str] = ..., held: _Optional[_Union[ExpertSet, _Mapping]] = ...) -> None: ...
+    max_model_len: int
+    def __init__(self, seat: _Optional[str] = ..., address: _Optional[str] = ..., numerics: _Optional[str] = ..., held: _Optional[_Union[ExpertSet, _Mapping]] = ..., max_model_len: _Optional[int] = ...) -> None: ...
 
 class WorkerReport(_message.Message):
     __slots__ = ("seat", "state", "numerics", "epoch", "held", "bytes_loaded", "bytes_total", "tokens", "metrics", "error", "min_epoch", "backend", "fingerprint", "pid", "load", "quarantined", "seconds_per_expert")

@@ -6,13 +6,13 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from fleet_process import plain_environment, until
 
 from expertfleet.checkpoint.make_tiny import make_tiny
 from expertfleet.cluster.guard import alive, descendants
@@ -26,21 +26,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def until(condition: Callable[[], Any], timeout_s: float) -> Any:
-    give_up = time.monotonic() + timeout_s
-    while not (value := condition()):
-        assert time.monotonic() < give_up, f"not within {timeout_s} s"
-        time.sleep(0.05)
-    return value
-
-
 class Serve:
     """`expertfleet serve` with fake workers, in a temp folder of its own."""
 
     def __init__(self, model: Path, *flags: str, env: dict[str, str] | None = None) -> None:
         self.tmp = Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))
         self.port = free_port()
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "EXPERTFLEET_"))}
         self.process = subprocess.Popen(
             [
                 sys.executable,
@@ -55,7 +46,7 @@ class Serve:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**kept, "TMPDIR": str(self.tmp), **(env or {})},
+            env={**plain_environment(os.environ), "TMPDIR": str(self.tmp), **(env or {})},
             start_new_session=True,
         )
         self.stdout: list[str] = []

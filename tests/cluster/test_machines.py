@@ -1,11 +1,12 @@
-"""A head, nodes and a gateway as a fleet of several machines has them, each with a loopback address of its own."""
+"""A head, nodes and a gateway as a fleet of several machines has them, each with a loopback address of its own.
 
-import contextlib
+How a node joins, leaves and is replaced while requests run, and that every role ends with status 0, is tests/helm/test_processes.py's.
+"""
+
 import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -14,13 +15,11 @@ from typing import Any
 
 import httpx
 import pytest
+from fleet_process import RoleProcess, plain_environment, until
 
 from expertfleet.checkpoint.make_tiny import make_tiny
 from expertfleet.cluster.__main__ import main
 from expertfleet.cluster.gateway_process import claim_port
-from expertfleet.cluster.guard import alive, descendants
-
-from .conftest import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 TOKEN = "a token of these tests alone"
@@ -28,46 +27,14 @@ HEAD = "127.0.0.2"
 READY_S = 120.0
 
 
-class Role:
-    """One process of the fleet, its output collected."""
-
-    def __init__(self, *words: str) -> None:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "EXPERTFLEET_"))}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "expertfleet.cluster", *words],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**kept, "EXPERTFLEET_CLUSTER_TOKEN": TOKEN},
-            start_new_session=True,
-        )
-        self.lines: list[str] = []
-        self._below: set[int] = set()
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def wait_for(self, text: str) -> None:
-        def said() -> bool:
-            assert self.process.poll() is None, "".join(self.lines)
-            return any(text in line for line in self.lines)
-
-        until(said, READY_S)
-
-    def end(self, number: int) -> int:
-        below = descendants(self.process.pid)
-        self.process.send_signal(number)
-        status = self.process.wait(60)
-        until(lambda: not any(map(alive, below)), 20)
-        return status
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        with self.process.stdout as lines:
-            self.lines.extend(lines)
+def start(*words: str) -> RoleProcess:
+    environ = {**plain_environment(os.environ), "EXPERTFLEET_CLUSTER_TOKEN": TOKEN}
+    return RoleProcess([sys.executable, "-m", "expertfleet.cluster", *words], environ)
 
 
 class Machines:
     def __init__(self, folder: Path) -> None:
-        self.folder, self.roles = folder, dict[str, Role]()
+        self.folder, self.roles = folder, dict[str, RoleProcess]()
         self.model = folder / "tiny"
         make_tiny(self.model, seed=5)
         self.ray, self.controller = (claim_port(HEAD, 0, "") for _ in range(2))
@@ -77,25 +44,25 @@ class Machines:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def start_head(self) -> Role:
+    def start_head(self) -> RoleProcess:
         ports = (f"--ray-port={self.ray}", f"--controller-port={self.controller}")
-        self.roles["head"] = Role(
+        self.roles["head"] = start(
             "head", f"--model={self.model}", f"--storage={self.folder / 'store'}", f"--host={HEAD}", *ports,
             "--gather-s=2", "--dtype=float32",
         )  # fmt: skip
         return self.roles["head"]
 
-    def start_node(self, role: str, ordinal: int, *flags: str) -> Role:
+    def start_node(self, role: str, ordinal: int, *flags: str) -> RoleProcess:
         seat = f"{role}-{ordinal}"
-        self.roles[seat] = Role(
+        self.roles[seat] = start(
             "node", role, f"--seat={seat}", f"--model={self.model}", f"--head={HEAD}:{self.ray}",
             f"--controller={HEAD}:{self.controller}", f"--host={self.host(role, ordinal)}", f"--node=machine-{seat}",
             f"--ready-file={self.ready_file(seat)}", "--leave-s=60", "--dtype=float32", *flags,
         )  # fmt: skip
         return self.roles[seat]
 
-    def start_gateway(self) -> Role:
-        self.roles["gateway"] = Role(
+    def start_gateway(self) -> RoleProcess:
+        self.roles["gateway"] = start(
             "gateway", f"--model={self.model}", f"--controller={HEAD}:{self.controller}", f"--port={self.port}",
             f"--admin-port={self.admin}",
         )  # fmt: skip
@@ -149,43 +116,29 @@ class Asking(threading.Thread):
 @pytest.fixture(scope="module")
 def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
     fleet = Machines(tmp_path_factory.mktemp("machines"))
+    experts = ("expert-0", "expert-1", "expert-2")
     try:
         fleet.start_node("expert", 0)  # before its head: it waits
         fleet.start_head()
-        fleet.start_node("expert", 1)
+        for ordinal in (1, 2):
+            fleet.start_node("expert", ordinal)
         fleet.start_node("attention", 0, "--max-model-len=1024", "--cache-gib=0.1")
         fleet.start_gateway()
-        for seat in ("expert-0", "expert-1", "attention-0"):
+        for seat in (*experts, "attention-0"):
             fleet.roles[seat].wait_for(f"{seat} ready")
         yield fleet
     finally:
         for role in reversed(fleet.roles.values()):
-            with contextlib.suppress(ProcessLookupError):
-                if role.process.poll() is None:
-                    role.end(signal.SIGKILL)
+            role.kill()
 
 
 def test_nodes_get_their_workers_and_the_fleet_answers(machines: Machines) -> None:
-    status = machines.wait_settled("expert-0", "expert-1")
+    status = machines.wait_settled("expert-0", "expert-1", "expert-2")
     assert status["expert-0"]["address"].startswith(f"{machines.host('expert', 0)}:")
     assert {status[seat]["node"] for seat in ("expert-0", "expert-1")} == {"machine-expert-0", "machine-expert-1"}
     assert [seat for seat in status if seat.startswith("gateway-")] != ["gateway-0"]
     assert machines.answer() == machines.answer()
     assert all(machines.ready_file(seat).exists() for seat in ("expert-0", "expert-1", "attention-0"))
-
-
-def test_a_node_joins_and_leaves_while_requests_run(machines: Machines) -> None:
-    expected, asking = machines.answer(), Asking(machines)
-    machines.start_node("expert", 2).wait_for("expert-2 ready")
-    machines.wait_settled("expert-0", "expert-1", "expert-2")
-    assert machines.roles["expert-0"].end(signal.SIGTERM) == 0
-    assert not machines.ready_file("expert-0").exists()
-    machines.wait_settled("expert-1", "expert-2")
-    machines.start_node("expert", 0).wait_for("expert-0 ready")
-    machines.wait_settled("expert-0", "expert-1", "expert-2")
-    answers = asking.stop()
-    assert set(answers) == {expected}
-    assert len(answers) > 3
 
 
 def test_a_node_without_weights_gets_its_share_from_the_others(machines: Machines) -> None:
@@ -200,7 +153,8 @@ def test_a_node_without_weights_gets_its_share_from_the_others(machines: Machine
     metrics = httpx.get(f"http://127.0.0.1:{machines.admin}/metrics", timeout=10, trust_env=False).text
     (loads,) = re.findall(r'expert_loads_peer_total\{role="expert",seat="expert-5"\} (\S+)', metrics)
     assert float(loads) > 0
-    assert machines.roles["expert-5"].end(signal.SIGTERM) == 0
+    assert machines.roles["expert-5"].end() == 0
+    assert not machines.ready_file("expert-5").exists()
     machines.wait_settled(*experts)
     assert set(asking.stop()) == {expected}
 
@@ -236,11 +190,6 @@ def test_a_worker_that_cannot_work_ends_its_node_with_the_reason(machines: Machi
     node = machines.start_node("expert", 7, f"--model={other}")
     assert node.process.wait(120) == 1
     assert any("expert-7: FOREIGN_CHECKPOINT" in line or "has opened checkpoint" in line for line in node.lines)
-
-
-def test_everything_ends_when_it_is_asked_to(machines: Machines) -> None:
-    for seat in ("gateway", "attention-0", "expert-0", "head"):
-        assert machines.roles[seat].end(signal.SIGTERM) == 0, machines.roles[seat].lines
 
 
 @pytest.mark.parametrize(

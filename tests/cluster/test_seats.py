@@ -187,3 +187,11 @@ def test_who_holds_experts_of_an_earlier_controller_keeps_its_seat_without_being
     assert book.wanted == WANTED
     assert not book.seats["expert-5"].wanted
     assert list(book.seats) == ["attention-0", "expert-0", "expert-1", "expert-2", "expert-5"]
+
+
+def test_a_member_says_how_long_its_sequences_may_be() -> None:
+    book = SeatBook(SHAPE, WANTED, 3.0)
+    lease = take(book, "attention-0")
+    assert book.seats["attention-0"].member().max_model_len == 0
+    book.report(lease, pb.WorkerReport(seat="attention-0", state="ready", metrics={"max_model_len": 4096.0}), 0.0)
+    assert book.seats["attention-0"].member().max_model_len == 4096

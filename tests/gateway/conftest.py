@@ -32,6 +32,7 @@ class FakeWorker(rpc.AttentionWorkerServicer):
 
     def __init__(self, seat: str, numerics: str = "fake-1") -> None:
         self.seat, self.numerics, self.state, self.address = seat, numerics, "ready", ""
+        self.max_model_len = 0
         self.requests: list[pb.GenerateRequest] = []
         self.num_running = 0
         self.num_cancelled = 0
@@ -126,7 +127,10 @@ class FakeController(mrpc.MembershipServicer):
     def publish(self, workers: Sequence[FakeWorker], *, complete: bool = True) -> None:
         self.epoch = mpb.Epoch(
             id=mpb.EpochId(incarnation=1, counter=self.epoch.id.counter + 1),
-            attention=[mpb.Member(seat=w.seat, address=w.address, numerics=w.numerics) for w in workers],
+            attention=[
+                mpb.Member(seat=w.seat, address=w.address, numerics=w.numerics, max_model_len=w.max_model_len)
+                for w in workers
+            ],
             complete=complete,
         )
 
@@ -192,6 +196,7 @@ class Rig:
     def reset(self) -> None:
         for worker in self.workers:
             worker.script, worker.state = say(self.text.ids("hello<|im_end|>")), "ready"
+            worker.max_model_len = 0
             worker.requests.clear()
             worker.num_cancelled = 0
         self.controller.publish(self.workers)

@@ -263,6 +263,30 @@ def test_models_are_listed_and_found_by_names_with_slashes(rig: Any, client: ope
         client.chat.completions.create(model="other", messages=[{"role": "user", "content": "x"}])
 
 
+def test_the_context_is_that_of_the_worker_with_the_least(trio: Any, scripts: Any) -> None:
+    """Any of them may be picked, or have to go on with the answer."""
+
+    def announce(*lengths: int) -> Any:
+        for worker, length in zip(trio.workers, lengths, strict=True):
+            worker.max_model_len = length
+        num_epochs = trio.controller.epoch.id.counter
+        trio.controller.publish(trio.workers)
+        scripts.until(lambda: trio.gateway.service.fleet.epoch.id.counter == num_epochs + 1)
+        return trio.client.get("/v1/models/tiny").json()["max_model_len"]
+
+    assert announce(0, 0, 0) == 4096, "workers of an older build do not say"
+    assert announce(9999, 9999, 9999) == 4096, "the gateway's own limit"
+    assert announce(512, 64, 0) == 64
+    told = trio.chat()
+    assert told.status_code == 200
+    (asked,) = (request for worker in trio.workers for request in worker.requests)
+    assert len(asked.prompt_ids) + asked.max_tokens == 64
+    refused = trio.chat(max_tokens=64)
+    assert refused.status_code == 400
+    assert "maximum context length is 64 tokens" in refused.json()["error"]["message"]
+    assert announce(512, 512, 512) == 512
+
+
 def test_advisory_fields_are_named_in_a_header(rig: Any) -> None:
     tool = json.loads(json.dumps(TOOL))
     tool["function"]["strict"] = True

@@ -57,6 +57,36 @@ def test_a_sequence_waits_for_a_worker_to_come_when_the_only_one_is_lost(
         rig.close()
 
 
+def test_a_worker_without_experts_is_asked_again_until_it_has_some(model_dir: Any, scripts: Any) -> None:
+    """As when a fleet was scaled below what holds the model, and is scaled back: the attention worker was there all the time."""
+    rig = scripts.Rig(model_dir, worker_wait_s=20.0)
+    try:
+        ids = rig.text.ids(LONG)
+        rig.worker.script = scripts.fail(Code.NOT_READY)
+        answer = ThreadPoolExecutor(1).submit(rig.chat, return_token_ids=True)
+        scripts.until(lambda: len(rig.worker.requests) >= 2)
+        rig.controller.publish(rig.workers)
+        rig.says(LONG)
+        assert answer.result(10).json()["choices"][0]["token_ids"] == ids
+    finally:
+        rig.close()
+
+
+def test_a_worker_that_never_gets_experts_is_not_asked_for_ever(
+    model_dir: Any, scripts: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig = scripts.Rig(model_dir, worker_wait_s=2.2)
+    try:
+        rig.worker.script = scripts.fail(Code.NOT_READY, "no experts")
+        refused = rig.chat()
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "2")
+        assert refused.json()["error"]["code"] == "not_ready"
+        assert 3 <= len(rig.worker.requests) <= 5
+        assert caplog.text.count("failed after 0 tokens") == 1, "said once"
+    finally:
+        rig.close()
+
+
 def test_the_wait_for_a_worker_ends_with_the_requests_own_time(model_dir: Any, scripts: Any) -> None:
     rig = scripts.Rig(model_dir, worker_wait_s=20.0)
     try:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from secret_volume import mount_secret
 
 from expertfleet.gateway import keys as keys_
 from expertfleet.gateway.keys import ApiKeys, all_keys
@@ -25,6 +26,18 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "keys"
     path.write_text("old,\n second \n")
     return path
+
+
+def test_a_secrets_volume_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file that is named never changes: it is a link, and what a link on its way points to is swapped."""
+    monkeypatch.setattr(keys_, "_LOOK_S", 0.0)
+    mount_secret(tmp_path / "keys", {"keys": b"old"})
+    keys = ApiKeys((), tmp_path / "keys" / "keys")
+    assert keys.accepts("old")
+    for text, good, bad in (("old,new", "old", "other"), ("new", "new", "old"), ("one", "one", "new")):
+        mount_secret(tmp_path / "keys", {"keys": text.encode()})
+        assert keys.accepts(good)
+        assert not keys.accepts(bad)
 
 
 def test_lines_and_commas_part_keys(file: Path) -> None:

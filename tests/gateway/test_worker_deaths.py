@@ -23,6 +23,7 @@ class Process:
     address: str
     popen: subprocess.Popen[str]
     numerics: str = "fake-1"
+    max_model_len: int = 0
 
 
 @pytest.fixture

@@ -57,6 +57,8 @@ class FakeCluster:
         self.unknown: list[str] = []
         self.asked: list[str] = []
         self.on_scale: Callable[[str, int], None] = lambda name, replicas: None
+        # Why a StatefulSet (namespace, name) may not be scaled from one number to another; empty where it may.
+        self.refusal: Callable[[str, str, int, int], str] = lambda namespace, name, before, after: ""
         self._scaled_by_hand: dict[Key, int] = {}
         self._lock = threading.RLock()
         self._version = 0
@@ -108,7 +110,7 @@ class FakeCluster:
             if method == "DELETE":
                 return 200, self.objects.pop(key)
             if sub == "scale":
-                return 200, self._scale(key, body)
+                return self._scale(key, body)
             if method == "PATCH" and body is not None:
                 return self._patch(key, body, is_applied)
             if method == "PUT" and body is not None:
@@ -158,13 +160,16 @@ class FakeCluster:
         self.objects[key] = kept
         return kept
 
-    def _scale(self, key: Key, body: Object | None) -> Object:
+    def _scale(self, key: Key, body: Object | None) -> tuple[int, Object]:
         thing = self.objects[key]
         if body is not None and "spec" in body:
-            self._scaled_by_hand[key] = body["spec"].get("replicas", 0)
-            thing = self._keep(key, {**thing, "spec": {**thing["spec"], "replicas": self._scaled_by_hand[key]}})
+            wanted = body["spec"].get("replicas", 0)
+            if refusal := self.refusal(key[2], key[3], thing["spec"]["replicas"], wanted):
+                return _status(422, "Invalid", f"denied request: {refusal}")
+            self._scaled_by_hand[key] = wanted
+            thing = self._keep(key, {**thing, "spec": {**thing["spec"], "replicas": wanted}})
         replicas = thing["spec"]["replicas"]
-        return {
+        return 200, {
             "apiVersion": "autoscaling/v1",
             "kind": "Scale",
             "metadata": thing["metadata"],

@@ -25,7 +25,7 @@ Object = dict[str, Any]
 
 # Everything that can be switched on, so that every template has something to say.
 EVERYTHING: Values = {
-    "image": {"tag": "1.2.3", "digests": {"cuda": "sha256:" + "0" * 64}},
+    "image": {"digests": {"cuda": "sha256:" + "0" * 64}},
     "imagePullSecrets": ["registry"],
     "apiKeys": {"existingSecret": "keys"},
     "tls": {"existingSecret": "certificate"},

@@ -4,16 +4,13 @@ Knows nothing of Kubernetes. ``scale`` is what the pods of a StatefulSet do when
 the highest ordinals have them drained, and end when they are told to.
 """
 
-import contextlib
 import os
 import re
-import subprocess
+import signal
 import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
 
 import httpx
+from fleet_process import RoleProcess, plain_environment, until
 
 from expertfleet.checkpoint.files import CheckpointFiles
 from expertfleet.cluster.controller import Controller
@@ -24,13 +21,11 @@ from expertfleet.cluster.wanted import Wanted
 from expertfleet.demo.bundled import NANO_K2
 
 _READY_S = 240.0
-_END_S = 60.0
 
 
 class LocalFleet:
-    def __init__(self, folder: Path, num_shards: int) -> None:
-        self._folder = folder
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+    def __init__(self, num_shards: int) -> None:
+        self._processes: dict[str, RoleProcess] = {}
         with CheckpointFiles.open(NANO_K2) as checkpoint:
             shape = fleet_shape(checkpoint, "bfloat16")
         self._controller = ControllerThread(Controller(shape, Wanted((), (), 2.0), seats_are_offered=True))
@@ -38,12 +33,19 @@ class LocalFleet:
         self.scale(num_shards)
         self._controller.call(self._controller.controller.offer(["attention-0"]))
         self._start("attention_workers", "attention-0", "--max-model-len=1024", "--cache-gib=0.1", "--threads=1")
-        self._start("gateway", "gateway-0", "--port=0", "--served-model-name", "nano-k2", "--max-model-len=1024")
+        self._start("gateway", "gateway-0", "--port=0", "--served-model-name", "nano-k2")
 
     def wait_ready(self) -> None:
-        self._until(lambda: bool(self._urls()))
-        self.url, self.admin_url = self._urls()
-        self._until(lambda: httpx.get(f"{self.url}/ready", timeout=30, trust_env=False).status_code == 200)
+        gateway = self._processes["gateway-0"]
+        gateway.wait_until(lambda: self._urls(gateway), _READY_S)
+        self.url, self.admin_url = self._urls(gateway)
+
+        def ready() -> bool:
+            for process in self._processes.values():
+                assert process.is_running, "".join(process.lines)
+            return httpx.get(f"{self.url}/ready", timeout=30, trust_env=False).status_code == 200
+
+        until(ready, _READY_S)
 
     def scale(self, num_shards: int) -> None:
         """Returns at once, as Kubernetes does."""
@@ -57,42 +59,23 @@ class LocalFleet:
         self._num_shards = num_shards
 
     def end(self) -> None:
-        for process in self._processes.values():
-            process.terminate()
-        for process in self._processes.values():
-            try:
-                process.wait(_END_S)
-            except subprocess.TimeoutExpired:
+        running = [process for process in self._processes.values() if process.is_running]
+        for process in running:
+            process.process.send_signal(signal.SIGTERM)
+        try:
+            for process in running:
+                process.process.wait(60)
+        finally:
+            for process in running:
                 process.kill()
-                process.wait(_END_S)
-        self._controller.stop()
+            self._controller.stop()
 
-    def _urls(self) -> tuple[str, ...]:
-        found = re.search(r"^gateway (\S+) admin (\S+)$", self._log("gateway-0").read_text(), re.MULTILINE)
+    @staticmethod
+    def _urls(gateway: RoleProcess) -> tuple[str, ...]:
+        found = re.search(r"^gateway (\S+) admin (\S+)$", "".join(gateway.lines), re.MULTILINE)
         return found.groups() if found is not None else ()
 
-    def _until(self, is_so: Callable[[], bool]) -> None:
-        give_up = time.monotonic() + _READY_S
-        while True:
-            with contextlib.suppress(httpx.TransportError):
-                if is_so():
-                    return
-            for name, process in self._processes.items():
-                assert process.poll() is None, f"{name} has ended: {self._log(name).read_text()[-2000:]}"
-            assert time.monotonic() < give_up, f"not ready within {_READY_S:g} s"
-            time.sleep(0.2)
-
-    def _log(self, name: str) -> Path:
-        return self._folder / f"{name}.log"
-
     def _start(self, role: str, seat: str, *flags: str) -> None:
-        environ = {name: value for name, value in os.environ.items() if not name.startswith("EXPERTFLEET_")}
         where = (f"--seat={seat}", f"--controller={self._controller.controller.address}", f"--model={NANO_K2}")
-        with self._log(seat).open("wb") as log:
-            self._processes[seat] = subprocess.Popen(
-                [sys.executable, "-m", f"expertfleet.{role}", *where, *flags],
-                stdout=log,
-                stderr=log,
-                env=environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"},
-                start_new_session=True,
-            )
+        environ = {**plain_environment(os.environ), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+        self._processes[seat] = RoleProcess([sys.executable, "-m", f"expertfleet.{role}", *where, *flags], environ)

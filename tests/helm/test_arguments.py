@@ -103,7 +103,8 @@ def test_every_setting_of_the_values_arrives() -> None:
     assert (gateway.first_chunk_s, gateway.access_log, gateway.drain_s) == (0.25, True, 86400)
     assert (gateway.on_inexact, gateway.max_worker_deaths) == ("continue", 2)
     assert gateway.keep_alive_s == 15, "null leaves the flag out"
-    assert (gateway.served_model_name, gateway.max_model_len) == (("a", "b"), 4096)
+    assert gateway.served_model_name == ("a", "b")
+    assert gateway.max_model_len is None, "it takes what its workers have"
 
 
 def test_seats_and_addresses_are_those_of_the_pod() -> None:

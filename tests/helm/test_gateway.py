@@ -44,6 +44,18 @@ def test_it_can_stay_on_its_version_while_the_workers_move() -> None:
     }
 
 
+def test_an_upgrade_in_two_steps_replaces_workers_first_and_gateways_last() -> None:
+    """What docs/kubernetes.md has one do: a pod is replaced where its template has changed, and nowhere else."""
+
+    def replaced(before: chart.Values, after: chart.Values) -> set[str]:
+        old, new = (dict(chart.pods(chart.render("demo", values))) for values in (before, after))
+        return {owner.removeprefix("fleet-expertfleet-") for owner in new if new[owner] != old[owner]}
+
+    first: chart.Values = {"image": {"tag": "0.2.0"}, "gateway": {"image": {"tag": "0.1.0"}}}
+    assert replaced({}, first) == {"head", "attention", "expert"}
+    assert replaced(first, {"image": {"tag": "0.2.0"}}) == {"gateway"}
+
+
 def test_digests_go_before_tags() -> None:
     digest = "sha256:" + "a" * 64
     objects = chart.render("demo", {"image": {"digests": {"cpu": digest}}})

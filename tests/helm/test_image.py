@@ -1,22 +1,25 @@
 """The image's recipe keeps to what the chart needs of it, and its own steps make a package that starts.
 
-No engine builds images here: the Dockerfile is read, and what it does to this repository is done in an empty folder.
+No engine builds images here: the Dockerfile is read and linted, and what it does to this repository is done in an empty folder.
+test_processes.py runs the chart's commands from there.
 """
 
-import fnmatch
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 
 import fleet_chart as chart
 import pytest
+import torch
+from fleet_process import RoleProcess, plain_environment
+from image import entry_point, instructions, is_ignored, run_step, stages, tracked, whole
 
-RECIPE = (chart.ROOT / "Dockerfile").read_text()
+from expertfleet.demo.bundled import NANO_K2
+
 TARGETS = ("cpu", "cuda")
 COMMANDS = (
     "serve",
@@ -30,49 +33,18 @@ COMMANDS = (
     "chat",
     "checkpoint pull",
 )
-Instruction = tuple[str, str]
 
 
-def instructions() -> Iterator[Instruction]:
-    """(word, rest) of each instruction, continued lines joined and comments dropped."""
-    lines = "\n".join(line for line in RECIPE.splitlines() if not line.lstrip().startswith("#"))
-    for line in re.sub(r"\\\n\s*", "", lines).splitlines():
-        if line.strip():
-            word, _, rest = line.strip().partition(" ")
-            yield word, rest
-
-
-def stages() -> dict[str, list[Instruction]]:
-    found: dict[str, list[Instruction]] = {}
-    for word, rest in instructions():
-        if word == "FROM":
-            found[rest.split(" AS ")[1]] = []
-        if found:
-            found[list(found)[-1]].append((word, rest))
-    return found
-
-
-def is_ignored(path: Path) -> bool:
-    """By .dockerignore: the last line that fits the path, or a folder above it, decides."""
-    ignored = False
-    for line in (chart.ROOT / ".dockerignore").read_text().splitlines():
-        if not line or line.startswith("#"):
-            continue
-        pattern = line.removeprefix("!").removeprefix("**/")
-        for place in (path, *path.parents):
-            tail = place.name if "**/" in line else str(place)
-            if place != Path() and fnmatch.fnmatchcase(tail, pattern):
-                ignored = not line.startswith("!")
-    return ignored
-
-
-def tracked() -> list[Path]:
-    listed = subprocess.run(["git", "ls-files"], cwd=chart.ROOT, capture_output=True, text=True, check=True)
-    return [Path(line) for line in listed.stdout.splitlines()]
-
-
-def test_both_targets_are_there() -> None:
-    assert set(TARGETS) <= set(stages())
+def test_a_linter_finds_nothing(tmp_path: Path) -> None:
+    hadolint = str(Path(sys.executable).with_name("hadolint"))
+    done = subprocess.run(
+        [hadolint, "--no-color", str(chart.ROOT / "Dockerfile")], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "")
+    (tmp_path / "Dockerfile").write_text("FROM python\nRUN cd /tmp\n")
+    careless = subprocess.run([hadolint, str(tmp_path / "Dockerfile")], capture_output=True, text=True, check=False)
+    assert careless.returncode != 0
+    assert "DL3006" in careless.stdout
 
 
 def test_what_it_builds_on_is_pinned() -> None:
@@ -96,12 +68,22 @@ def test_it_resolves_with_the_python_that_the_constraints_are_for() -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_it_ends_as_the_user_that_the_chart_names(target: str) -> None:
-    words = stages()[target]
-    assert words[-2] == ("USER", "10001:10001")
-    assert words[-1] == ("ENTRYPOINT", '["expertfleet"]')
+def test_it_starts_as_the_user_that_the_chart_names(target: str) -> None:
+    words = whole(target)
+    assert [rest for word, rest in words if word == "ENTRYPOINT"] == ['["expertfleet"]']
+    assert words[-1] == ("USER", "10001:10001")
     (user,) = {pod["spec"]["securityContext"]["runAsUser"] for _, pod in chart.pods(chart.render())}
     assert user == 10001
+
+
+def test_the_targets_differ_in_packages_and_tritons_compiler_alone() -> None:
+    def own(target: str) -> set[tuple[str, str]]:
+        return {(word, rest.replace(f"packages-{target}", "packages")) for word, rest in stages()[target][1:]}
+
+    more = own("cuda") - own("cpu")
+    assert not own("cpu") - own("cuda")
+    assert sorted(word for word, _ in more) == ["ENV", "RUN"]
+    assert any("gcc" in rest for word, rest in more if word == "RUN")
 
 
 def test_nothing_is_fetched_by_address_and_nothing_is_left_behind() -> None:
@@ -111,12 +93,13 @@ def test_nothing_is_fetched_by_address_and_nothing_is_left_behind() -> None:
             assert "curl" not in rest
             assert "wget" not in rest
             assert ("apt-get install" in rest) == ("rm -rf /var/lib/apt/lists/*" in rest)
-            assert rest.count("pip install") + rest.count("pip wheel") == rest.count("--no-cache-dir")
+            num_installs = len(re.findall(r"\bpip (?:--python \S+ )?(?:install|wheel) ", rest))
+            assert num_installs == rest.count("--no-cache-dir")
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_final_layers_hold_no_compiler_but_tritons(target: str) -> None:
-    installed = [rest for word, rest in stages()[target] if word == "RUN" and "apt-get install" in rest]
+    installed = [rest for word, rest in whole(target) if word == "RUN" and "apt-get install" in rest]
     assert len(installed) == (1 if target == "cuda" else 0)
 
 
@@ -161,19 +144,6 @@ def test_the_context_is_the_package_and_nothing_else() -> None:
         assert is_ignored(Path(unwanted)), unwanted
 
 
-def test_the_bundled_model_lies_where_the_chart_says() -> None:
-    told = {
-        argument.removeprefix("--model=")
-        for _, container in chart.containers(chart.render())
-        for argument in container["args"]
-        if argument.startswith("--model=")
-    }
-    assert told == {"/opt/expertfleet/nano-k2"}
-    for target in TARGETS:
-        (made,) = (rest for word, rest in stages()[target] if word == "RUN" and "ln -s" in rest)
-        assert made.endswith(*told)
-
-
 def test_each_target_installs_what_the_package_declares(tmp_path: Path) -> None:
     shutil.copyfile(chart.ROOT / "pyproject.toml", tmp_path / "pyproject.toml")
     (listing,) = (rest for word, rest in stages()["wanted"] if word == "RUN")
@@ -184,6 +154,25 @@ def test_each_target_installs_what_the_package_declares(tmp_path: Path) -> None:
     assert (tmp_path / "cuda.txt").read_text().splitlines() == [*declared["dependencies"], *gpu]
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_constraints_hold_every_package_of_a_target(target: str, tmp_path: Path) -> None:
+    """pip resolves what the step would install, and finds it here already, in the very versions of the constraints."""
+    shutil.copyfile(chart.ROOT / "pyproject.toml", tmp_path / "pyproject.toml")
+    shutil.copyfile(chart.ROOT / "constraints.txt", tmp_path / "constraints.txt")
+    (listing,) = (rest for word, rest in stages()["wanted"] if word == "RUN")
+    run_step(listing, tmp_path)
+    (install,) = (rest for word, rest in stages()[f"packages-{target}"] if word == "RUN" and f"-r {target}.txt" in rest)
+    (flags,) = re.findall(r"pip install --no-cache-dir (.*)$", install)
+    words = ["-m", "pip", "install", "--dry-run", "--no-index", "--disable-pip-version-check", *flags.split()]
+    done = subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Would install" not in done.stdout
+    resolved = {re.sub(r"[._]", "-", name).lower() for name in re.findall(r"satisfied: ([\w.-]+)", done.stdout)}
+    pinned = re.findall(r"^([\w.-]+)==", (chart.ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert len(resolved) > 30
+    assert resolved <= {re.sub(r"[._]", "-", name).lower() for name in pinned}
+
+
 def test_pytorchs_cpu_build_is_of_the_version_that_the_constraints_name() -> None:
     (install,) = (rest for word, rest in stages()["packages-cpu"] if word == "RUN" and "sed" in rest)
     (sed,) = re.findall(r"\$\((sed .*?)\)", install)
@@ -191,43 +180,47 @@ def test_pytorchs_cpu_build_is_of_the_version_that_the_constraints_name() -> Non
     assert re.fullmatch(r"torch==\d+\.\d+\.\d+\+cpu\n", wanted)
 
 
-def run_step(script: str, folder: Path) -> None:
-    """A RUN of the recipe, with this Python."""
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    subprocess.run(["bash", "-ec", script], cwd=folder, env={**os.environ, "PATH": path}, check=True, timeout=280)
-
-
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The package as the image's steps make it from its context alone."""
-    context = tmp_path_factory.mktemp("context")
-    for path in tracked():
-        if not is_ignored(path):
-            (context / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(chart.ROOT / path, context / path)
-    (build,) = (rest for word, rest in stages()["wheel"] if word == "RUN" and "pip wheel" in rest)
-    wheels, site = tmp_path_factory.mktemp("wheels"), tmp_path_factory.mktemp("site")
-    script = build.replace("/wheels", str(wheels)).replace("pip wheel", "python -m pip wheel -q")
-    run_step(script, context)
-    (wheel,) = wheels.glob("*.whl")
-    shutil.unpack_archive(wheel, site, "zip")
-    return site
+def run(opt: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("EXPERTFLEET_")}
+    return subprocess.run(
+        [*entry_point(opt), *words], cwd="/", env=environ, capture_output=True, text=True, timeout=120, check=False
+    )
 
 
 @pytest.mark.slow
-def test_the_packages_own_steps_make_a_command_that_starts(installed: Path) -> None:
-    assert list((installed / "expertfleet" / "kernels").glob("cpu_experts*.so"))
-    assert (installed / "expertfleet" / "demo" / "nano-k2" / "config.json").exists()
-    assert list((installed / "expertfleet" / "checkpoint").glob("*.jinja"))
+def test_the_packages_own_steps_make_a_command_that_starts(opt: Path) -> None:
+    (site,) = opt.glob("venv/lib/python3.*/site-packages")
+    assert list((site / "expertfleet" / "kernels").glob("cpu_experts*.so"))
+    assert list((site / "expertfleet" / "checkpoint").glob("*.jinja"))
     for command in COMMANDS:
-        done = subprocess.run(
-            [sys.executable, "-m", "expertfleet.cluster", *command.split(), "--help"],
-            cwd=installed,
-            env={**os.environ, "PYTHONPATH": str(installed)},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        done = run(opt, *command.split(), "--help")
         assert done.returncode == 0, done.stderr
         assert f"expertfleet {command}" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_bundled_model_lies_where_the_chart_says(opt: Path) -> None:
+    told = {
+        argument.removeprefix("--model=")
+        for _, container in chart.containers(chart.render())
+        for argument in container["args"]
+        if argument.startswith("--model=")
+    }
+    assert told == {"/opt/expertfleet/nano-k2"}
+    bundled = opt / "expertfleet" / "nano-k2"
+    assert {path.name for path in bundled.iterdir()} == {path.name for path in NANO_K2.iterdir()}
+
+
+@pytest.mark.slow
+def test_a_shard_of_the_cuda_target_says_that_there_is_no_gpu(opt: Path) -> None:
+    """As far as it starts on a machine without one, with its own command instead of a node's, which would wait for a head."""
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    (group,) = (name for name, _ in chart.containers(chart.render("k2-hybrid")) if name.endswith("-gpu/expert"))
+    container = dict(chart.containers(chart.render("k2-hybrid")))[group]
+    assert "--device=cuda" in container["args"]
+    python = entry_point(opt)[0]
+    words = ("--seat=expert-100", f"--model={opt}/expertfleet/nano-k2", "--port=0", "--threads=1", "--device=cuda")
+    shard = RoleProcess([python, "-m", "expertfleet.expert_workers", *words], plain_environment(os.environ))
+    shard.wait_for("device: 'cuda' is wanted, but")
+    assert shard.end() == 0

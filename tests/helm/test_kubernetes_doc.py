@@ -152,8 +152,8 @@ def run_command(stage: Stage, command: str, fleet: LocalFleet | None) -> str | N
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
-    local = LocalFleet(tmp_path_factory.mktemp("fleet"), num_shards=2)
+def fleet() -> Iterator[LocalFleet]:
+    local = LocalFleet(num_shards=2)
     try:
         local.wait_ready()
         yield local

@@ -24,7 +24,8 @@ def reported_names() -> set[str]:
     return names
 
 
-def exported_names() -> set[str]:
+def exported() -> dict[str, set[str]]:
+    """Every series that a gateway shows, with its labels."""
     metrics = Metrics("nano-k2")
     watch = metrics.watch("nano-k2", 3)
     watch.start()
@@ -36,7 +37,8 @@ def exported_names() -> set[str]:
     for name in reported_names():
         worker.report.metrics[name] = 1.0
     text = metrics.text([worker], 2).decode()
-    return set(re.findall(r"^([a-zA-Z_:][\w:]*)[{ ]", text, re.MULTILINE))
+    series = re.findall(r"^([a-zA-Z_:][\w:]*)(?:\{(.*)\})? ", text, re.MULTILINE)
+    return {name: set(re.findall(r'(\w+)="', labels)) for name, labels in series}
 
 
 def dashboard() -> Any:
@@ -50,10 +52,38 @@ def expressions() -> list[str]:
     return [target["expr"] for panel in dashboard()["panels"] for target in panel.get("targets", ())]
 
 
+def asked(text: str) -> set[str]:
+    """The series of an expression: every name but functions, labels and what stands in braces or quotes."""
+    bare = re.sub(r'\{[^}]*\}|\[[^]]*\]|"[^"]*"|\b(?:by|without) *\([^)]*\)', "", text)
+    return {name for name, call in re.findall(r"([a-zA-Z_:][\w:]*)( *\()?", bare) if not call and name != "by"}
+
+
 def test_every_panel_asks_for_metrics_that_there_are() -> None:
-    asked = {name for text in expressions() for name in re.findall(r"([a-zA-Z_:][\w:]*)\{", text)}
-    assert len(asked) > 20
-    assert asked <= exported_names()
+    names = {name for text in expressions() for name in asked(text)}
+    assert len(names) > 20
+    assert names <= set(exported())
+
+
+def test_panels_group_by_labels_that_those_metrics_have() -> None:
+    known = exported()
+    for text in expressions():
+        labels = {label for found in re.findall(r"by \(([^)]*)\)", text) for label in re.split(r",\s*", found)}
+        for name in asked(text):
+            assert labels <= known[name], text
+
+
+def test_metrics_that_the_values_and_the_page_name_are_there() -> None:
+    named = {
+        name
+        for path in ("docs/kubernetes.md", "helm/expertfleet/values.yaml")
+        for name in re.findall(r"\b(?:expertfleet_|vllm:)\w+", (chart.ROOT / path).read_text())
+    }
+    assert {"expertfleet_wanted_expert_shards", "vllm:num_requests_running", "expertfleet_up"} <= named
+    assert named <= set(exported())
+
+
+def test_a_metric_that_is_not_there_is_noticed() -> None:
+    assert asked('sum(rate(a_total{b="c"}[2m])) by (d) / max by (e, f) (g) > 0') == {"a_total", "g"}
 
 
 def test_panels_have_ids_and_places_of_their_own() -> None:

@@ -17,7 +17,7 @@ def selects(selector: Any, labels: dict[str, str]) -> bool:
 
 
 class Network:
-    """Pods of the release by role; other pods are a namespace's name."""
+    """Pods of the release by role, and two others of its namespace; pods elsewhere are a namespace's name."""
 
     def __init__(self, objects: list[chart.Object]) -> None:
         self.policies = [thing["spec"] for thing in chart.of_kind(objects, "NetworkPolicy")]
@@ -28,6 +28,8 @@ class Network:
             self.labels[role] = pod["metadata"]["labels"]
             named = [port for container in pod["spec"]["containers"] for port in container.get("ports", ())]
             self.ports[role] = {port["name"]: port["containerPort"] for port in named}
+        self.labels["neighbour"] = {"app.kubernetes.io/name": "web"}
+        self.labels["another release"] = {**self.labels["expert"], "app.kubernetes.io/instance": "other"}
 
     def reaches(self, source: str, target: str, port: int) -> bool:
         out = source not in self.labels or self._allowed(source, "Egress", target, target, port)
@@ -73,7 +75,13 @@ OPEN = [
     ("pull", "internet", 443),
 ]
 SHUT = [
-    *(("anybody", role, port) for role in RAY for port in (6379, 7411, 7412, 34567)),
+    *(
+        (stranger, role, port)
+        for stranger in ("anybody", "neighbour", "another release")
+        for role in RAY
+        for port in (6379, 7411, 7412, 34567)
+    ),
+    *((stranger, "gateway", 8001) for stranger in ("neighbour", "another release", "expert", "head")),
     *(("monitoring", role, 7412) for role in RAY),
     ("anybody", "gateway", 8001),
     ("gateway", "expert", 7412),

@@ -1,166 +1,38 @@
-"""The commands of the rendered demo preset, run as they stand: they serve, grow, drain, and are replaced under requests."""
+"""The commands of the rendered demo preset, run as they stand from what the image holds: they serve, grow, drain, take new secrets, and are
+replaced under requests.
+"""
 
-import json
-import re
-import shutil
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import fleet_chart as chart
 import httpx
 import pytest
-from local_pods import HEAD_IP, Pod, until
-
-from expertfleet.cluster.gateway_process import claim_port
+from fleet_process import until
+from release import Asking, Release
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-GATEWAY = 8000
-QUESTION = "which one is bigger, 9.11 or 9.9? think carefully."
 
 
-class Release:
-    """The preset's pods on this machine. Ports that others may use as well are drawn."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.objects = chart.render("demo", {"gateway": {"settings": {"workerWaitS": 120}}})
-        self.ports = {port: claim_port(HEAD_IP, 0, "") for port in (6379, 7411, GATEWAY, 8001)}
-        self.pods: dict[str, Pod] = {}
-        self.gateways: list[Pod] = []
-        self.build = self.this_build()
-
-    def this_build(self) -> Path:
-        return chart.ROOT / ".link"
-
-    def next_build(self) -> Path:
-        """This package with the wire version after its own, and no other change."""
-        build = self.folder / "next"
-        left_out = shutil.ignore_patterns(
-            ".*", "tests", "benchmarks", "docs", "helm", "nano-k2", "__pycache__", "build"
-        )
-        shutil.copytree(chart.ROOT, build / "expertfleet", ignore=left_out)
-        (found,) = (
-            path
-            for path in (build / "expertfleet" / "proto").glob("*.py")
-            if re.search(r"^WIRE_VERSION = ", path.read_text(), re.MULTILINE)
-        )
-        text = found.read_text()
-        (version,) = re.findall(r"^WIRE_VERSION = (\d+)", text, re.MULTILINE)
-        later = re.sub(r"^WIRE_VERSION = \d+", f"WIRE_VERSION = {int(version) + 1}", text, flags=re.MULTILINE)
-        found.write_text(
-            re.sub(r"^OLDEST_WIRE_VERSION = .*", f"OLDEST_WIRE_VERSION = {version}", later, flags=re.MULTILINE)
-        )
-        return build
-
-    def start(self, role: str, index: int = 0) -> Pod:
-        kind = "Deployment" if role == "gateway" else "StatefulSet"
-        template = chart.named(self.objects, kind, f"-{role}")["spec"]["template"]
-        ip = {"head": HEAD_IP, "attention": f"127.0.2.{index + 1}", "expert": f"127.0.1.{index + 1}"}.get(
-            role, f"127.0.3.{index + 1}"
-        )
-        volumes = self.folder / ("head" if role == "head" else f"{role}-{index}-{len(self.pods)}")
-        pod = self.pods[f"{role}-{index}"] = Pod(template, ip, index, volumes, self.ports, self.build)
-        if role == "gateway":
-            self.gateways.append(pod)
-        return pod
-
-    def replicas(self, role: str) -> int:
-        return int(chart.named(self.objects, "StatefulSet", f"-{role}")["spec"]["replicas"])
-
-    def url(self) -> str:
-        """Of the newest gateway that is ready, as a Service would choose one."""
-        ready = [pod for pod in self.gateways if pod.process.poll() is None and pod.passes("readinessProbe")]
-        return f"http://{ready[-1].ip}:{self.ports[GATEWAY]}"
-
-    def seats(self) -> dict[str, str]:
-        gateway = next(pod for pod in reversed(self.gateways) if pod.process.poll() is None)
-        status = httpx.get(f"http://{gateway.ip}:{self.ports[8001]}/status", timeout=10, trust_env=False).json()
-        seats = {
-            worker["seat"]: worker["state"] for worker in status["workers"] if not worker["seat"].startswith("gateway")
-        }
-        return {**seats, "settled": str(status["settled"])}
-
-    def wait_settled(self, *experts: str) -> None:
-        def settled() -> bool:
-            seats = self.seats()
-            return seats["settled"] == "True" and {seat for seat in seats if seat.startswith("expert")} == set(experts)
-
-        until(settled, 180, str(self.seats()))
-
-    def ask(self) -> str:
-        """The answer of a streamed chat, thinking included. Raises AssertionError for anything but a whole one."""
-        body = {
-            "model": "nano-k2", "messages": [{"role": "user", "content": QUESTION}], "temperature": 0,
-            "max_tokens": 400, "stream": True,
-        }  # fmt: skip
-        told, reasons = "", []
-        with httpx.stream(
-            "POST", f"{self.url()}/v1/chat/completions", json=body, timeout=300, trust_env=False
-        ) as reply:
-            assert reply.status_code == 200, reply.read()
-            for line in reply.iter_lines():
-                if line.startswith("data: {"):
-                    event = json.loads(line.removeprefix("data: "))
-                    assert "error" not in event, event
-                    for choice in event["choices"]:
-                        delta = choice["delta"]
-                        told += (delta.get("reasoning_content") or "") + (delta.get("content") or "")
-                        reasons += [choice["finish_reason"]] if choice["finish_reason"] else []
-        assert reasons == ["stop"], reasons
-        return told
-
-
-class Asking:
-    """Two clients that ask again and again; an error of any kind is kept and fails the test."""
-
-    def __init__(self, release: Release) -> None:
-        self.answers: list[str] = []
-        self.errors: list[BaseException] = []
-        self._release, self._enough = release, threading.Event()
-        self._clients = [threading.Thread(target=self._run, daemon=True) for _ in range(2)]
-        for client in self._clients:
-            client.start()
-
-    def _run(self) -> None:
-        while not self._enough.is_set():
-            try:
-                self.answers.append(self._release.ask())
-            except (AssertionError, httpx.HTTPError) as error:
-                self.errors.append(error)
-                return
-
-    def stop(self) -> list[str]:
-        self._enough.set()
-        for client in self._clients:
-            client.join(300)
-            assert not client.is_alive()
-        assert not self.errors, self.errors
-        return self.answers
+def contents(folder: Path) -> dict[Path, int]:
+    return {path: path.lstat().st_mtime_ns for path in folder.rglob("*")}
 
 
 @pytest.fixture(scope="module")
-def release(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
-    installed = Release(tmp_path_factory.mktemp("release"))
+def release(tmp_path_factory: pytest.TempPathFactory, opt: Path) -> Iterator[Release]:
+    installed = Release(tmp_path_factory.mktemp("release"), opt)
     try:
-        roles = [
-            ("head", 0),
-            *((role, index) for role in ("expert", "attention") for index in range(installed.replicas(role))),
-        ]
-        for role, index in roles:
-            installed.start(role, index)
-        installed.start("gateway")
-        for pod in list(installed.pods.values()):
-            pod.wait_ready()
         yield installed
     finally:
-        for pod in (*installed.gateways, *installed.pods.values()):
-            pod.kill()
+        installed.kill_all()
 
 
-def test_the_preset_serves_a_chat(release: Release) -> None:
+def test_the_preset_serves_a_chat_and_writes_to_its_volumes_alone(release: Release) -> None:
+    before = contents(release.opt)
+    release.start_all()
     release.wait_settled("expert-0", "expert-1")
     assert "9.9 is" in release.ask()
+    assert {name: list(pod.written()) for name, pod in release.pods.items()} == {name: [] for name in release.pods}
+    assert contents(release.opt) == before, "its root file system is read-only"
 
 
 def test_one_more_shard_joins_while_requests_run_and_leaves_again(release: Release) -> None:
@@ -168,19 +40,62 @@ def test_one_more_shard_joins_while_requests_run_and_leaves_again(release: Relea
     joined = release.start("expert", 2).wait_ready()
     release.wait_settled("expert-0", "expert-1", "expert-2")
     assert joined.terminate() < joined.grace_s
+    assert not joined.passes("readinessProbe")
     release.wait_settled("expert-0", "expert-1")
     assert set(asking.stop()) == {expected}
 
 
+def test_new_keys_and_certificates_are_taken_while_requests_run(release: Release) -> None:
+    """A renewed certificate shows when a connection is made: by a shard that comes, and to a head that comes back."""
+    expected, asking = release.ask(), Asking(release)
+    old = release.key
+    release.renew_certificate()
+    joined = release.start("expert", 2).wait_ready()
+    release.pods["head-0"].terminate()
+    release.start("head").wait_ready()
+    release.wait_settled("expert-0", "expert-1", "expert-2")
+    joined.terminate()
+    release.wait_settled("expert-0", "expert-1")
+    assert release.post(key="new", max_tokens=1).status_code == 401
+    release.set_keys("new", old)
+    until(lambda: release.post(key="new", max_tokens=1).status_code == 200, 10)
+    release.key, num_answers = "new", len(asking.answers)
+    until(lambda: len(asking.answers) >= num_answers + 4, 120)
+    release.set_keys("new")
+    until(lambda: release.post(key=old, max_tokens=1).status_code == 401, 10)
+    assert set(asking.stop()) == {expected}
+
+
+def test_below_what_holds_the_model_it_fails_closed_and_recovers(release: Release) -> None:
+    expected = release.ask()
+    impatient = release.start("gateway", 8, {"gateway": {"settings": {"workerWaitS": 1}}}).wait_ready()
+    url = f"http://{impatient.ip}:{release.ports[8000]}"
+    for name in ("expert-1", "expert-0"):
+        release.pods[name].terminate()
+    assert any("ends without being taken over" in line for line in release.pods["expert-0"].lines)
+    refused = release.post(url)
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "2"), refused.text
+    assert refused.json()["error"]["code"] in ("not_ready", "no_replica")
+    assert httpx.get(f"{url}/ready", trust_env=False).status_code == 503
+    assert impatient.terminate() < impatient.grace_s
+    waiting = Asking(release, 1)
+    for index in range(2):
+        release.start("expert", index)
+    for index in range(2):
+        release.pods[f"expert-{index}"].wait_ready()
+    assert release.ask() == expected
+    assert set(waiting.stop()) == {expected}, "who waited is answered"
+
+
 def test_every_process_is_replaced_by_the_next_build_while_requests_run(release: Release) -> None:
     expected, asking = release.ask(), Asking(release)
-    release.build = release.next_build()
+    release.opt = release.next_build()
     for role in ("expert", "attention", "head"):
         for index in range(release.replicas(role)):
             release.pods[f"{role}-{index}"].terminate()
             release.start(role, index).wait_ready()
             release.wait_settled("expert-0", "expert-1")
-    (old,) = release.gateways
+    old = next(pod for pod in release.gateways if pod.is_running)
     release.start("gateway", 1).wait_ready()
     old.terminate()
     answers = asking.stop()

@@ -115,10 +115,15 @@ TWO_GIB_SHORT = {
     "settings": {"memoryGib": 6},
     "resources": {"requests": {"memory": "7Gi"}, "limits": {"memory": "7Gi"}},
 }
+GPU_AMOUNTS = {
+    "requests": {"cpu": "1", "memory": "8Gi", "nvidia.com/gpu": 2},
+    "limits": {"cpu": "1", "memory": "8Gi", "nvidia.com/gpu": 1},
+}
 COMBINATIONS: list[tuple[str, chart.Values]] = [
     ("image.repository: empty", {"image": {"repository": ""}}),
     ("image.tag: latest", {"image": {"tag": "latest"}}),
     ("gateway.image.tag: latest", {"gateway": {"image": {"tag": "latest"}}}),
+    ("image.tag: 0.2.0 is given", {"image": {"tag": "0.2.0", "digests": {"cpu": "sha256:" + "1" * 64}}}),
     ("clusterToken.existingSecret: empty", {"clusterToken": {"existingSecret": ""}}),
     ("model.source: empty", {"model": {"source": ""}}),
     ("model.existingClaim.name: empty", {"model": {"source": "existingClaim"}}),
@@ -130,6 +135,7 @@ COMBINATIONS: list[tuple[str, chart.Values]] = [
     ("model.existingClaim.name: k2 is given", {"model": {"existingClaim": {"name": "k2"}}}),
     ("model.shared.existingClaim: k2 is given", {"model": {"shared": {"existingClaim": "k2"}}}),
     ("model.shared.subPath: k2 is given", {"model": {"shared": {"subPath": "k2"}}}),
+    ("model.pull.token.existingSecret: hf is given", {"model": {"pull": {"token": {"existingSecret": "hf"}}}}),
     ("model.pull.url: http://a is given", {"model": {"pull": {"url": "http://a"}}}),
     ("expertReplicas: 3", {"expertReplicas": 3}),
     ("expertShards.replicas: 2", {"expertShards": {"minReplicas": 3}}),
@@ -148,6 +154,19 @@ COMBINATIONS: list[tuple[str, chart.Values]] = [
     ("expertShards.settings.memoryGib: 6", {"expertShards": TWO_GIB_SHORT}),
     ("attention.settings.cacheGib: 1", {"attention": {"settings": {"cacheGib": 1}}}),
     ("expertShards.resources.requests.memory: 2304Mi", {"expertShards": {"resources": {"limits": {"memory": "4Gi"}}}}),
+    ("model.pull.resources.requests.cpu: 5", {"model": {"pull": {"resources": {"requests": {"cpu": 5}}}}}),
+    ("head.resources.requests.cpu: 1500m are", {"head": {"resources": {"requests": {"cpu": "1500m"}}}}),
+    ("head.resources.requests.memory: 2Gi is more", {"head": {"resources": {"requests": {"memory": "2Gi"}}}}),
+    ("gateway.resources.requests.memory: 1Ti is more", {"gateway": {"resources": {"requests": {"memory": "1Ti"}}}}),
+    ("attention.resources.requests.cpu: 2 are", {"attention": {"resources": {"requests": {"cpu": "2"}}}}),
+    (
+        "expertShards.resources.requests.ephemeral-storage: 1Gi is given",
+        {"expertShards": {"resources": {"requests": {"ephemeral-storage": "1Gi"}}}},
+    ),
+    (
+        "expertGroups.gpu.resources.requests.nvidia.com/gpu: 2 must be the 1",
+        {"expertGroups": {"gpu": {**GPU, "resources": GPU_AMOUNTS}}},
+    ),
     ("lanes.pairTransport: gloo", {"lanes": {"pairTransport": "gloo"}, "tls": {"existingSecret": "certificate"}}),
     ("expertShards.autoscaling.minReplicas: 1", {"expertShards": {"minReplicas": 2, "autoscaling": {"enabled": True}}}),
     ("expertShards.autoscaling.maxReplicas: 8", {"expertShards": {"autoscaling": {"enabled": True, "minReplicas": 9}}}),
@@ -156,6 +175,9 @@ COMBINATIONS: list[tuple[str, chart.Values]] = [
         "expertShards.autoscaling.metric: expertfleet_wanted_expert_shards",
         {"expertShards": {"autoscaling": {"enabled": True}}, "expertGroups": {"gpu": {}}},
     ),
+    ("gateway.ingress.hosts: given", {"gateway": {"ingress": {"hosts": ["llm.example.com"]}}}),
+    ("gateway.ingress.tlsSecret: given", {"gateway": {"ingress": {"tlsSecret": "llm-tls"}}}),
+    ("networkPolicy.clients: given", {"networkPolicy": {"enabled": False, "clients": [{"podSelector": {}}]}}),
     ("gateway.ingress.hosts: empty", {"gateway": {"ingress": {"enabled": True}}}),
     ("metrics.serviceMonitor.enabled: true", {"metrics": {"serviceMonitor": {"enabled": True}}}),
 ]

@@ -70,7 +70,7 @@ def test_epochs_survive_the_wire_and_compare_by_content() -> None:
     experts = tuple(
         Member(f"expert-{i}", f"127.0.0.1:{5000 + i}", "avx512-a", random_set(rng, 4, 11)) for i in range(3)
     )
-    attention = (Member("attention-0", "127.0.0.1:6000", "avx512-a"),)
+    attention = (Member("attention-0", "127.0.0.1:6000", "avx512-a", max_model_len=4096),)
     epoch = Epoch(EpochId(7, 8), "ab" * 32, "bfloat16", experts, attention, complete=True)
     restored = Epoch.from_proto(pb.Epoch.FromString(epoch.to_proto().SerializeToString()))
     assert restored == epoch

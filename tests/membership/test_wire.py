@@ -8,8 +8,9 @@ from typing import Any
 import grpc
 import pytest
 import trustme
+from secret_volume import files_of, mount_secret
 
-from expertfleet.membership import wire
+from expertfleet.membership import renewed_channel, wire
 from expertfleet.membership.channel import listen
 from expertfleet.membership.wire import WireSecurity, WireSettings
 from expertfleet.proto.errors import Code, from_details
@@ -28,7 +29,7 @@ def open_again() -> Iterator[None]:
 class Echo:
     """A server that answers unary calls and streams with what it was sent."""
 
-    async def start(self, security: WireSecurity) -> str:
+    async def start(self, security: WireSecurity, port: int = 0) -> str:
         wire.secure(security)
         self.server = wire.make_server([("grpc.so_reuseport", 0)])
         methods = {
@@ -37,7 +38,7 @@ class Echo:
             "Stream": grpc.stream_stream_rpc_method_handler(self.stream),
         }
         self.server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("Echo", methods),))
-        return await listen(self.server, "127.0.0.1", 0)
+        return await listen(self.server, "127.0.0.1", port)
 
     async def unary(self, request: bytes, context: grpc.aio.ServicerContext) -> bytes:
         return request
@@ -153,18 +154,111 @@ def test_strangers_get_no_answer_from_tls(tmp_path: Path, certify: Certify, stra
     assert asyncio.run(run()) is grpc.StatusCode.UNAVAILABLE
 
 
-def test_renewed_certificates_are_taken_while_serving(tls_dir: Path, certify: Certify) -> None:
+def renew(volume: Path, certify: Certify) -> None:
     """The authority itself is replaced, so that the old certificate would be refused."""
+    mount_secret(volume, files_of(certify(volume.parent / "issued", trustme.CA())))
 
+
+def test_renewed_certificates_are_taken_while_serving(tmp_path: Path, certify: Certify) -> None:
     async def run() -> None:
         echo = Echo()
-        address = await echo.start(WireSecurity(tls_dir))
+        renew(tmp_path / "tls", certify)
+        address = await echo.start(WireSecurity(tmp_path / "tls"))
         await every_kind_of_call(address)
-        certify(tls_dir, trustme.CA())
+        renew(tmp_path / "tls", certify)
         await every_kind_of_call(address)
         await echo.server.stop(None)
 
     asyncio.run(run())
+
+
+def test_a_channel_of_before_meets_a_server_of_after_a_renewal(
+    tmp_path: Path, certify: Certify, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker's channel to its controller lives for weeks; the controller may start again at any time."""
+    monkeypatch.setattr(renewed_channel, "_LOOK_S", 0.0)
+
+    async def run() -> None:
+        renew(tmp_path / "tls", certify)
+        security, echo = WireSecurity(tmp_path / "tls", TOKEN), Echo()
+        address = await echo.start(security)
+        blocking = wire.open_blocking_channel(address, OPTIONS)
+        ask_and_wait = blocking.unary_unary("/Echo/Unary")
+        async with wire.open_channel(address, OPTIONS) as channel:
+            ask = channel.unary_unary("/Echo/Unary")
+            assert await asyncio.to_thread(ask_and_wait, b"a", timeout=5) == b"a"
+            call = channel.stream_stream("/Echo/Stream")(timeout=20)
+            await call.write(b"a")
+            assert await call.read() == b"a"
+            renew(tmp_path / "tls", certify)
+            assert await ask(b"b", timeout=5) == b"b"
+            await call.write(b"c")
+            assert await call.read() == b"c", "what ran on the old channel goes on there"
+            call.cancel()
+            await echo.server.stop(None)
+            await echo.start(security, int(address.rpartition(":")[2]))
+            assert await ask(b"d", timeout=5) == b"d"
+            assert await asyncio.to_thread(ask_and_wait, b"e", timeout=5) == b"e"
+        blocking.close()
+        await echo.server.stop(None)
+
+    asyncio.run(run())
+
+
+def test_while_both_authorities_are_known_old_and_new_certificates_meet(tmp_path: Path, certify: Certify) -> None:
+    """Pods get a renewal at different moments."""
+    folders = {name: files_of(certify(tmp_path / f"issued {name}", trustme.CA())) for name in ("old", "new")}
+    both = folders["old"]["ca.crt"] + folders["new"]["ca.crt"]
+    for name, files in folders.items():
+        mount_secret(tmp_path / name, {**files, "ca.crt": both})
+
+    async def run() -> None:
+        for server, client in (("old", "new"), ("new", "old")):
+            echo = Echo()
+            address = await echo.start(WireSecurity(tmp_path / server))
+            wire.secure(WireSecurity(tmp_path / client))
+            await every_kind_of_call(address)
+            await echo.server.stop(None)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("damage", ["removed", "half"])
+def test_a_renewal_that_cannot_be_read_changes_nothing(
+    tmp_path: Path, certify: Certify, damage: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(renewed_channel, "_LOOK_S", 0.0)
+
+    async def run() -> None:
+        renew(tmp_path / "tls", certify)
+        echo = Echo()
+        address = await echo.start(WireSecurity(tmp_path / "tls"))
+        async with wire.open_channel(address, OPTIONS) as channel:
+            whole = files_of(tmp_path / "issued")
+            mount_secret(tmp_path / "tls", {} if damage == "removed" else {"ca.crt": whole["ca.crt"]})
+            assert await channel.unary_unary("/Echo/Unary")(b"a", timeout=5) == b"a"
+        await echo.server.stop(None)
+
+    asyncio.run(run())
+    assert "calls go on with the certificate that there was: tls_dir: " in caplog.text
+
+
+def test_files_of_two_renewals_are_never_put_together(
+    tmp_path: Path, certify: Certify, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renew(tmp_path / "tls", certify)
+    read_bytes, swaps = Path.read_bytes, iter([True])
+
+    def read_and_swap(path: Path) -> bytes:
+        """The swap comes between the first file that is read and the second."""
+        content = read_bytes(path)
+        if path.parent.name == "tls" and next(swaps, False):
+            renew(tmp_path / "tls", certify)
+        return content
+
+    monkeypatch.setattr(Path, "read_bytes", read_and_swap)
+    files = WireSecurity(tmp_path / "tls").read()
+    assert files == tuple(files_of(tmp_path / "issued")[name] for name in ("ca.crt", "tls.crt", "tls.key"))
 
 
 def test_an_address_open_to_strangers_wants_protection() -> None:

@@ -12,6 +12,11 @@ image.repository: empty; name where you pushed the image
 {{ $path }}: latest names no version, so an upgrade could not be rolled back
 {{- end }}
 {{- end }}
+{{- range $target, $digest := .Values.image.digests }}
+{{- if and $digest $.Values.image.tag }}
+image.tag: {{ $.Values.image.tag }} is given, but image.digests.{{ $target }} goes before it; an upgrade of the tag alone would change nothing
+{{- end }}
+{{- end }}
 {{- end }}
 
 {{- define "expertfleet.checkSecrets" -}}
@@ -38,6 +43,10 @@ model.{{ $kind }}.{{ get $keys $kind }}: {{ $place }} is given, but model.source
 model.{{ $kind }}.{{ get $keys $kind }}: empty, but model.source is {{ $source }}
 {{- end }}
 {{- end }}
+{{- if and $model.pull.token.existingSecret (ne $source "pull") }}
+model.pull.token.existingSecret: {{ $model.pull.token.existingSecret }} is given, but model.source is {{ default "empty" $source }}
+{{- end }}
+{{- include "expertfleet.checkAmounts" (list "model.pull" $model.pull.resources) }}
 {{- if and (eq $source "pull") (not $model.subPath) }}
 model.subPath: empty; a pull needs a folder of its own in the volume
 {{- end }}
@@ -116,11 +125,35 @@ expertReplicas: {{ .Values.expertReplicas }} copies of each expert want as many 
 {{- end }}
 {{- end }}
 
+{{/* What Kubernetes itself would refuse, but only in the pods' events. Takes path and resources. */}}
+{{- define "expertfleet.checkAmounts" -}}
+{{- $path := printf "%s.resources" (index . 0) }}
+{{- $requests := (index . 1).requests }}
+{{- $limits := (index . 1).limits }}
+{{- if gt (include "expertfleet.cpus" $requests.cpu | float64) (include "expertfleet.cpus" $limits.cpu | float64) }}
+{{ $path }}.requests.cpu: {{ $requests.cpu }} are more than the {{ $limits.cpu }} of {{ $path }}.limits.cpu
+{{- end }}
+{{- range $name := list "memory" "ephemeral-storage" }}
+{{- if hasKey $requests $name }}
+{{- if not (hasKey $limits $name) }}
+{{ $path }}.requests.{{ $name }}: {{ get $requests $name }} is given, but no {{ $path }}.limits.{{ $name }}
+{{- else if gt (include "expertfleet.mib" (get $requests $name) | int64) (include "expertfleet.mib" (get $limits $name) | int64) }}
+{{ $path }}.requests.{{ $name }}: {{ get $requests $name }} is more than the {{ get $limits $name }} of {{ $path }}.limits.{{ $name }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- $gpus := get $limits "nvidia.com/gpu" | default 0 | int }}
+{{- if and (hasKey $requests "nvidia.com/gpu") (ne (get $requests "nvidia.com/gpu" | int) $gpus) }}
+{{ $path }}.requests.nvidia.com/gpu: {{ get $requests "nvidia.com/gpu" }} must be the {{ $gpus }} of {{ $path }}.limits.nvidia.com/gpu
+{{- end }}
+{{- end }}
+
 {{/* Takes path, workers, and the GiB that the process itself will fill (null: not known) with the name of their setting. */}}
 {{- define "expertfleet.checkResources" -}}
 {{- $path := .path }}
 {{- $requests := .workers.resources.requests }}
 {{- $limits := .workers.resources.limits }}
+{{- include "expertfleet.checkAmounts" (list $path .workers.resources) }}
 {{- if ne (include "expertfleet.mib" $requests.memory) (include "expertfleet.mib" $limits.memory) }}
 {{ $path }}.resources.requests.memory: {{ $requests.memory }} is not the {{ $limits.memory }} of {{ $path }}.resources.limits.memory; memory that a worker fills must be its own
 {{- end }}
@@ -153,7 +186,18 @@ expertReplicas: {{ .Values.expertReplicas }} copies of each expert want as many 
 {{- define "expertfleet.checkRest" -}}
 {{- include "expertfleet.checkScaling" (list "gateway" .Values.gateway.autoscaling) }}
 {{- include "expertfleet.checkResources" (dict "path" "attention" "workers" .Values.attention "gib" .Values.attention.settings.cacheGib "name" "cacheGib") }}
+{{- range $path, $workers := dict "head" .Values.head "gateway" .Values.gateway }}
+{{- include "expertfleet.checkAmounts" (list $path $workers.resources) }}
+{{- end }}
+{{- if and .Values.networkPolicy.clients (not .Values.networkPolicy.enabled) }}
+networkPolicy.clients: given, but networkPolicy.enabled is false, so that everybody reaches the API
+{{- end }}
 {{- $ingress := .Values.gateway.ingress }}
+{{- range $key := list "hosts" "tlsSecret" }}
+{{- if and (get $ingress $key) (not $ingress.enabled) }}
+gateway.ingress.{{ $key }}: given, but gateway.ingress.enabled is false
+{{- end }}
+{{- end }}
 {{- if and $ingress.enabled (not $ingress.hosts) }}
 gateway.ingress.hosts: empty, but gateway.ingress.enabled is true; name the hosts
 {{- end }}

@@ -74,6 +74,7 @@ spec:
             exec:
               command: [cat, /run/expertfleet/ready]
             periodSeconds: 5
+            timeoutSeconds: 5
             failureThreshold: {{ mul $workers.startupMinutes 12 }}
           readinessProbe:
             exec:
