@@ -7,6 +7,7 @@ listed.
 
 import asyncio
 import contextlib
+import math
 import os
 import random
 import signal
@@ -17,13 +18,17 @@ from typing import Any, Protocol
 
 from expertfleet.benchmarks.networks.commands import NetworkError
 from expertfleet.benchmarks.networks.network import Network
+from expertfleet.cluster.guard import alive
 
+from .disk import Disk
 from .fleet import FleetError, picture, seats
 from .plan import HEAD, HEAD_NODE, RAYLET, Plan, Soak, Step
 from .scaling import Scaling
 
 RECOVERY_LIMIT_S = 180.0
 _POLL_S = 0.1
+_LINK_FIELDS = {"delay": "delay_ms", "loss": "loss_percent", "corrupt": "corrupt_percent"}
+_ENDED = "worker_deaths"
 _SIGNALS = {"kill": signal.SIGKILL, "terminate": signal.SIGTERM, "stop": signal.SIGSTOP}
 
 
@@ -40,10 +45,12 @@ class Happened:
     whole_s: float | None = None
     over_s: float | None = None
     error: str = ""
+    note: str = ""
 
     @property
     def name(self) -> str:
-        return f"scale to {self.step.to}" if self.step.do == "scale" else f"{self.step.do} {self.step.target}"
+        whole = {"scale": f"scale to {self.step.to}", "fill": "fill the disk", "crash": "crash by a request"}
+        return whole.get(self.step.do) or f"{self.step.do} {self.step.target}"
 
 
 class AnyFleet(Protocol):
@@ -66,7 +73,8 @@ async def _nothing() -> None:
 class Steps:
     """One run of a plan's steps; ``happened`` fills as they come, ``ended`` are the processes that steps ended.
 
-    ``measure`` is called when a scaling's baseline is reached.
+    ``measure`` is called when a scaling's baseline is reached; ``crash`` sends a request that kills its workers, and says how it
+    ended. After ``give_up``, on the clock, no round or cycle begins; ``num_cycles`` of a scaling were completed.
     """
 
     fleet: AnyFleet
@@ -76,6 +84,10 @@ class Steps:
     network: Network | None = None
     nodes: AnyNodes | None = None
     measure: Callable[[], Awaitable[None]] = _nothing
+    crash: Callable[[], Awaitable[str]] | None = None
+    disk: Disk | None = None
+    give_up: float = math.inf
+    num_cycles: int = 0
     happened: list[Happened] = field(default_factory=list)
     ended: set[int] = field(default_factory=set)
     _recoveries: list[asyncio.Task[None]] = field(default_factory=list)
@@ -88,9 +100,10 @@ class Steps:
         self._head_is_there.set()
         rng = random.Random(f"{self.plan.load.seed} steps")
         try:
-            for step in self.plan.rounds():
+            for number, step in enumerate(self.plan.rounds()):
                 await self._wait(step)
-                if self.plan.repeat > 1 and self._has_failed:
+                begins_round = number and number % len(self.plan.step) == 0
+                if (self.plan.repeat > 1 and self._has_failed) or (begins_round and self._is_late):
                     break
                 await self._perform(step.drawn(rng, self.plan.fleet))
             if self.plan.soak is not None:
@@ -104,7 +117,7 @@ class Steps:
 
     async def _soak(self, soak: Soak, rng: random.Random) -> None:
         """Ends with its time, or with a step that the fleet did not get over."""
-        give_up = time.monotonic() + 60 * soak.minutes
+        give_up = min(self.give_up, time.monotonic() + 60 * soak.minutes)
         for step in soak.draw(rng, self.plan.fleet):
             await self._wait(step)
             if time.monotonic() > give_up or self._has_failed:
@@ -114,15 +127,23 @@ class Steps:
     async def _cycle(self, scaling: Scaling, rng: random.Random) -> None:
         """Ends with its last cycle, or with a step that the fleet did not get over."""
         for number, changes in enumerate(scaling.draw(rng, self.plan.fleet.expert_shards), 1):
+            await self._recovered()
+            if self._is_late:
+                return
             for change in changes:
                 await self._recovered()
                 if self._has_failed:
                     return
                 step = Step("scale", to=change) if isinstance(change, int) else Step("drain", change)
                 await self._perform(step)
+            self.num_cycles = number
             if number == scaling.baseline:
                 await self._recovered()
                 await self.measure()
+
+    @property
+    def _is_late(self) -> bool:
+        return time.monotonic() > self.give_up
 
     @property
     def _has_failed(self) -> bool:
@@ -203,8 +224,15 @@ class Steps:
             self.network.cut(step.machine)
             await asyncio.sleep(step.for_s)
             self.network.join(step.machine)
-        elif step.do in ("delay", "loss"):
+        elif step.do in _LINK_FIELDS:
             await self._spoil_link(step)
+        elif step.do == "fill":
+            assert step.for_s is not None
+            assert self.disk is not None
+            with self.disk.full():
+                await asyncio.sleep(step.for_s)
+        elif step.do == "crash":
+            await self._crash(happened)
         elif step.do == "away":
             assert step.for_s is not None
             assert self.nodes is not None
@@ -228,16 +256,28 @@ class Steps:
         """In a thread: the first time takes what starts an emulator, and the client's own lag would show in the gaps."""
         assert step.for_s is not None
         assert self.network is not None
-        name, value = ("delay_ms", step.ms) if step.do == "delay" else ("loss_percent", step.percent)
+        name, value = _LINK_FIELDS[step.do], step.ms if step.do == "delay" else step.percent
         assert value is not None
         await asyncio.to_thread(self.network.change, step.machine, **{name: value})
         await asyncio.sleep(step.for_s)
         await asyncio.to_thread(self.network.change, step.machine, **{name: 0.0})
 
+    async def _crash(self, happened: Happened) -> None:
+        assert self.crash is not None
+        before = _attention(await self.fleet.status())
+        how = await self.crash()
+        died = {pid for pid in before if not alive(pid)}
+        self.ended |= died
+        happened.note = f"{len(died)} workers died of it; {how or 'it was answered'}"
+        if not died:
+            raise FleetError(f"no worker died of the request: {happened.note}")
+        if _ENDED not in how:
+            raise FleetError(f"the request was not ended as one that kills its workers: {happened.note}")
+
     def _has_seat(self, step: Step, status: dict[str, Any] | None) -> bool:
         if step.do == "scale":
             return len([worker for worker in seats(status) if worker["role"] == "expert"]) == step.to
-        if step.do == "drain":
+        if step.do in ("drain", "fill", "crash"):
             return True
         if step.target == HEAD:
             return self.fleet.head() not in (None, *self.ended)
@@ -255,3 +295,7 @@ class Steps:
 
     def _now(self) -> float:
         return time.monotonic() - self._began
+
+
+def _attention(status: dict[str, Any] | None) -> set[int]:
+    return {worker["pid"] for worker in seats(status) if worker["role"] == "attention"}
