@@ -18,6 +18,7 @@ from ..settings.reader import option, within
 from .controller import Controller
 from .controller_thread import ControllerThread
 from .launcher import Launcher, make_run_dir
+from .placing import PlacingSettings
 from .plan import fleet_shape
 from .ray_head import RayHead
 from .ray_settings import RaySettings, prepare_driver, token_from
@@ -30,7 +31,7 @@ _END_S = 10.0
 
 
 @dataclass(frozen=True)
-class HeadConfig(WireSettings, SlowSettings):
+class HeadConfig(WireSettings, SlowSettings, PlacingSettings):
     """Configuration of the head of a fleet on several machines."""
 
     model: Path = option(
@@ -58,6 +59,7 @@ class HeadConfig(WireSettings, SlowSettings):
         if self.ray_port == self.controller_port:
             raise ValueError(f"controller_port: {self.controller_port} is Ray's port as well; choose another")
         self.check_slow()
+        self.check_placing()
         within("replicas", self.replicas, 1, 4096)
         within("gather_s", self.gather_s, 0, 3600)
         within("forget_s", self.forget_s, 1, 86_400 * 30)
@@ -103,6 +105,7 @@ def run_head(config: HeadConfig) -> int:
             seats_are_offered=True,
             slow=config.slow_rule,
             outline=Outline(config.model, config.shared_model),
+            placing=config.placing,
         )
         thread = ControllerThread(controller)
         _hire_in_background(config, settings, head.address, _Controlled(thread), stop)

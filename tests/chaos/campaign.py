@@ -116,7 +116,9 @@ def _plan(part: Part) -> Path:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("campaign", nargs="?", type=Path, default=HERE / "campaign.toml", help="TOML file")
+    parser.add_argument(
+        "--campaign", type=Path, default=HERE / "campaign.toml", metavar="FILE", help="TOML (campaign.toml)"
+    )
     parser.add_argument(
         "--minutes", type=_minutes, required=True, help="so long it may take in all, but for the last step"
     )

@@ -161,6 +161,20 @@ def test_the_plans_that_come_along_can_be_read(path: Path) -> None:
         ("different = 0", "different = 0\nfd_growth = 0.5", "expect.fd_growth: 0.5 is not a whole number"),
         ("different = 0", "different = 0\nreplaced = -1", "expect.replaced: -1 is not within 0 to"),
         ("different = 0", "different = -1", "expect.different: -1 is not within 0 to"),
+        (
+            '"kill"\ntarget = "expert-1"',
+            '"fill"\nfor_s = 1',
+            "step[0].do: 'fill' is for a fleet with a disk of its own;",
+        ),
+        (
+            '"kill"\ntarget = "expert-1"',
+            '"crash"\ntarget = "expert-1"',
+            "step[0].target: 'expert-1' is not for 'crash'",
+        ),
+        ("expert_shards = 3", "disk_mib = 63", "fleet.disk_mib: 63 is not within 64 to"),
+        ("expert_shards = 3", "tls = true", "fleet.tls: True is for a fleet of machines alone"),
+        ("max_tokens = 50", "max_tokens = 50\ncalm_gap_ms = 0", "load.calm_gap_ms: 0 is not within 1 to 60000"),
+        ('title = "t"', 'title = "t"\nwithin_min = 0', "within_min: 0 is not within 0.1 to 10000"),
         ("different = 0", "different = 0\nworst_gap_ms = -1", "expect.worst_gap_ms: -1 is not within 0 to"),
     ],
 )

@@ -277,6 +277,36 @@ def test_status_lists_every_seat_the_controller_and_gateways() -> None:
     in_loop(scenario)
 
 
+def test_a_node_asks_for_its_own_worker_alone() -> None:
+    async def scenario() -> None:
+        async with Fleet() as fleet:
+            fleet.all_ready()
+            await fleet.until_complete()
+            async with open_channel(fleet.controller.address) as channel:
+                stub = rpc.MembershipStub(channel)
+                one = await stub.Status(pb.StatusRequest(seat="expert-1"))
+                nobody = await stub.Status(pb.StatusRequest(seat="expert-7"))
+            assert [worker.seat for worker in one.workers] == ["expert-1"]
+            assert one.workers[0].pid == fleet.workers["expert-1"].pid
+            assert not nobody.workers
+
+    in_loop(scenario)
+
+
+def test_a_wish_that_cannot_be_kept_is_refused_and_changes_nothing(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        (tmp_path / "state").mkdir()
+        async with Fleet(state_file=tmp_path / "state" / "fleet.json") as fleet:
+            for path in (tmp_path / "state").iterdir():
+                path.unlink()
+            (tmp_path / "state").rmdir()
+            with pytest.raises(grpc.aio.AioRpcError, match=r"fleet\.json cannot be written"):
+                await fleet.scale(attention_workers=2)
+            assert fleet.controller.wanted == WANTED
+
+    in_loop(scenario)
+
+
 def test_a_taken_port_is_one_clear_error() -> None:
     async def scenario() -> None:
         async with Fleet() as fleet:

@@ -29,6 +29,7 @@ RECOVERY_LIMIT_S = 180.0
 _POLL_S = 0.1
 _LINK_FIELDS = {"delay": "delay_ms", "loss": "loss_percent", "corrupt": "corrupt_percent"}
 _ENDED = "worker_deaths"
+_ASKED_ELSEWHERE = ("retried_frames_total", "hedged_frames_total")
 _SIGNALS = {"kill": signal.SIGKILL, "terminate": signal.SIGTERM, "stop": signal.SIGSTOP}
 
 
@@ -211,21 +212,11 @@ class Steps:
         """What has to be over before a recovery can begin."""
         step = happened.step
         if step.do == "stop":
-            assert step.for_s is not None
-            assert happened.pid is not None
-            try:
-                await asyncio.sleep(step.for_s)
-            finally:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(happened.pid, signal.SIGCONT)
-        elif step.do == "cut":
-            assert step.for_s is not None
-            assert self.network is not None
-            self.network.cut(step.machine)
-            await asyncio.sleep(step.for_s)
-            self.network.join(step.machine)
-        elif step.do in _LINK_FIELDS:
-            await self._spoil_link(step)
+            await self._stand_still(happened)
+        elif step.do == "cut" or step.do in _LINK_FIELDS:
+            before = _asked_elsewhere(await self.fleet.status())
+            await (self._cut_link(step) if step.do == "cut" else self._spoil_link(step))
+            self._check_noticed(happened, _asked_elsewhere(await self.fleet.status()) - before)
         elif step.do == "fill":
             assert step.for_s is not None
             assert self.disk is not None
@@ -244,6 +235,29 @@ class Steps:
             size = ("--expert-shards", str(step.to))
             await self.fleet.command(*(("scale", *size) if step.do == "scale" else ("drain", step.target)))
             self.ended |= leaving
+
+    async def _stand_still(self, happened: Happened) -> None:
+        assert happened.step.for_s is not None
+        assert happened.pid is not None
+        try:
+            await asyncio.sleep(happened.step.for_s)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(happened.pid, signal.SIGCONT)
+
+    async def _cut_link(self, step: Step) -> None:
+        assert step.for_s is not None
+        assert self.network is not None
+        self.network.cut(step.machine)
+        await asyncio.sleep(step.for_s)
+        self.network.join(step.machine)
+
+    @staticmethod
+    def _check_noticed(happened: Happened, num_asked: int) -> None:
+        """A link that was cut, or turned over bits, unnoticed was none that anybody used."""
+        happened.note = f"{num_asked} frames were asked of other shards"
+        if not num_asked and happened.step.do in ("cut", "corrupt"):
+            raise FleetError("nobody noticed: no frame was asked of another shard")
 
     def _leaving(self, step: Step, status: dict[str, Any] | None) -> set[int]:
         """The processes that a change of the fleet's size ends: a scale gives up the highest seats."""
@@ -299,3 +313,8 @@ class Steps:
 
 def _attention(status: dict[str, Any] | None) -> set[int]:
     return {worker["pid"] for worker in seats(status) if worker["role"] == "attention"}
+
+
+def _asked_elsewhere(status: dict[str, Any] | None) -> int:
+    """Frames that attention workers have asked of another shard, as the first one failed or was slow."""
+    return int(sum(worker["metrics"].get(name, 0) for worker in seats(status) for name in _ASKED_ELSEWHERE))
