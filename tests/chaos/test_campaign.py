@@ -92,6 +92,20 @@ def test_the_page_has_a_line_for_each_plan_and_each_step() -> None:
     assert left_out.endswith("| not run |")
 
 
+@pytest.mark.parametrize(
+    ("bound", "held"),
+    [
+        ({"worst_gap_ms": 400}, "1 of 2 ≤ 400 ms"),
+        ({"beyond_calm_ms": 400}, "2 of 2 ≤ calm + 400 ms"),
+        ({"beyond_reload_ms": 1000}, "2 of 2 ≤ reload + 1000 ms"),
+        ({}, ""),
+    ],
+)
+def test_gaps_are_held_against_the_parts_bound(bound: dict[str, float], held: str) -> None:
+    (row,) = [line for line in digest("t", [], [(Part("a", 1, **bound), REPORT)]).splitlines() if "[a]" in line]
+    assert row.split("|")[10].strip() == held
+
+
 def test_a_failed_part_says_why_and_counts(tmp_path: Path) -> None:
     page = digest("Chaos", [], [(Part("soak", 1), REPORT | {"passed": False, "failures": ["1 requests lost"]})])
     assert "| **failed** |" in page

@@ -10,14 +10,16 @@ from expertfleet.settings.reader import within
 
 _AROUND_S = 240.0  # what the start of a fleet, its calm run and its end take beside a step that lasts
 _SHORTEST_S = 20.0
+_BOUNDS = ("beyond_calm_ms", "beyond_reload_ms", "worst_gap_ms")
 
 
 @dataclass(frozen=True)
 class Part:
     """``[[part]]``: a plan, the flags of ``run.py`` that lay other values over it, and its share of the time.
 
-    ``for_s`` is that of the plan's steps that last, and less where the time is short. ``beyond_calm_ms`` and ``worst_gap_ms`` are
-    what a step's worst gap is held against in the report; they decide nothing.
+    ``for_s`` is that of the plan's steps that last, and less where the time is short. ``beyond_calm_ms`` (beyond calm's 99.9th
+    percentile), ``beyond_reload_ms`` (beyond the time until the seat was ready again) and ``worst_gap_ms`` are what a step's worst gap
+    is held against in the report; they decide nothing.
     """
 
     plan: str
@@ -25,11 +27,12 @@ class Part:
     flags: tuple[str, ...] = ()
     for_s: float | None = None
     beyond_calm_ms: float | None = None
+    beyond_reload_ms: float | None = None
     worst_gap_ms: float | None = None
 
     def __post_init__(self) -> None:
         within("minutes", self.minutes, 1, 10_000)
-        for name, most in (("for_s", 3600), ("beyond_calm_ms", 60_000), ("worst_gap_ms", 60_000)):
+        for name, most in (("for_s", 3600), *((name, 60_000) for name in _BOUNDS)):
             if (value := getattr(self, name)) is not None:
                 within(name, value, 0.1, most)
 

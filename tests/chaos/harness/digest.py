@@ -40,10 +40,15 @@ def _plan_row(part: Part, report: Mapping[str, Any] | str) -> list[Any]:
 
 def _held(part: Part, report: Mapping[str, Any]) -> str:
     """Beside how many steps the worst gap was within the part's bound."""
-    gaps = [step["worst_gap_ms"] or 0.0 for step in report["steps"]]
+    steps = report["steps"]
+    gaps = [step["worst_gap_ms"] or 0.0 for step in steps]
     if part.beyond_calm_ms is not None:
         most = (report["calm"]["gaps"]["p999"] or 0.0) + part.beyond_calm_ms
         return f"{sum(gap <= most for gap in gaps)} of {len(gaps)} ≤ calm + {part.beyond_calm_ms:g} ms"
+    if part.beyond_reload_ms is not None:
+        reloads = [1e3 * step["seat_s"] if step["seat_s"] is not None else float("-inf") for step in steps]
+        held = sum(gap <= reload + part.beyond_reload_ms for gap, reload in zip(gaps, reloads, strict=True))
+        return f"{held} of {len(gaps)} ≤ reload + {part.beyond_reload_ms:g} ms"
     if part.worst_gap_ms is not None:
         return f"{sum(gap <= part.worst_gap_ms for gap in gaps)} of {len(gaps)} ≤ {part.worst_gap_ms:g} ms"
     return ""
