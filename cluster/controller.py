@@ -72,7 +72,7 @@ class Controller(rpc.MembershipServicer):
         self._outline = outline
         kept = Wanted.load(state_file) if state_file is not None else None
         self._book = SeatBook(shape, kept or wanted, lease_s, self._incarnation)
-        self._fleet = Convergence(self._book, self._incarnation, time.monotonic() + lease_s, placing or Placing())
+        self._fleet = Convergence(self._book, self._incarnation, time.monotonic() + lease_s, placing)
         self._overview = Overview(self._book, self._fleet)
         self._orders: dict[int, pb.Order] = {}  # by lease
         self._host, self._port = host, port

@@ -22,16 +22,10 @@ _MOVED_SHARE = 0.005
 
 
 class Convergence:
-    def __init__(
-        self,
-        book: SeatBook,
-        incarnation: int,
-        gathered_at: float,
-        placing: Placing = Placing(),  # noqa: B008 - immutable
-    ) -> None:
+    def __init__(self, book: SeatBook, incarnation: int, gathered_at: float, placing: Placing | None = None) -> None:
         """Whoever served before has registered again by ``gathered_at``."""
         self.num_layouts = self.num_moved = 0  # adopted, and the experts that some shard had to load for them
-        self._placing = placing
+        self._placing = placing or Placing()
         self._book = book
         self._incarnation = incarnation
         self._gathered_at = gathered_at

@@ -46,7 +46,7 @@ class Shard:
             self.state = "ready"
 
 
-def whole_fleet(capacity: int = 100, placing: Placing = Placing()) -> tuple[SeatBook, Convergence]:  # noqa: B008
+def whole_fleet(capacity: int = 100, placing: Placing | None = None) -> tuple[SeatBook, Convergence]:
     """Three shards at rest."""
     book = SeatBook(SHAPE, Wanted.first(1, 3, 1.25), 3.0, 1)
     fleet = Convergence(book, 1, 3.0, placing)

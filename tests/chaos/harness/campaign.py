@@ -36,6 +36,10 @@ class Part:
             if (value := getattr(self, name)) is not None:
                 within(name, value, 0.1, most)
 
+    @property
+    def has_own_streams(self) -> bool:
+        return any(flag.startswith("--streams=") for flag in self.flags)
+
     def words(self, within_min: float) -> list[str]:
         """What ``run.py`` is told besides the plan."""
         lasts = []
