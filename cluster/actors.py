@@ -17,6 +17,7 @@ from ..membership.wire import WireSecurity, secure
 from ..settings.reader import read_file, resolve
 from .controller import Controller
 from .controller_thread import ControllerThread
+from .placing import Placing
 from .seats import FleetShape
 from .slowness import SlowRule
 from .wanted import Wanted, split_seat
@@ -113,10 +114,11 @@ class ControllerSeat:
         slow: SlowRule,
         security: WireSecurity,
         outline: Outline,
+        placing: Placing,
     ) -> None:
         secure(security)
         self._thread = ControllerThread(
-            Controller(shape, wanted, host, port, state_file=state_file, slow=slow, outline=outline)
+            Controller(shape, wanted, host, port, state_file=state_file, slow=slow, outline=outline, placing=placing)
         )
 
     def ping(self) -> None:

@@ -6,7 +6,7 @@ it; 3. once it is there, ``routes`` sends its work to the new place alone; 4. wh
 old place, its ``orders`` leave the expert out.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,10 +15,12 @@ import numpy.typing as npt
 from ..membership.epoch import ExpertSet
 from ..proto.errors import Code, FleetError
 from ..proto.generated import membership_pb2 as pb
+from ..router.copies import Objective
 from ..router.placement import Shard, place
 from .seats import Seat
 
 Mask = npt.NDArray[np.bool_]  # [num_layers, num_experts]
+Loads = npt.NDArray[np.float32]  # [num_layers, num_experts]
 Targets = Mapping[str, Mask]  # by seat
 
 
@@ -28,7 +30,6 @@ class Layout:
 
     targets: Targets
     moved: int  # experts that some shard has to load for it
-    coverage: float  # the share of the experts that would survive the loss of any one node
     live: frozenset[str]  # seats that were taken, and so were told their target
     inputs: tuple[object, ...]
 
@@ -40,16 +41,19 @@ class Question:
     shards: tuple[Shard, ...]
     wanted: Mask
     replicas: float
-    loads: npt.NDArray[np.float32] | None  # [num_layers, num_experts]
+    loads: Loads | None
+    objective: Objective
     max_moves: int | None
     live: frozenset[str]
     inputs: tuple[object, ...]
 
     def answer(self) -> Layout:
         """For a large model this takes a second; on any thread."""
-        placement = place(self.shards, self.wanted, self.replicas, self.loads, max_moves=self.max_moves)
+        placement = place(
+            self.shards, self.wanted, self.replicas, self.loads, max_moves=self.max_moves, objective=self.objective
+        )
         targets = {shard.seat: held for shard, held in zip(self.shards, placement.held, strict=True)}
-        return Layout(targets, placement.moved, placement.coverage(), self.live, self.inputs)
+        return Layout(targets, placement.moved, self.live, self.inputs)
 
 
 def question(
@@ -57,12 +61,13 @@ def question(
     wanted: Mask,
     replicas: float,
     before: Layout | None,
-    loads: npt.NDArray[np.float32] | None = None,
+    find_loads: Callable[[], Loads | None],
+    objective: Objective = "activated",
     max_moves: int | None = None,
 ) -> Question | None:
     """For ``seats`` that stay. What was planned before counts as held: it is on its way.
 
-    Without ``max_moves``, None as long as seats and replicas are as they were.
+    Without ``max_moves``, None as long as seats and replicas are as they were; only then, nobody asks for the loads.
     """
     replicas = min(replicas, max(1, len(seats)))
     inputs = (replicas, *((seat.name, seat.capacity, seat.report.numerics, seat.node, seat.live) for seat in seats))
@@ -70,7 +75,7 @@ def question(
         return None
     live = frozenset(seat.name for seat in seats if seat.live)
     shards = tuple(_shard(seat, wanted, before) for seat in seats)
-    return Question(shards, wanted, replicas, loads, max_moves, live, inputs)
+    return Question(shards, wanted, replicas, find_loads(), objective, max_moves, live, inputs)
 
 
 def check_fits(seats: Sequence[Seat], wanted: Mask, replicas: float, name: str) -> None:
@@ -90,6 +95,18 @@ def check_fits(seats: Sequence[Seat], wanted: Mask, replicas: float, name: str) 
             f"{name}: {len(seats)} expert shards have room for {total - lacking} of {total} experts; "
             f"at least {int(np.ceil(total / mean))} are needed",
         )
+
+
+def coverage(seats: Iterable[Seat], wanted: Mask) -> float:
+    """The share of ``wanted`` that would be held by one of ``seats``, which serve, after the loss of any one node."""
+    by_node: dict[str, Mask] = {}
+    for seat in seats:
+        if seat.held.count:
+            node = seat.node or seat.name
+            by_node[node] = by_node[node] | seat.held.mask if node in by_node else seat.held.mask
+    holders = np.sum(list(by_node.values()), axis=0)  # [num_layers, num_experts] nodes
+    left = [int((holders > mask).sum()) for mask in by_node.values()]
+    return min(left, default=0) / int(wanted.sum())
 
 
 def routes(seats: Sequence[Seat], targets: Targets) -> dict[str, ExpertSet]:

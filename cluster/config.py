@@ -13,13 +13,14 @@ from ..gateway.config import GatewayConfig
 from ..gateway.resumption import ResumptionSettings
 from ..membership.wire import WireSettings
 from ..settings.reader import option, within
+from .placing import PlacingSettings
 from .slowness import SlowSettings
 
 CONTROLLER_SEAT = "controller"
 
 
 @dataclass(frozen=True)
-class FleetConfig(WireSettings, SlowSettings, ResumptionSettings):
+class FleetConfig(WireSettings, SlowSettings, PlacingSettings, ResumptionSettings):
     """Configuration of one fleet."""
 
     model: Path = option(help="checkpoint directory")
@@ -78,6 +79,7 @@ class FleetConfig(WireSettings, SlowSettings, ResumptionSettings):
         if self.memory_gib is not None:
             within("memory_gib", self.memory_gib, 0.001, 1 << 20)
         self.check_slow()
+        self.check_placing()
         within("drain_s", self.drain_s, 0, 86_400)
         if self.threads is not None:
             within("threads", self.threads, 1, 1024)

@@ -9,8 +9,6 @@ picture is whole or one lease has passed, it commits nothing and takes nothing f
 import asyncio
 import contextlib
 import logging
-import os
-import socket
 import time
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
@@ -26,10 +24,12 @@ from ..proto.generated import membership_pb2 as pb
 from ..proto.generated import membership_pb2_grpc as rpc
 from .assignment import check_fits
 from .convergence import Convergence
-from .demand import BusyShares, wanted_shards
 from .fence import Fence, raise_all
 from .head_stream import head_pieces
-from .seats import FleetShape, Seat, SeatBook
+from .incarnation import next_incarnation
+from .overview import Overview
+from .placing import Placing
+from .seats import NOBODY, FleetShape, Seat, SeatBook
 from .slowness import SlowRule, SlowWatch, find_slow
 from .wanted import Wanted
 
@@ -42,7 +42,6 @@ _FENCE_S = 0.5
 _REBALANCE_S = 60.0
 _PROBE_S = 0.3
 _PROBES = 3
-_COMPUTED = "compute_seconds_total"
 
 
 class Controller(rpc.MembershipServicer):
@@ -59,6 +58,7 @@ class Controller(rpc.MembershipServicer):
         seats_are_offered: bool = False,
         slow: SlowRule | None = None,
         outline: Outline | None = None,
+        placing: Placing | None = None,
     ) -> None:
         """What ``state_file`` says is wanted goes before ``wanted``; changes are kept there.
 
@@ -66,13 +66,14 @@ class Controller(rpc.MembershipServicer):
         ``outline`` nobody can be told what lies in files that he lacks.
         """
         self.epoch = Epoch(NO_EPOCH, shape.fingerprint, shape.dtype, (), (), complete=False)
-        self._incarnation = time.time_ns() // 1_000_000
+        self._incarnation = next_incarnation(state_file and state_file.with_suffix(".incarnation"))
         self._state_file = state_file
         self._seats_are_offered = seats_are_offered
         self._outline = outline
         kept = Wanted.load(state_file) if state_file is not None else None
         self._book = SeatBook(shape, kept or wanted, lease_s, self._incarnation)
-        self._fleet = Convergence(self._book, self._incarnation, time.monotonic() + lease_s)
+        self._fleet = Convergence(self._book, self._incarnation, time.monotonic() + lease_s, placing)
+        self._overview = Overview(self._book, self._fleet)
         self._orders: dict[int, pb.Order] = {}  # by lease
         self._host, self._port = host, port
         self.address = f"{host}:{port}"
@@ -82,7 +83,6 @@ class Controller(rpc.MembershipServicer):
         self._fence = Fence()
         self._slow = slow or SlowRule()
         self._wishes = asyncio.Lock()  # one after the other
-        self._busy = BusyShares()
         self._server: grpc.aio.Server | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._probes: set[asyncio.Task[None]] = set()
@@ -121,8 +121,8 @@ class Controller(rpc.MembershipServicer):
             known = self._book.report(request.lease_id, request.report, time.monotonic())
         except FleetError as error:
             await context.abort(error.status, error.details)
-        if known and _COMPUTED in request.report.metrics:
-            self._busy.note(request.lease_id, request.report.metrics[_COMPUTED], time.monotonic())
+        if known:
+            self._overview.note(request.lease_id, request.report, time.monotonic())
         self._changed.set()
         return pb.ReportReply(known=known)
 
@@ -174,18 +174,9 @@ class Controller(rpc.MembershipServicer):
             await context.abort(error.status, error.details)
 
     async def Status(self, request: pb.StatusRequest, context: grpc.aio.ServicerContext) -> pb.FleetStatus:
-        workers = [self._own_status(), *(self._worker_status(seat) for seat in self._book.seats.values())]
-        missing = self._book.missing() or ("" if self.epoch.complete else "the first epoch is being committed")
-        return pb.FleetStatus(
-            workers=workers,
-            epoch=self.epoch.id.to_proto(),
-            ready=self.epoch.complete,
-            missing=missing,
-            settled=self._fleet.settled(),
-            replicas=self._book.wanted.replicas,
-            coverage=self._fleet.coverage(),
-            wanted_expert_shards=self._wanted_shards(),
-        )
+        if request.seat:
+            return self._overview.of_seat(request.seat, self.epoch)
+        return self._overview.of_all(self.epoch, self.address)
 
     @property
     def wanted(self) -> Wanted:
@@ -195,6 +186,10 @@ class Controller(rpc.MembershipServicer):
     async def occupied(self) -> set[str]:
         """Workers' seats that are wanted, or that somebody has yet to leave."""
         return {seat.name for seat in self._book.seats.values() if seat.role != "gateway"}
+
+    async def absent(self) -> set[str]:
+        """Wanted seats that have no process now."""
+        return {seat.name for seat in self._book.seats.values() if seat.wanted and seat.state in NOBODY}
 
     async def offer(self, seats: Iterable[str]) -> None:
         """Their nodes have come. Raises FleetError for what is no seat."""
@@ -219,10 +214,15 @@ class Controller(rpc.MembershipServicer):
             return wanted
 
     def _want(self, wanted: Wanted) -> None:
+        """Raises FleetError INTERNAL where it cannot be kept."""
         if wanted == self.wanted:
             return
         if self._state_file is not None:
-            wanted.save(self._state_file)
+            try:
+                wanted.save(self._state_file)
+            except OSError as error:
+                what = f"{self._state_file} cannot be written ({error.strerror}); what is wanted stays as it was"
+                raise FleetError(Code.INTERNAL, what) from error
         self._book.want(wanted)
         self._changed.set()
         _log.info("wanted from now on: %s", wanted)
@@ -306,7 +306,8 @@ class Controller(rpc.MembershipServicer):
             if (question := self._fleet.rebalancing()) is not None:
                 layout = await asyncio.to_thread(question.answer)
                 if layout.moved and self._fleet.settled():
-                    _log.info("%d experts move to where they are asked for", layout.moved)
+                    mib = layout.moved * self._book.shape.expert_bytes / (1 << 20)
+                    _log.info("%d experts (%.1f MiB) move to where they are asked for", layout.moved, mib)
                     self._fleet.adopt(layout)
                     self._changed.set()
 
@@ -363,33 +364,3 @@ class Controller(rpc.MembershipServicer):
             behind = [seat.address for seat in shards if EpochId.from_proto(seat.report.min_epoch) < due]
             if behind:
                 await raise_all(behind, due)
-
-    def _wanted_shards(self) -> int:
-        shards = [seat for seat in self._book.of_role("expert") if seat.serves]
-        busy = self._busy.shares(seat.lease_id for seat in shards)
-        num_experts = int(self._book.shape.all_experts().sum())
-        return wanted_shards(busy, [seat.capacity for seat in shards], num_experts, self._book.wanted.replicas)
-
-    def _own_status(self) -> pb.WorkerStatus:
-        report = pb.WorkerReport(
-            seat="controller", state="ready", epoch=self.epoch.id.to_proto(), pid=os.getpid(),
-            fingerprint=self._book.shape.fingerprint,
-        )  # fmt: skip
-        return pb.WorkerStatus(
-            role="controller", seat="controller", pid=os.getpid(), node=socket.gethostname(), address=self.address,
-            state="ready", report=report,
-        )  # fmt: skip
-
-    def _worker_status(self, seat: Seat) -> pb.WorkerStatus:
-        return pb.WorkerStatus(
-            role=seat.role,
-            seat=seat.name,
-            pid=seat.pid,
-            node=seat.node,
-            address=seat.address,
-            state=seat.state,
-            report=seat.report,
-            num_experts=seat.held.count or self._fleet.num_planned(seat),
-            wanted=seat.wanted,
-            quarantined_by=self._book.quarantined_by(seat),
-        )

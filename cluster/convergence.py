@@ -6,14 +6,15 @@ nothing from anybody.
 """
 
 import functools
+from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 
 from ..membership.epoch import NO_EPOCH, Epoch, EpochId
 from ..proto.generated import membership_pb2 as pb
 from ..router.load import Load
-from .assignment import Layout, Mask, Question, order, question, routes
+from .assignment import Layout, Loads, Mask, Question, coverage, order, question, routes
+from .placing import Placing
 from .seats import Seat, SeatBook
 
 # Of all experts, moved at most by one rebalancing.
@@ -21,8 +22,10 @@ _MOVED_SHARE = 0.005
 
 
 class Convergence:
-    def __init__(self, book: SeatBook, incarnation: int, gathered_at: float) -> None:
+    def __init__(self, book: SeatBook, incarnation: int, gathered_at: float, placing: Placing | None = None) -> None:
         """Whoever served before has registered again by ``gathered_at``."""
+        self.num_layouts = self.num_moved = 0  # adopted, and the experts that some shard had to load for them
+        self._placing = placing or Placing()
         self._book = book
         self._incarnation = incarnation
         self._gathered_at = gathered_at
@@ -66,24 +69,28 @@ class Convergence:
 
         Until the fleet was whole for the first time, seats that nobody has taken yet are counted on.
         """
-        staying = [
-            seat for seat in self._book.of_role("expert") if seat.stays and (seat.live or not self._was_complete)
-        ]
-        if not staying:
-            return None
-        return question(staying, self._all_experts, self._book.wanted.replicas, self._layout, self._loads())
+        staying = self._staying()
+        return self._question(staying, self._loads) if staying else None
 
     def rebalancing(self) -> Question | None:
         """The same for a few experts, and copies of them, that the loads of late want elsewhere. Only when all is at rest."""
         loads = self._loads()
         if loads is None or not self.settled():
             return None
-        most = max(1, int(_MOVED_SHARE * self._all_experts.sum()))
-        staying = [seat for seat in self._book.of_role("expert") if seat.stays and seat.live]
-        return question(staying, self._all_experts, self._book.wanted.replicas, self._layout, loads, most)
+        return self._question(self._staying(), lambda: loads, max(1, int(_MOVED_SHARE * self._all_experts.sum())))
 
     def adopt(self, layout: Layout) -> None:
         self._layout = layout
+        self.num_layouts += 1
+        self.num_moved += layout.moved
+
+    def replicas(self) -> float:
+        """Copies of each expert that are wanted now. How much memory there is, is known when everybody is there."""
+        least, staying = self._book.wanted.replicas, self._staying()
+        if not all(seat.live for seat in staying):
+            return least
+        num_experts = int(self._all_experts.sum())
+        return self._placing.replicas(least, [seat.capacity or num_experts for seat in staying], num_experts)
 
     def settled(self) -> bool:
         """Whether everybody holds what was planned and is asked for it, and nobody is on the way in or out."""
@@ -96,17 +103,29 @@ class Convergence:
         )
 
     def coverage(self) -> float:
-        """The share of the experts that would survive the loss of any one node, once all is as planned."""
-        return self._layout.coverage if self._layout is not None else 0.0
+        """The share of the experts that would survive the loss of any one node now."""
+        return coverage((seat for seat in self._book.of_role("expert") if seat.serves), self._all_experts)
 
     def num_planned(self, seat: Seat) -> int:
         return int(self._target(seat).sum()) if self._layout is not None else 0
 
-    def _loads(self) -> npt.NDArray[np.float32] | None:
-        """[num_layers, num_experts]: how often each expert is activated; None while nobody has asked any."""
+    def _staying(self) -> list[Seat]:
+        return [seat for seat in self._book.of_role("expert") if seat.stays and (seat.live or not self._was_complete)]
+
+    def _question(
+        self, staying: list[Seat], find_loads: Callable[[], Loads | None], max_moves: int | None = None
+    ) -> Question | None:
+        objective = self._placing.objective
+        return question(staying, self._all_experts, self.replicas(), self._layout, find_loads, objective, max_moves)
+
+    def _loads(self) -> Loads | None:
+        """How often each expert is activated, or by how many rows it is asked; None while nobody has asked any."""
         told = [seat.load for seat in self._book.of_role("attention") if seat.live and seat.load is not None]
-        activations = Load.merge(told).activations if told else None
-        return activations if activations is not None and activations.any() else None
+        if not told:
+            return None
+        load = Load.merge(told)
+        asked = load.routes if self._placing.objective == "tokens" else load.activations
+        return asked if asked.any() else None
 
     def _target(self, seat: Seat) -> Mask:
         planned = self._layout.targets.get(seat.name) if self._layout is not None else None

@@ -8,6 +8,9 @@ hires and dismisses as the controller wants it; 4. ``drain`` and ``leave``. Acto
 
 import contextlib
 import logging
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +21,12 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutErro
 from ..checkpoint.outline import Outline
 from ..proto.generated import membership_pb2 as pb
 from . import actors
+from .absence import AGAIN_S, Absences
 from .config import CONTROLLER_SEAT, FleetConfig
 from .errors import ClusterError
 from .plan import Plan
 from .ray_driver import WaitUntil, is_done, last_line
+from .seats import NOBODY
 from .wanted import Wanted
 
 _log = logging.getLogger(__name__)
@@ -38,13 +43,16 @@ class Site:
 
 
 class Crew:
-    def __init__(self, config: FleetConfig, plan: Plan, wait_until: WaitUntil) -> None:
+    def __init__(self, config: FleetConfig, plan: Plan, wait_until: WaitUntil, renew_head: Callable[[], None]) -> None:
         self._config = config
         self._plan = plan
         self._wait_until = wait_until
         self._handles: dict[str, Any] = {}
         self._births: dict[str, Any] = {}
         self._controller = ""
+        self._renew_head = renew_head
+        self._absences = Absences()
+        self._hire_at: dict[str, float] = {}  # of seats that had an actor before
 
     def site(self, seat: str) -> Site:
         """One that was planned for; for a seat that came later, the smallest share of threads."""
@@ -59,7 +67,7 @@ class Crew:
         wanted = Wanted.first(config.attention_workers, config.expert_shards, config.replicas)
         outline = Outline(*config.model_folders)
         settings = (self._plan.shape, wanted, _HOST, port, state_file, config.slow_rule, config.wire, outline)
-        self._hire(CONTROLLER_SEAT, actors.ControllerSeat, *settings)
+        self._hire(CONTROLLER_SEAT, actors.ControllerSeat, *settings, config.placing)
         reference = self._handles[CONTROLLER_SEAT].address.remote()
         if not self._wait_until(lambda: is_done(reference), _BIRTH_S):
             raise ClusterError(f"controller: its actor did not start within {_BIRTH_S:g} s")
@@ -74,14 +82,33 @@ class Crew:
     def follow(self, status: pb.FleetStatus) -> None:
         """Hires for wanted seats that have nobody yet; dismisses whoever's seat is no longer there."""
         seats = {worker.seat: worker.wanted for worker in status.workers if worker.role in ("attention", "expert")}
+        now = time.monotonic()
+        self.replace_absent(status, now)
         for seat in [seat for seat, is_wanted in seats.items() if is_wanted and seat not in self._handles]:
-            _log.warning("%s is wanted and starts", seat)
-            self._hire_worker(seat)
+            if now >= self._hire_at.get(seat, now):
+                _log.warning("%s is wanted and starts", seat)
+                self._hire_at[seat] = now + AGAIN_S
+                with contextlib.suppress(ValueError):  # its name is still taken by one that is on its way out
+                    self._hire_worker(seat)
         for seat in [seat for seat in self._handles if seat != CONTROLLER_SEAT and seat not in seats]:
             _log.warning("%s has left", seat)
             with contextlib.suppress(RayError):
                 ray.kill(self._handles.pop(seat), no_restart=True)
             self._births.pop(seat, None)
+
+    def replace_absent(self, status: pb.FleetStatus, now: float) -> None:
+        """Gives up actors that Ray ought to have started again long ago, and has its head started again."""
+        mine = [worker for worker in status.workers if worker.wanted and worker.seat in self._handles]
+        absent = [worker.seat for worker in mine if worker.state in NOBODY]
+        self._absences.forgive({worker.seat for worker in mine} - set(absent))
+        if due := self._absences.look(absent, now):
+            _log.error("nobody has come to %s: hired anew, and Ray's head started again", ", ".join(due))
+            self._renew_head()
+            for seat in due:
+                self._births.pop(seat, None)
+                self._hire_at[seat] = now + AGAIN_S
+                # Aside: Ray's calls wait for its head, which whoever called this starts again.
+                threading.Thread(target=_dismiss, args=(self._handles.pop(seat),), daemon=True).start()
 
     def _hire_worker(self, seat: str) -> None:
         config, controller, site = self._config, self._controller, self.site(seat)
@@ -123,3 +150,8 @@ class Crew:
         actor = ray.remote(kind).options(name=seat, num_cpus=0, max_restarts=-1, max_concurrency=4)
         self._handles[seat] = actor.remote(*arguments)
         self._births[seat] = self._handles[seat].ping.remote()
+
+
+def _dismiss(handle: Any) -> None:
+    with contextlib.suppress(RayError):
+        ray.kill(handle, no_restart=True)

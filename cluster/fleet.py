@@ -127,7 +127,7 @@ class Fleet:
 
         connect(head.address, self._stop.wait_until)
         self._stop.install()  # NOTE: Ray has put handlers of its own in the place of ours
-        return Crew(self._config, self._plan, self._stop.wait_until)
+        return Crew(self._config, self._plan, self._stop.wait_until, head.renew)
 
     def _wait_for_workers(self, client: MembershipClient, gateway: GatewayProcess, progress: Progress) -> None:
         is_ready = False
@@ -145,6 +145,8 @@ class Fleet:
                 continue
             progress.update(status)
             _raise_failure(status)
+            if self._crew is not None:
+                self._crew.follow(status)
             is_ready = status.ready
 
     def _wait_for_answer(self, gateway: GatewayProcess, progress: Progress) -> None:

@@ -18,6 +18,7 @@ from ..settings.reader import option, within
 from .controller import Controller
 from .controller_thread import ControllerThread
 from .launcher import Launcher, make_run_dir
+from .placing import PlacingSettings
 from .plan import fleet_shape
 from .ray_head import RayHead
 from .ray_settings import RaySettings, prepare_driver, token_from
@@ -30,7 +31,7 @@ _END_S = 10.0
 
 
 @dataclass(frozen=True)
-class HeadConfig(WireSettings, SlowSettings):
+class HeadConfig(WireSettings, SlowSettings, PlacingSettings):
     """Configuration of the head of a fleet on several machines."""
 
     model: Path = option(
@@ -58,6 +59,7 @@ class HeadConfig(WireSettings, SlowSettings):
         if self.ray_port == self.controller_port:
             raise ValueError(f"controller_port: {self.controller_port} is Ray's port as well; choose another")
         self.check_slow()
+        self.check_placing()
         within("replicas", self.replicas, 1, 4096)
         within("gather_s", self.gather_s, 0, 3600)
         within("forget_s", self.forget_s, 1, 86_400 * 30)
@@ -103,9 +105,10 @@ def run_head(config: HeadConfig) -> int:
             seats_are_offered=True,
             slow=config.slow_rule,
             outline=Outline(config.model, config.shared_model),
+            placing=config.placing,
         )
         thread = ControllerThread(controller)
-        _hire_in_background(config, settings, head.address, _Controlled(thread), stop)
+        _hire_in_background(config, settings, head, _Controlled(thread), stop)
         print(f"head {head.address} controller {controller.address}", flush=True)
         while True:
             launcher.check()
@@ -137,16 +140,16 @@ def first_wanted(replicas: float, state_file: Path, told_file: Path) -> Wanted:
 
 
 def _hire_in_background(
-    config: HeadConfig, settings: RaySettings, address: str, controller: "_Controlled", stop: Stop
+    config: HeadConfig, settings: RaySettings, head: RayHead, controller: "_Controlled", stop: Stop
 ) -> None:
     """On a thread of its own: Ray's calls wait while ``gcs_server`` is away, which the main thread starts again."""
     prepare_driver(os.environ, settings)
     from . import hiring  # NOTE: imports ray, which reads its environment at import
     from .ray_driver import connect
 
-    connect(address, stop.wait_until)
+    connect(head.address, stop.wait_until)
     stop.install()  # NOTE: Ray has put handlers of its own in the place of ours
-    hires = hiring.Hiring(controller, config.gather_s, config.forget_s)
+    hires = hiring.Hiring(controller, config.gather_s, config.forget_s, head.renew)
     threading.Thread(target=hiring.keep_hiring, args=(hires,), name="hiring", daemon=True).start()
 
 
@@ -159,6 +162,9 @@ class _Controlled:
 
     def occupied(self) -> set[str]:
         return self._thread.call(self._controller.occupied())
+
+    def absent(self) -> set[str]:
+        return self._thread.call(self._controller.absent())
 
     def offer(self, seats: list[str]) -> None:
         self._thread.call(self._controller.offer(seats))

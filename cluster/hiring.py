@@ -9,7 +9,7 @@ node offers for a long time is forgotten.
 import contextlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import ray
@@ -17,6 +17,7 @@ from ray.exceptions import RayError
 
 from ..proto.errors import FleetError
 from . import actors
+from .absence import Absences
 from .ray_driver import is_done, last_line
 from .ray_settings import NAMESPACE, offered_seats, seat_resource
 from .wanted import Wanted, split_seat
@@ -34,13 +35,18 @@ class Controlled(Protocol):
     def occupied(self) -> set[str]:
         """The seats in its book, those that somebody has yet to leave included."""
 
+    def absent(self) -> set[str]:
+        """The wanted seats without a process."""
+
     def offer(self, seats: list[str]) -> None: ...
 
     def forget(self, seats: list[str]) -> None: ...
 
 
 class Hiring:
-    def __init__(self, controller: Controlled, gather_s: float, forget_s: float) -> None:
+    def __init__(
+        self, controller: Controlled, gather_s: float, forget_s: float, renew_head: Callable[[], None] = lambda: None
+    ) -> None:
         """The first nodes are told together, when none has come for ``gather_s``: so experts are laid out once."""
         self._controller = controller
         self._gather_s, self._forget_s = gather_s, forget_s
@@ -49,6 +55,8 @@ class Hiring:
         self._newest: tuple[frozenset[str], float] = (frozenset(), 0.0)
         self._handles: dict[str, Any] = {}
         self._births: dict[str, tuple[Any, float]] = {}
+        self._renew_head = renew_head
+        self._absences = Absences()
 
     def adopt(self) -> None:
         """Workers that an earlier process hired."""
@@ -68,6 +76,7 @@ class Hiring:
         occupied = self._controller.occupied()
         for seat in [seat for seat in self._handles if seat not in occupied]:
             self._dismiss(seat)
+        self._replace_absent(offers, now)
         wanted = _seats(self._controller.wanted())
         for seat in offers:
             if seat in wanted and seat not in self._handles:
@@ -111,6 +120,16 @@ class Hiring:
             self._handles[seat] = actor.remote()
             self._births[seat] = (self._handles[seat].ping.remote(), now)
             _log.warning("%s starts", seat)
+
+    def _replace_absent(self, offers: Mapping[str, str], now: float) -> None:
+        """Ray ought to have started their actors again long ago, as their nodes are there."""
+        absent = self._controller.absent() & offers.keys() & self._handles.keys()
+        self._absences.forgive(self._handles.keys() - absent)
+        if due := self._absences.look(sorted(absent), now):
+            _log.error("nobody has come to %s: hired anew, and Ray's head started again", ", ".join(due))
+            self._renew_head()
+            for seat in due:
+                self._dismiss(seat)
 
     def _dismiss(self, seat: str) -> None:
         _log.warning("%s has left", seat)

@@ -18,9 +18,9 @@ class MembershipClient:
         self._channel = wire.open_blocking_channel(controller, [("grpc.enable_http_proxy", 0)])
         self._stub = rpc.MembershipStub(self._channel)
 
-    def status(self) -> pb.FleetStatus:
-        """Raises FleetError while the controller does not answer."""
-        status: pb.FleetStatus = self._call(self._stub.Status, pb.StatusRequest())
+    def status(self, seat: str = "") -> pb.FleetStatus:
+        """Of the whole fleet, or of one worker. Raises FleetError while the controller does not answer."""
+        status: pb.FleetStatus = self._call(self._stub.Status, pb.StatusRequest(seat=seat))
         return status
 
     def drain(self, seat: str) -> None:

@@ -157,7 +157,7 @@ class _Watch:
         """
         if self._failure.exists():
             raise ClusterError(f"{self._config.seat}: {self._failure.read_text()}")
-        workers = self._controller.status().workers
+        workers = self._controller.status(self._config.seat).workers
         state = next((worker.state for worker in workers if self._is_ours(worker)), "")
         if state != self._state:
             self._state = state

@@ -109,6 +109,7 @@ def fleet_shape(checkpoint: CheckpointFiles, dtype: str) -> FleetShape:
         num_dense_layers=model.num_dense_layers,
         fingerprint=checkpoint.fingerprint,
         dtype=dtype,
+        expert_bytes=model.expert_bytes,
     )
 
 

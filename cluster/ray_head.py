@@ -5,7 +5,10 @@ Knows nothing of actors. 1. ``start`` runs ``ray start --head`` below the guard 
 and on the same RocksDB folder, as soon as it is gone: raylets, actors and drivers reconnect and keep their pids.
 """
 
+import contextlib
 import logging
+import os
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from typing import ClassVar
@@ -39,6 +42,11 @@ class RayHead(RayNode):
         self.gcs_pid = self._launcher.spawn(self._gcs_argv, self._gcs_env, "gcs_server")
         _log.warning("gcs_server was gone, started it again as pid %d", self.gcs_pid)
         return True
+
+    def renew(self) -> None:
+        """Has ``gcs_server`` started again, as if it had died: one that could not write for a while may never answer again."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.gcs_pid, signal.SIGKILL)
 
     def _found(self, pids: Mapping[str, int]) -> None:
         super()._found(pids)

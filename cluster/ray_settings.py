@@ -1,7 +1,8 @@
 """What this project sets in Ray, and why: environment, command lines and start hook of a cluster's nodes.
 
 Knows nothing of processes. Ray's defaults end a fleet a minute after its head died, give a third of the memory to an
-object store that nobody uses, and kill the largest worker under memory pressure; each setting here undoes one of these.
+object store that nobody uses, kill the largest worker under memory pressure, and have every worker run with the lowest priority but
+for four; each setting here undoes one of these.
 """
 
 import hashlib
@@ -71,6 +72,7 @@ class RaySettings:
             "RAY_gcs_storage": "rocksdb",
             "RAY_gcs_storage_path": str(self.gcs_storage),
             "RAY_memory_monitor_refresh_ms": "0",
+            "RAY_worker_niceness": "0",
             "RAY_worker_maximum_startup_concurrency": "4",
             "RAY_START_HOOK": START_HOOK,
             **thread_environment(self.threads),

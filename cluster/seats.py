@@ -6,6 +6,7 @@ more stay in the book as long as somebody sits there.
 """
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -22,6 +23,8 @@ Role = Literal["expert", "attention", "gateway"]
 WORKER_STATES = ("starting", "loading", "ready", "leaving", "draining", "failed")
 # Those in which a worker takes work.
 SERVING = ("ready", "leaving")
+# Those of a seat without a process.
+NOBODY = ("vacant", "lost")
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class FleetShape:
     num_dense_layers: int
     fingerprint: str
     dtype: str
+    expert_bytes: int = 0  # of one layer's expert in the checkpoint; 0 is not known
 
     def all_experts(self) -> npt.NDArray[np.bool_]:
         """[num_layers, num_experts]: those that there are."""
@@ -93,6 +97,7 @@ class SeatBook:
     def __init__(self, shape: FleetShape, wanted: Wanted, lease_s: float, incarnation: int = 0) -> None:
         self.shape = shape
         self.lease_s = lease_s
+        self._incarnation = incarnation
         # NOTE: no lease of an earlier controller may look like one of this one's.
         self._lease_ids = itertools.count((incarnation << 20) + 1)
         self._by_lease: dict[int, Seat] = {}
@@ -100,10 +105,9 @@ class SeatBook:
         self.want(wanted)
 
     @property
-    def seats(self) -> dict[str, Seat]:
+    def seats(self) -> Mapping[str, Seat]:
         """Attention workers first, then expert shards, then gateways, each by ordinal."""
-        roles = ("attention", "expert", "gateway")
-        return dict(sorted(self._seats.items(), key=lambda item: (roles.index(item[1].role), split_seat(item[0])[1])))
+        return self._seats
 
     @property
     def wanted(self) -> Wanted:
@@ -120,6 +124,7 @@ class SeatBook:
             if seat.role != "gateway" and seat.name not in names:
                 seat.wanted = False
                 self._forget_if_gone(seat)
+        self._sort()
 
     def register(self, request: pb.RegisterRequest, now: float) -> pb.RegisterReply:
         held = self._expert_set(request.held)
@@ -136,7 +141,7 @@ class SeatBook:
         seat.state, seat.last_seen, seat.held, seat.capacity = "starting", now, held, request.capacity
         seat.report = pb.WorkerReport(seat=seat.name, fingerprint=request.fingerprint, held=request.held)
         self._by_lease[seat.lease_id] = seat
-        return pb.RegisterReply(lease_id=seat.lease_id, lease_s=self.lease_s)
+        return pb.RegisterReply(lease_id=seat.lease_id, lease_s=self.lease_s, incarnation=self._incarnation)
 
     def report(self, lease_id: int, report: pb.WorkerReport, now: float) -> bool:
         """False when the lease is not, or no longer, known."""
@@ -149,6 +154,7 @@ class SeatBook:
             seat.held = self._expert_set(report.held)
         if report.load:
             seat.load = self._load(report.load)
+            report.ClearField("load")  # nobody asks for it as it came
         seat.state, seat.last_seen, seat.report = report.state, now, report
         return True
 
@@ -212,12 +218,22 @@ class SeatBook:
             return seat
         role, ordinal = split_seat(name)
         if role == "gateway" and ordinal >= 0:
-            return self._seats.setdefault(name, Seat(name, "gateway", wanted=False))
+            return self._add(Seat(name, "gateway", wanted=False))
         if role == "expert" and ordinal >= 0 and held.count:
-            return self._seats.setdefault(name, Seat(name, "expert", wanted=False))
+            return self._add(Seat(name, "expert", wanted=False))
         wanted = self._wanted
         counts = f"{len(wanted.attention)} attention workers and {len(wanted.expert)} expert shards"
         raise FleetError(Code.BAD_REQUEST, f"seat: {name!r} does not exist in a fleet of {counts}")
+
+    def _add(self, seat: Seat) -> Seat:
+        self._seats[seat.name] = seat
+        self._sort()
+        return seat
+
+    def _sort(self) -> None:
+        roles = ("attention", "expert", "gateway")
+        ranked = sorted(self._seats.values(), key=lambda seat: (roles.index(seat.role), split_seat(seat.name)[1]))
+        self._seats = {seat.name: seat for seat in ranked}
 
     def _check(self, seat: Seat, request: pb.RegisterRequest) -> None:
         if seat.role == "gateway":

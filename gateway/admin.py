@@ -30,7 +30,7 @@ def build_admin_app(service: Service) -> FastAPI:
     @app.get("/metrics")
     async def metrics() -> Response:
         status, problem = await _fleet_status(service)
-        text = service.metrics.text(status.workers, 0 if problem else status.wanted_expert_shards)
+        text = service.metrics.text(status, is_current=problem is None)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/status")

@@ -34,12 +34,23 @@ class Worker:
         self.address = member.address
         self.numerics = member.numerics
         self.max_model_len = member.max_model_len
-        self.num_running = 0
+        self.running: set[object] = set()  # sequences
         self.last_used = 0
         self.retired = False
+        self._victims: frozenset[object] | None = None
         self.seen = SeenPrefixes()
         self.channel = open_channel(member.address)
         self.stub = rpc.AttentionWorkerStub(self.channel)
+
+    @property
+    def num_running(self) -> int:
+        return len(self.running)
+
+    def victims(self) -> frozenset[object]:
+        """The sequences that ran when its process died; whoever is told of the death first asks first."""
+        if self._victims is None:
+            self._victims = frozenset(self.running)
+        return self._victims
 
     def generate(self, request: pb.GenerateRequest, timeout_s: float | None) -> Any:
         """The running call: an async iterator of replies that can be cancelled."""
@@ -63,6 +74,7 @@ class Backend:
         self._closing: set[asyncio.Task[None]] = set()
         self._updated = asyncio.Event()  # replaced by every update
         self._num_picks = 0
+        self.trial = asyncio.Lock()  # held by the one sequence that runs on trial
 
     @property
     def workers(self) -> list[Worker]:
@@ -115,13 +127,13 @@ class Backend:
         return best
 
     @contextmanager
-    def running(self, worker: Worker) -> Iterator[None]:
-        """Counts one sequence on the worker."""
-        worker.num_running += 1
+    def running(self, worker: Worker, sequence: object) -> Iterator[None]:
+        """``sequence`` is one more on the worker."""
+        worker.running.add(sequence)
         try:
             yield
         finally:
-            worker.num_running -= 1
+            worker.running.discard(sequence)
             self._close_if_done(worker)
 
     async def close(self) -> None:

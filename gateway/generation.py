@@ -4,14 +4,17 @@ Knows nothing of text. 1. Pick a worker and stream its replies. 2. If it refuses
 3. If it is lost, or fails later, hand prompt and tokens so far to another worker of the same numerics class, which continues
 identically; each process is tried once, but one that has no experts to ask yet again and again. 4. If only those of another class are left, the sequence ends, or goes on there and says
 so, as ``on_inexact`` has it. 5. If there is none at all, wait a while for one to come; then the worker's error is the sequence's.
-A sequence under which too many workers died in a row ends, as it may have killed them.
+A sequence under which too many workers died in a row ends, as it must have killed them; where several were hit by the same
+deaths, each goes on alone among them, one after the other, until it is well beyond the place or one more worker has died of it.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 from array import array
 from collections.abc import AsyncGenerator
+from typing import Literal
 
 import grpc
 
@@ -51,16 +54,17 @@ async def replies(
     A reply names a numerics class if it is the first one, or if its tokens are of another class than those before.
     """
     sequence = _Sequence(backend, request, resumption)
-    while True:
-        worker = await sequence.pick()
-        try:
-            async for reply in sequence.run_on(worker):
-                yield reply
-                if reply.finish_reason:
-                    return
-            raise FleetError(Code.LANE_LOST, f"{worker.seat} ended the stream without a reason")
-        except FleetError as error:
-            sequence.give_up_or_go_on(worker, error)
+    with contextlib.closing(sequence):
+        while True:
+            worker = await sequence.pick()
+            try:
+                async for reply in sequence.run_on(worker):
+                    yield reply
+                    if reply.finish_reason:
+                        return
+                raise FleetError(Code.LANE_LOST, f"{worker.seat} ended the stream without a reason")
+            except FleetError as error:
+                sequence.give_up_or_go_on(worker, error)
 
 
 class _Sequence:
@@ -74,11 +78,14 @@ class _Sequence:
         self._not_ready: set[Worker] = set()  # they will serve
         self._waits_since: float | None = None
         self._deaths = Deaths()
+        self._trial: Literal["none", "wanted", "running"] = "none"
         self._failure: FleetError | None = None
         self._ends_at = asyncio.get_running_loop().time() + request.deadline_s if request.deadline_s else None
 
     async def pick(self) -> Worker:
         """Waits for one, if all that there are have failed; a worker that was started again counts as another."""
+        if self._trial == "wanted":
+            await self._await_trial()
         loop = asyncio.get_running_loop()
         while True:
             try:
@@ -94,6 +101,19 @@ class _Sequence:
             await self._backend.wait_for_update(min(left_s, _READY_AGAIN_S) if self._not_ready else left_s)
             self._not_ready.clear()
             self._set_deadline()
+
+    async def _await_trial(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(self._ends_at):
+                await self._backend.trial.acquire()
+                self._trial = "running"
+        self._set_deadline()
+
+    def close(self) -> None:
+        """Ends its trial, if it is on one."""
+        if self._trial == "running":
+            self._backend.trial.release()
+        self._trial = "none"
 
     def _pick_now(self) -> Worker:
         request = self._request
@@ -130,7 +150,7 @@ class _Sequence:
     async def run_on(self, worker: Worker) -> AsyncGenerator[pb.GenerateReply, None]:
         is_resumption = bool(self._request.generated_ids)
         self._set_deadline()
-        with self._backend.running(worker):
+        with self._backend.running(worker, self):
             deadline_s = self._request.deadline_s
             call = worker.generate(self._request, deadline_s + _GRACE_S if deadline_s else None)
             try:
@@ -146,10 +166,14 @@ class _Sequence:
 
     def _note_death(self, worker: Worker) -> None:
         """Raises FleetError WORKER_DEATHS when it was one too many."""
-        request = self._request
-        self._deaths.add(worker.seat, len(request.generated_ids))
+        request, most = self._request, self._resumption.max_worker_deaths
+        self._deaths.add(worker.seat, len(request.generated_ids), worker.victims())
         seats = self._deaths.seats
-        if len(seats) < self._resumption.max_worker_deaths:
+        if len(seats) < most:
+            return
+        if len(seats) == most and not self._deaths.has_one_suspect:
+            _log.warning("%s: was running, among others, when %s died; on trial", request.request_id, ", ".join(seats))
+            self._trial = "wanted"
             return
         fingerprint = hashlib.sha256(array("I", request.prompt_ids).tobytes()).hexdigest()
         _log.error(
@@ -192,6 +216,8 @@ class _Sequence:
             self._numerics = reply.numerics
             self._of_other_class.clear()
         self._request.generated_ids.extend(reply.token_ids)
+        if self._trial == "running" and self._deaths.are_behind(len(self._request.generated_ids)):
+            self.close()
 
     def _set_deadline(self) -> None:
         if self._ends_at is None:

@@ -58,9 +58,10 @@ class Metrics:
     def watch(self, model_name: str, num_prompt_tokens: int) -> "Watch":
         return Watch(self, model_name, num_prompt_tokens)
 
-    def text(self, workers: Iterable[pb.WorkerStatus], wanted_expert_shards: int) -> bytes:
-        """``wanted_expert_shards`` is left out when it is 0: whoever scales by it had better do nothing then."""
-        self.workers.latest, self.workers.wanted_expert_shards = list(workers), wanted_expert_shards
+    def text(self, status: pb.FleetStatus, *, is_current: bool) -> bytes:
+        """What is said of the fleet as a whole is left out where the controller is away: whoever acts on it had better wait."""
+        self.workers.latest = list(status.workers)
+        self.workers.of_fleet = _of_fleet(status) if is_current else {}
         return generate_latest(self.registry)
 
 
@@ -112,13 +113,12 @@ class _WorkerMetrics(Collector):
 
     def __init__(self) -> None:
         self.latest: Sequence[pb.WorkerStatus] = ()
-        self.wanted_expert_shards = 0
+        self.of_fleet: dict[str, tuple[str, float]] = {}  # name: what it is, and its value
 
     def collect(self) -> Iterable[Metric]:
-        families: dict[str, GaugeMetricFamily] = {}
-        if self.wanted_expert_shards:
-            full = "expertfleet_wanted_expert_shards"
-            families[full] = GaugeMetricFamily(full, "Of all groups, for the work.", value=self.wanted_expert_shards)
+        families: dict[str, GaugeMetricFamily] = {
+            name: GaugeMetricFamily(name, what, value=value) for name, (what, value) in self.of_fleet.items()
+        }
         for worker in self.latest:
             values = dict(worker.report.metrics) | {"up": float(worker.state == "ready")}
             values |= {"bytes_loaded": worker.report.bytes_loaded, "tokens": worker.report.tokens}
@@ -129,3 +129,15 @@ class _WorkerMetrics(Collector):
                 )
                 family.add_metric((worker.seat, worker.role), value)
         return families.values()
+
+
+def _of_fleet(status: pb.FleetStatus) -> dict[str, tuple[str, float]]:
+    found = {
+        "expertfleet_expert_coverage": (
+            "Share of the experts that would survive the loss of any one node.", status.coverage
+        ),
+        "expertfleet_expert_replicas": ("Copies of each expert that are wanted.", status.replicas),
+    }  # fmt: skip
+    if status.wanted_expert_shards:  # 0: not known
+        found["expertfleet_wanted_expert_shards"] = ("Of all groups, for the work.", status.wanted_expert_shards)
+    return found

@@ -2,8 +2,8 @@
 
 Knows nothing of what the worker does. 1. ``register`` until the controller answers or the deadline passes;
 2. ``keep`` reports forever; a controller that does not know the lease (it restarted, or the lease ran out) is told
-again who sits here and what it holds. 3. ``follow`` hands on the lease's orders. A controller that is away stops nothing. A refusal
-ends ``keep`` with its error.
+again who sits here and what it holds. 3. ``follow`` hands on the lease's orders. A controller that is away stops nothing, and an
+earlier one than has been heard counts as away. A refusal ends ``keep`` with its error.
 """
 
 import asyncio
@@ -33,6 +33,7 @@ class SeatKeeper:
         self.controller = controller
         self.seat = seat
         self.lease_id = 0
+        self._incarnation = 0  # of the newest controller that has given this seat a lease
         self._request = pb.RegisterRequest()
         self._channel: grpc.aio.Channel | None = None
         self._leased = asyncio.Event()  # a lease that was not followed yet
@@ -123,6 +124,10 @@ class SeatKeeper:
 
     async def _register_once(self) -> pb.RegisterReply:
         reply: pb.RegisterReply = await self._call("Register", self._request)
+        if 0 < reply.incarnation < self._incarnation:
+            earlier = f"{reply.incarnation} is an earlier one than {self._incarnation}, which has been heard"
+            raise FleetError(Code.NOT_READY, f"controller {self.controller}: {earlier}")
+        self._incarnation = max(self._incarnation, reply.incarnation)
         self.lease_id = reply.lease_id
         self._leased.set()
         return reply

@@ -9,6 +9,7 @@ from collections import deque
 from .link import BURST_BYTES, QUEUE_S, Link
 
 _MOST_HELD = 256 << 20
+_HEADERS = 128  # bytes, or a little less: those of the kernel, of Ethernet, IP and TCP
 
 
 class Pipe:
@@ -35,7 +36,7 @@ class Pipe:
             return
         self._sent_at = sent_at
         self._last = max(self._last, max(sent_at, now) + self._delay_s())  # no packet overtakes another
-        self._held.append((self._last, packet))
+        self._held.append((self._last, self._perhaps_corrupt(packet)))
         self._num_bytes += len(packet)
 
     def take(self, now: float) -> list[bytes]:
@@ -45,6 +46,14 @@ class Pipe:
             packets.append(self._held.popleft()[1])
             self._num_bytes -= len(packets[-1])
         return packets
+
+    def _perhaps_corrupt(self, packet: bytes) -> bytes:
+        """Only packets that carry something, and in what they carry, so that it arrives."""
+        spoils = self.link.corrupt_percent > 0 and 100 * self._rng.random() < self.link.corrupt_percent
+        if not spoils or len(packet) <= _HEADERS:
+            return packet
+        place = self._rng.randrange(_HEADERS, len(packet))
+        return packet[:place] + bytes([packet[place] ^ 1 << self._rng.randrange(8)]) + packet[place + 1 :]
 
     def _is_lost(self) -> bool:
         return self.link.loss_percent > 0 and 100 * self._rng.random() < self.link.loss_percent

@@ -45,12 +45,14 @@ class RegisterRequest(_message.Message):
     def __init__(self, seat: _Optional[str] = ..., address: _Optional[str] = ..., pid: _Optional[int] = ..., node: _Optional[str] = ..., fingerprint: _Optional[str] = ..., dtype: _Optional[str] = ..., held: _Optional[_Union[ExpertSet, _Mapping]] = ..., capacity: _Optional[int] = ...) -> None: ...
 
 class RegisterReply(_message.Message):
-    __slots__ = ("lease_id", "lease_s")
+    __slots__ = ("lease_id", "lease_s", "incarnation")
     LEASE_ID_FIELD_NUMBER: _ClassVar[int]
     LEASE_S_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
     lease_id: int
     lease_s: float
-    def __init__(self, lease_id: _Optional[int] = ..., lease_s: _Optional[float] = ...) -> None: ...
+    incarnation: int
+    def __init__(self, lease_id: _Optional[int] = ..., lease_s: _Optional[float] = ..., incarnation: _Optional[int] = ...) -> None: ...
 
 class ReportRequest(_message.Message):
     __slots__ = ("lease_id", "report")
@@ -211,8 +213,10 @@ class WorkerReport(_message.Message):
     def __init__(self, seat: _Optional[str] = ..., state: _Optional[str] = ..., numerics: _Optional[str] = ..., epoch: _Optional[_Union[EpochId, _Mapping]] = ..., held: _Optional[_Union[ExpertSet, _Mapping]] = ..., bytes_loaded: _Optional[int] = ..., bytes_total: _Optional[int] = ..., tokens: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ..., error: _Optional[str] = ..., min_epoch: _Optional[_Union[EpochId, _Mapping]] = ..., backend: _Optional[str] = ..., fingerprint: _Optional[str] = ..., pid: _Optional[int] = ..., load: _Optional[bytes] = ..., quarantined: _Optional[_Iterable[str]] = ..., seconds_per_expert: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class StatusRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("seat",)
+    SEAT_FIELD_NUMBER: _ClassVar[int]
+    seat: str
+    def __init__(self, seat: _Optional[str] = ...) -> None: ...
 
 class FleetStatus(_message.Message):
     __slots__ = ("workers", "epoch", "ready", "missing", "settled", "replicas", "coverage", "wanted_expert_shards")

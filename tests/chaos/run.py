@@ -25,12 +25,20 @@ from expertfleet.benchmarks.networks.commands import NetworkError
 from expertfleet.demo.bundled import NANO_K2
 
 _READY_S = 180.0
+
+
+def _lengths(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(",")))
+
+
 _OVER = {
     "fleet": ("expert_shards", "replicas", "attention_workers"),
-    "load": ("streams", "max_tokens", "seed"),
+    "load": ("streams", "max_tokens", "seed", "calm_gap_ms", "prompt_tokens"),
     "soak": ("minutes",),
     "scaling": ("cycles", "baseline"),
 }
+_OWN = {"repeat": int, "within_min": float}
+_KINDS = {"minutes": float, "calm_gap_ms": float, "prompt_tokens": _lengths}
 
 
 def main() -> int:
@@ -72,14 +80,16 @@ def overlaid(plan: Plan, given: dict[str, Any]) -> Plan:
             plan = dataclasses.replace(plan, **{part: dataclasses.replace(getattr(plan, part), **values)})
         except ValueError as error:
             raise PlanError(f"with {', '.join(map(_flag, values))}: {error}") from None
-    return _with_for_s(_with_repeat(plan, given["repeat"]), given["for_s"])
+    return _with_for_s(_with_own(plan, given), given["for_s"])
 
 
-def _with_repeat(plan: Plan, repeat: int | None) -> Plan:
-    try:
-        return plan if repeat is None else dataclasses.replace(plan, repeat=repeat)
-    except ValueError as error:
-        raise PlanError(f"with --repeat: {error}") from None
+def _with_own(plan: Plan, given: dict[str, Any]) -> Plan:
+    for name in _OWN:
+        try:
+            plan = plan if given[name] is None else dataclasses.replace(plan, **{name: given[name]})
+        except ValueError as error:
+            raise PlanError(f"with {_flag(name)}: {error}") from None
+    return plan
 
 
 def _with_for_s(plan: Plan, for_s: float | None) -> Plan:
@@ -102,9 +112,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ready-s", type=float, default=_READY_S, help=f"wait so long for the fleet ({_READY_S:g})")
     for names in _OVER.values():
         for name in names:
-            kind = float if name == "minutes" else int
-            parser.add_argument(_flag(name), type=kind, help="instead of the plan's")
-    parser.add_argument("--repeat", type=int, help="instead of the plan's")
+            parser.add_argument(_flag(name), type=_KINDS.get(name, int), help="instead of the plan's")
+    for name, own in _OWN.items():
+        parser.add_argument(_flag(name), type=own, help="instead of the plan's")
     parser.add_argument("--for-s", type=float, help="instead of that of every step that has one")
     parser.add_argument("serve_flags", nargs="*", metavar="-- FLAG", help="further flags of expertfleet serve")
     return parser

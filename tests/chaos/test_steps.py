@@ -1,17 +1,20 @@
 """Steps hit real processes, which a fake fleet starts again."""
 
 import asyncio
+import contextlib
 import random
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 from harness import steps
+from harness.disk import Disk
 from harness.fleet import FleetError
 from harness.plan import Expect, FleetSize, Load, Plan, Soak, Step
 from harness.scaling import Scaling
@@ -29,7 +32,8 @@ class FakeFleet:
 
     def __init__(self, *names: str) -> None:
         self.processes = {name: self._start() for name in names}
-        self.stale = self.unsettled = self.twice = 0
+        self.stale = self.unsettled = self.twice = self.asked_elsewhere = 0
+        self.notices = True
         self.restarts = True
         self.commands: list[tuple[str, ...]] = []
         self.left: set[int] = set()
@@ -46,7 +50,8 @@ class FakeFleet:
                     name: process if process.poll() is None else self._start()
                     for name, process in self.processes.items()
                 }
-        workers = [self._worker(seat) for seat in self._experts()]
+        self.asked_elsewhere += self.notices
+        workers = [self._worker(seat) for seat in (*self._attention(), *self._experts())]
         self.unsettled, self.twice = max(0, self.unsettled - 1), max(0, self.twice - 1)
         workers += [self._worker("controller")] if "controller" in self.processes else []
         return {
@@ -55,10 +60,15 @@ class FakeFleet:
         }  # fmt: skip
 
     def _worker(self, seat: str) -> dict[str, Any]:
-        return {"role": seat.split("-")[0], "seat": seat, "state": "ready", "pid": self.processes[seat].pid}
+        metrics = {"hedged_frames_total": float(self.asked_elsewhere)}
+        own = {"seat": seat, "state": "ready", "pid": self.processes[seat].pid, "metrics": metrics}
+        return {"role": seat.split("-")[0], **own}
 
     def _experts(self) -> list[str]:
         return sorted(name for name in self.processes if name.startswith("expert-"))
+
+    def _attention(self) -> list[str]:
+        return sorted(name for name in self.processes if name.startswith("attention-"))
 
     async def pid(self, target: str) -> int:
         if target not in self.processes:
@@ -213,6 +223,10 @@ def run_networked(fleet: FakeFleet, network: FakeNetwork, *planned: Step) -> lis
         (Step("cut", "expert-1", for_s=0.5, at_s=0), [("cut", 1), ("join", 1)]),
         (Step("delay", "expert-1", for_s=0.5, ms=200, at_s=0), [(1, {"delay_ms": 200}), (1, {"delay_ms": 0})]),
         (Step("loss", "expert-0", for_s=0.5, percent=5, at_s=0), [(0, {"loss_percent": 5}), (0, {"loss_percent": 0})]),
+        (
+            Step("corrupt", "expert-0", for_s=0.5, percent=5, at_s=0),
+            [(0, {"corrupt_percent": 5}), (0, {"corrupt_percent": 0})],
+        ),
     ],
     ids=lambda given: given.do if isinstance(given, Step) else "",
 )
@@ -224,6 +238,77 @@ def test_a_link_is_as_before_when_a_steps_time_is_over(fleet: FakeFleet, step: S
     assert happened.name == f"{step.do} {step.target}"
     assert happened.whole_s is not None
     assert happened.pid is None
+
+
+@pytest.mark.parametrize("do", ["cut", "corrupt"])
+def test_a_link_that_was_spoiled_and_nobody_noticed_shows_nothing(fleet: FakeFleet, do: Any) -> None:
+    step = Step(do, "expert-1", for_s=0.2, percent=5 if do == "corrupt" else None, at_s=0)
+    (happened,) = run_networked(fleet, FakeNetwork(), step)
+    assert (happened.error, happened.note) == ("", "2 frames were asked of other shards")
+    fleet.notices = False
+    (happened,) = run_networked(fleet, FakeNetwork(), step)
+    assert happened.error == "nobody noticed: no frame was asked of another shard"
+
+
+def test_a_disk_is_full_for_so_long_and_then_as_before(fleet: FakeFleet, tmp_path: Path) -> None:
+    class FakeDisk(Disk):
+        @contextlib.contextmanager
+        def full(self) -> Iterator[None]:
+            (tmp_path / "full").touch()
+            yield
+            (tmp_path / "full").rename(tmp_path / "free")
+
+    plan = Plan("t", Load(max_tokens=50), Expect(0, 0), FleetSize(2, disk_mib=64), (Step("fill", for_s=0.3, at_s=0),))
+    began = time.monotonic()
+    (happened,) = run(Steps(fleet, plan, lambda num_tokens: True, lambda line: None, disk=FakeDisk(tmp_path)))
+    assert time.monotonic() - began >= 0.3
+    assert (tmp_path / "free").exists()
+    assert (happened.name, happened.error, happened.whole_s is not None) == ("fill the disk", "", True)
+
+
+@pytest.mark.parametrize(
+    ("kills", "how", "error"),
+    [
+        (True, "worker_deaths: the request was running during 2 deaths", ""),
+        (True, "", "the request was not ended as one that kills its workers: 1 workers died of it; it was answered"),
+        (False, "worker_deaths: ", "no worker died of the request: 0 workers died of it; worker_deaths: "),
+    ],
+)
+def test_a_request_that_crashes_its_workers_has_to_be_ended(kills: bool, how: str, error: str) -> None:
+    fleet = FakeFleet("expert-0", "attention-0")
+
+    async def crash() -> str:
+        if kills:
+            fleet.processes["attention-0"].kill()
+            fleet.processes["attention-0"].wait()
+        return how
+
+    one = make(fleet, Step("crash", at_s=0))
+    one.crash = crash
+    try:
+        first = fleet.processes["attention-0"].pid
+        (happened,) = run(one)
+        assert happened.error == error
+        assert one.ended == ({first} if kills else set())
+        assert happened.whole_s is not None or error
+    finally:
+        fleet.end()
+
+
+def test_no_round_begins_when_the_time_is_over(fleet: FakeFleet) -> None:
+    one = make(fleet, Step("kill", "expert-1", at_s=0), Step("kill", "expert-0", after_s=0.0), repeat=50)
+    one.give_up = time.monotonic() + 2.5
+    happened = run(one)
+    assert 2 <= len(happened) < 20
+    assert len(happened) % 2 == 0, "a round was left half done"
+
+
+def test_no_cycle_begins_when_the_time_is_over(fleet: FakeFleet) -> None:
+    one = make(fleet, Step("kill", "expert-1", at_s=0))
+    one.plan = replace(one.plan, step=(), scaling=Scaling(most=3, cycles=1000, baseline=1))
+    one.give_up = time.monotonic() + 1.0
+    run(one)
+    assert 1 <= one.num_cycles < 1000
 
 
 def test_a_link_that_cannot_be_changed_is_an_error(fleet: FakeFleet) -> None:

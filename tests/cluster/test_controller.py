@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import grpc
+import numpy as np
 import pytest
 
+from expertfleet.cluster import controller as controller_module
 from expertfleet.cluster.controller import Controller
 from expertfleet.cluster.seats import FleetShape
 from expertfleet.cluster.slowness import SlowRule
@@ -17,6 +19,7 @@ from expertfleet.membership.watch import EpochWatch
 from expertfleet.proto.errors import Code, FleetError
 from expertfleet.proto.generated import membership_pb2 as pb
 from expertfleet.proto.generated import membership_pb2_grpc as rpc
+from expertfleet.router.load import Load
 
 SHAPE = FleetShape(4, 10, 1, "a" * 64, "bfloat16")
 WANTED = Wanted.first(attention_workers=1, expert_shards=3, replicas=1)
@@ -33,6 +36,7 @@ class Worker:
         self.told = ExpertSet.empty()
         self.loads, self.left = True, False
         self.times: dict[str, float] = {}
+        self.load = b""
         self.tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> "Worker":
@@ -69,6 +73,7 @@ class Worker:
             pid=self.pid,
             epoch=self.newest.to_proto(),
             seconds_per_expert=self.times,
+            load=self.load,
         )
 
     async def die(self) -> None:
@@ -117,6 +122,10 @@ class Fleet:
         async with open_channel(self.controller.address) as channel:
             reply: pb.ScaleReply = await rpc.MembershipStub(channel).Scale(pb.ScaleRequest(**wish))
             return reply
+
+    def num_asked(self, layer: int, expert: int) -> int:
+        """Shards that the newest epoch asks for it."""
+        return sum(member.held.holds(layer, expert) for member in self.epochs[-1].experts)
 
     def held(self) -> dict[str, int]:
         return {seat: worker.held.count for seat, worker in self.workers.items() if seat.startswith("expert")}
@@ -273,6 +282,56 @@ def test_status_lists_every_seat_the_controller_and_gateways() -> None:
             assert [w.num_experts for w in status.workers] == [0, 0, 10, 10, 10, 0]
             assert [w.wanted for w in status.workers] == [False, True, True, True, True, False]
             assert status.coverage == pytest.approx(2 / 3)
+
+    in_loop(scenario)
+
+
+def test_a_node_asks_for_its_own_worker_alone() -> None:
+    async def scenario() -> None:
+        async with Fleet() as fleet:
+            fleet.all_ready()
+            await fleet.until_complete()
+            async with open_channel(fleet.controller.address) as channel:
+                stub = rpc.MembershipStub(channel)
+                one = await stub.Status(pb.StatusRequest(seat="expert-1"))
+                nobody = await stub.Status(pb.StatusRequest(seat="expert-7"))
+            assert [worker.seat for worker in one.workers] == ["expert-1"]
+            assert one.workers[0].pid == fleet.workers["expert-1"].pid
+            assert not nobody.workers
+
+    in_loop(scenario)
+
+
+def test_a_wish_that_cannot_be_kept_is_refused_and_changes_nothing(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        (tmp_path / "state").mkdir()
+        async with Fleet(state_file=tmp_path / "state" / "fleet.json") as fleet:
+            for path in (tmp_path / "state").iterdir():
+                path.unlink()
+            (tmp_path / "state").rmdir()
+            with pytest.raises(grpc.aio.AioRpcError, match=r"fleet\.json cannot be written"):
+                await fleet.scale(attention_workers=2)
+            assert fleet.controller.wanted == WANTED
+
+    in_loop(scenario)
+
+
+def test_copies_follow_what_is_asked_while_the_fleet_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each minute, here ten times a second; the hottest expert's load drifts to another one."""
+    monkeypatch.setattr(controller_module, "_REBALANCE_S", 0.1)
+
+    async def scenario() -> None:
+        async with Fleet(Wanted.first(1, 3, 1.25)) as fleet:
+            fleet.all_ready()
+            await fleet.until_complete()
+            for hot in (3, 8):
+                rates = np.ones((4, 10), dtype=np.float32)
+                rates[2, hot] = 500.0
+                fleet.workers["attention-0"].load = Load(rates, rates).to_bytes()
+                await fleet.until(lambda hot=hot: fleet.num_asked(2, hot) > 1, 15.0)
+            status = await fleet.status()
+            moved = status.workers[0].report.metrics["moved_experts_total"]
+            assert moved > 37, "what was dealt first, and what followed the load"
 
     in_loop(scenario)
 

@@ -1,5 +1,7 @@
 """Whatever joins, leaves, dies or loads in whatever order: nobody is asked for what it does not hold, and all comes to an end."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from expertfleet.cluster.convergence import Convergence
+from expertfleet.cluster.placing import Placing
 from expertfleet.cluster.seats import FleetShape, SeatBook
 from expertfleet.cluster.wanted import Wanted
 from expertfleet.membership.epoch import Epoch, EpochId, ExpertSet
@@ -43,10 +46,10 @@ class Shard:
             self.state = "ready"
 
 
-def whole_fleet(capacity: int = 100) -> tuple[SeatBook, Convergence]:
+def whole_fleet(capacity: int = 100, placing: Placing | None = None) -> tuple[SeatBook, Convergence]:
     """Three shards at rest."""
     book = SeatBook(SHAPE, Wanted.first(1, 3, 1.25), 3.0, 1)
-    fleet = Convergence(book, 1, 3.0)
+    fleet = Convergence(book, 1, 3.0, placing)
     leases = {}
     for number, seat in enumerate(book.seats):
         asked = pb.RegisterRequest(
@@ -101,6 +104,66 @@ def test_copies_follow_the_load_a_few_at_a_time() -> None:
     assert max(moves) == 1
     assert moves[-1] == 0
     assert sum(seat.held.holds(2, 4) for seat in book.of_role("expert")) > 1
+
+
+def test_the_coverage_is_that_of_the_copies_that_are_there_now() -> None:
+    book, fleet = whole_fleet()
+    assert fleet.coverage() == pytest.approx(8 / 12)  # 15 copies of 12 experts on three nodes
+    book.want(book.wanted.with_replicas(2))
+    lay_out(fleet)
+    assert fleet.coverage() == pytest.approx(8 / 12), "copies are counted before they are loaded"
+    obey(book, fleet, {seat.lease_id: seat.name for seat in book.seats.values()})
+    assert fleet.coverage() == 1.0
+    book.lose(book.seats["expert-1"])
+    assert 0.0 < fleet.coverage() < 1.0
+
+
+@pytest.mark.parametrize(("capacity", "copies"), [(100, 27), (10, 22), (5, 15)])
+def test_copies_fill_the_memory_but_for_what_shall_stay_spare(capacity: int, copies: int) -> None:
+    """12 experts on three shards; a quarter stays spare, but 1.25 copies are the least."""
+    book, fleet = whole_fleet(capacity, Placing(spare_memory=0.25))
+    assert sum(seat.held.count for seat in book.of_role("expert")) == copies
+    assert fleet.replicas() == pytest.approx(max(1.25, 0.75 * 3 * min(capacity, 12) / 12))
+
+
+def test_loads_are_looked_at_when_something_has_changed_and_not_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    book, fleet = whole_fleet()
+    leases = {seat.lease_id: seat.name for seat in book.seats.values()}
+    rates = np.ones((3, 6), dtype=np.float32)
+    obey(book, fleet, leases, Load(rates, rates).to_bytes())
+    merged: list[int] = []
+    monkeypatch.setattr(Load, "merge", lambda loads: merged.append(len(loads)) or loads[0])
+    assert fleet.question() is None
+    assert not merged
+    book.want(book.wanted.with_replicas(2))
+    assert fleet.question() is not None
+    assert merged == [1]
+
+
+@pytest.mark.parametrize("objective", ["tokens", "activated"])
+def test_what_is_evened_out_is_the_operators(objective: Any) -> None:
+    """An expert gets by far the most rows, but is read no oftener than the others."""
+    book, fleet = whole_fleet(placing=Placing(objective))
+    leases = {seat.lease_id: seat.name for seat in book.seats.values()}
+    routes, activations = np.ones((3, 6), dtype=np.float32), np.ones((3, 6), dtype=np.float32)
+    hot = next(expert for expert in range(6) if num_copies(book, 2, expert) == 1)
+    routes[2, hot] = 1000.0
+    for _ in range(12):
+        obey(book, fleet, leases, Load(routes, activations).to_bytes())
+        rebalance(fleet)
+    assert (num_copies(book, 2, hot) > 1) == (objective == "tokens")
+
+
+def num_copies(book: SeatBook, layer: int, expert: int) -> int:
+    return sum(seat.held.holds(layer, expert) for seat in book.of_role("expert"))
+
+
+def test_what_is_moved_is_counted() -> None:
+    book, fleet = whole_fleet()
+    assert (fleet.num_layouts >= 1, fleet.num_moved) == (True, 15)
+    book.want(book.wanted.with_replicas(2))
+    lay_out(fleet)
+    assert fleet.num_moved == 24
 
 
 def test_a_load_of_another_model_is_refused() -> None:

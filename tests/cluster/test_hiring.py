@@ -77,6 +77,10 @@ class NotedController:
         self.is_wanted = wanted or Wanted((), (), 1)
         self.lingering: set[str] = set()
         self.told: list[list[str]] = []
+        self.without_a_process: set[str] = set()
+
+    def absent(self) -> set[str]:
+        return self.without_a_process
 
     def wanted(self) -> Wanted:
         return self.is_wanted
@@ -186,3 +190,38 @@ def test_one_that_cannot_be_made_is_made_again_after_a_while(ray: NotedRay, capl
     assert ray.killed == ["expert-0"]
     assert "expert-0 cannot start" in caplog.text
     assert "expert-0" in ray.names
+
+
+def test_an_actor_that_ray_has_lost_sight_of_is_made_anew(ray: NotedRay) -> None:
+    controller, renewed = NotedController(), []
+    hires = Hiring(controller, gather_s=0, forget_s=600, renew_head=lambda: renewed.append(True))
+    hires.step(NODES, 0)
+    controller.without_a_process = {"expert-1", "expert-7"}
+    for now in range(1, 61):
+        hires.step(NODES, now)
+    assert not ray.killed
+    hires.step(NODES, 61)
+    assert (ray.killed, renewed) == (["expert-1"], [True])
+    assert len([option for option in ray.hired if option["name"] == "expert-1"]) == 2
+    for now in range(62, 181):
+        hires.step(NODES, now)
+    assert len(ray.killed) == 1, "a slow start is given twice as long"
+    hires.step(NODES, 181)
+    assert len(ray.killed) == 2
+    controller.without_a_process = set()
+    hires.step(NODES, 182)
+    controller.without_a_process = {"expert-1"}
+    for now in range(183, 244):
+        hires.step(NODES, now)
+    assert len(ray.killed) == 3
+
+
+def test_a_seat_whose_node_is_gone_waits_for_it(ray: NotedRay) -> None:
+    controller = NotedController()
+    hires = Hiring(controller, gather_s=0, forget_s=600)
+    hires.step(NODES, 0)
+    controller.without_a_process = {"expert-1"}
+    rest = {seat: node for seat, node in NODES.items() if seat != "expert-1"}
+    for now in range(1, 300):
+        hires.step(rest, now)
+    assert not ray.killed

@@ -18,6 +18,7 @@ def test_the_head_survives_what_ray_would_die_of() -> None:
     assert environment["RAY_gcs_storage_path"] == "/run/x/gcs"
     assert environment["RAY_gcs_rpc_server_reconnect_timeout_s"] == "3600"
     assert environment["RAY_memory_monitor_refresh_ms"] == "0"
+    assert environment["RAY_worker_niceness"] == "0"
     assert environment["RAY_USAGE_STATS_ENABLED"] == "0"
     assert environment["OMP_NUM_THREADS"] == "3"
     assert environment["PATH"] == "/bin"

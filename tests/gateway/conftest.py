@@ -112,6 +112,7 @@ class FakeController(mrpc.MembershipServicer):
         self.reports: list[mpb.WorkerReport] = []
         self.missing = ""
         self.wanted_expert_shards = 0
+        self.coverage = 0.0
         self.wishes: list[mpb.ScaleRequest] = []
         self.refusal: FleetError | None = None
         self.workers: list[mpb.WorkerStatus] = []
@@ -164,6 +165,7 @@ class FakeController(mrpc.MembershipServicer):
             ready=self.epoch.complete,
             missing=self.missing,
             wanted_expert_shards=self.wanted_expert_shards,
+            coverage=self.coverage,
         )
 
 

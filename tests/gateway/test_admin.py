@@ -101,6 +101,16 @@ def test_the_wanted_number_of_shards_is_one_series_and_absent_while_nobody_knows
         rig.controller.wanted_expert_shards = 0
 
 
+def test_the_share_of_experts_that_survive_a_nodes_loss_is_a_metric(rig: Any) -> None:
+    assert "\nexpertfleet_expert_coverage 0.0\n" in rig.admin.get("/metrics").text
+    rig.controller.coverage = 0.625
+    try:
+        assert "\nexpertfleet_expert_coverage 0.625\n" in rig.admin.get("/metrics").text
+        assert rig.admin.get("/status").json()["coverage"] == 0.625
+    finally:
+        rig.controller.coverage = 0.0
+
+
 def test_metrics_and_status_are_not_on_the_api_port(rig: Any) -> None:
     assert rig.client.get("/metrics").status_code == 404
     assert rig.client.get("/status").status_code == 404

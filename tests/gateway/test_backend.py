@@ -42,7 +42,7 @@ def test_a_known_prefix_wins_until_its_worker_is_too_busy() -> None:
         home = backend.pick(prompt)
         assert all(backend.pick([*prompt, 7]) is home for _ in range(5))
         assert {backend.pick([*prompt, 7], salt="other").address for _ in range(4)} != {home.address}
-        home.num_running = 5
+        home.running.update(range(5))
         assert backend.pick(prompt) is not home
 
     with_backend(check, *PAIR)
@@ -62,7 +62,7 @@ def test_numerics_and_avoided_workers_limit_the_choice() -> None:
 def test_a_worker_that_left_finishes_what_it_runs_before_its_channel_closes() -> None:
     def check(backend: Backend) -> None:
         leaving = backend.workers[0]
-        with backend.running(leaving):
+        with backend.running(leaving, object()):
             backend.update(epoch(PAIR[1]))
             assert [worker.address for worker in backend.workers] == ["127.0.0.1:2"]
             assert leaving.retired

@@ -1,11 +1,13 @@
 """A request under which attention workers really die, one after the other, is ended before it has taken them all."""
 
 import hashlib
+import itertools
 import json
 import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,6 +119,39 @@ def test_a_worker_that_was_dead_already_does_not_count(
     for worker in workers:
         worker.last_used = 0 if worker.seat != rig.worker.seat else 1 << 20
     assert rig.chat().status_code == 200
+
+
+def test_of_those_that_were_hit_by_the_same_deaths_only_the_one_ends_that_causes_another(
+    mixed: Callable[..., Any], start: Callable[..., Process], scripts: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig = mixed(worker_wait_s=20.0)
+    deadly = [start(f"attention-{number}", "dies", 3) for number in (1, 2, 3)]
+    rig.controller.publish(deadly[:1])
+    scripts.until(lambda: [worker.seat for worker in rig.gateway.service.backend.workers] == ["attention-1"])
+    with ThreadPoolExecutor(2) as pool:
+        answers = [pool.submit(rig.chat) for _ in range(2)]
+        for worker, successor in itertools.pairwise([*deadly, rig.worker]):
+            worker.popen.wait(20)
+            rig.controller.publish([successor])
+        assert sorted(answer.result(20).status_code for answer in answers) == [200, 500]
+    assert len(rig.worker.requests) == 1
+    assert len([record for record in caplog.records if "SHA-256" in record.getMessage()]) == 1
+
+
+def test_bystanders_of_two_deaths_are_not_ended(
+    mixed: Callable[..., Any], start: Callable[..., Process], scripts: Any
+) -> None:
+    rig = mixed(worker_wait_s=20.0)
+    deadly = [start(f"attention-{number}", "dies", 3) for number in (1, 2)]
+    rig.controller.publish(deadly[:1])
+    scripts.until(lambda: [worker.seat for worker in rig.gateway.service.backend.workers] == ["attention-1"])
+    with ThreadPoolExecutor(3) as pool:
+        answers = [pool.submit(rig.chat) for _ in range(3)]
+        for worker, successor in itertools.pairwise([*deadly, rig.worker]):
+            worker.popen.wait(20)
+            rig.controller.publish([successor])
+        assert [answer.result(20).status_code for answer in answers] == [200] * 3
+    assert len(rig.worker.requests) == 3
 
 
 @pytest.mark.parametrize(("limit", "status"), [(1, 500), (3, 200)])

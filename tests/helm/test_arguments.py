@@ -73,7 +73,7 @@ def test_every_setting_of_the_values_arrives() -> None:
         "model": {"maxModelLen": 4096, "servedNames": ["a", "b"]},
         "lanes": {"pairTransport": "gloo", "pairMinKib": 1048576, "maxFrameMib": 128},
         "expertReplicas": 1.25,
-        "head": {"forgetS": 42, "gatherS": 0},
+        "head": {"forgetS": 42, "gatherS": 0, "placementObjective": "tokens", "spareMemory": 0.2},
         "attention": {"settings": {"cacheGib": 0.125, "maxNumSeqs": 7, "layerDeadlineS": 2.5, "maxMicroBatches": 3}},
         "expertShards": {"settings": {"sliceMs": 0.5, "backend": "reference", "maxQueuedFrames": 1000000}},
         "gateway": {
@@ -89,6 +89,7 @@ def test_every_setting_of_the_values_arrives() -> None:
     read_all = {command: read(command, container) for _, command, container in commands(chart.render("demo", values))}
     head, _ = read_all["head",]
     assert (head.replicas, head.forget_s, head.gather_s, head.dtype) == (1.25, 42, 0, "float32")
+    assert (head.placement_objective, head.spare_memory) == ("tokens", 0.2)
     attention, node = read_all["node", "attention"]
     assert (attention.dtype, attention.max_model_len, attention.max_frame_mib) == ("float32", 4096, 128)
     assert (attention.pair_transport, attention.pair_min_kib) == ("gloo", 1048576)

@@ -36,7 +36,7 @@ def exported() -> dict[str, set[str]]:
     worker = pb.WorkerStatus(seat="expert-0", role="expert", state="ready")
     for name in reported_names():
         worker.report.metrics[name] = 1.0
-    text = metrics.text([worker], 2).decode()
+    text = metrics.text(pb.FleetStatus(workers=[worker], wanted_expert_shards=2), is_current=True).decode()
     series = re.findall(r"^([a-zA-Z_:][\w:]*)(?:\{(.*)\})? ", text, re.MULTILINE)
     return {name: set(re.findall(r'(\w+)="', labels)) for name, labels in series}
 

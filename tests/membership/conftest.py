@@ -22,6 +22,7 @@ class FakeController(rpc.MembershipServicer):
         self.orders: list[pb.Order] = []
         self.followed: list[int] = []
         self.watchers = 0
+        self.incarnation = 0
         self.port = 0
         self._server: grpc.aio.Server | None = None
 
@@ -45,7 +46,7 @@ class FakeController(rpc.MembershipServicer):
             await context.abort(self.refusal.status, self.refusal.details)
         lease_id = len(self.registrations)
         self.known.add(lease_id)
-        return pb.RegisterReply(lease_id=lease_id, lease_s=1.0)
+        return pb.RegisterReply(lease_id=lease_id, lease_s=1.0, incarnation=self.incarnation)
 
     async def Report(self, request: pb.ReportRequest, context: grpc.aio.ServicerContext) -> pb.ReportReply:
         self.reports.append(request)
@@ -53,7 +54,7 @@ class FakeController(rpc.MembershipServicer):
 
     async def Follow(self, request: pb.FollowRequest, context: grpc.aio.ServicerContext) -> AsyncIterator[pb.Order]:
         self.followed.append(request.lease_id)
-        for order in self.orders:
+        for order in self.orders if request.lease_id in self.known else ():
             yield order
         while request.lease_id in self.known:
             await asyncio.sleep(0.02)

@@ -54,6 +54,33 @@ def test_registering_waits_for_a_controller_that_is_not_there_yet(controller: An
     in_loop(scenario)
 
 
+def test_an_earlier_controller_than_has_been_heard_gives_no_lease(controller: Any) -> None:
+    async def scenario() -> None:
+        controller.incarnation = 7
+        await controller.start()
+        keeper = SeatKeeper(controller.address, "expert-1")
+        await keeper.register("h:1", 42, "node", held=HELD)
+        orders: list[pb.Order] = []
+        keeping = [
+            asyncio.create_task(keeper.keep(ready_report, 0.05)),
+            asyncio.create_task(keeper.follow(orders.append)),
+        ]
+        controller.incarnation, controller.orders = 6, [pb.Order(leave=True)]
+        controller.known.clear()
+        await until(lambda: len(controller.registrations) >= 3)
+        assert keeper.lease_id == 1, "a lease of the earlier controller was taken"
+        assert not orders
+        controller.incarnation = 8
+        await until(lambda: keeper.lease_id > 1)
+        await until(lambda: bool(orders))
+        for task in keeping:
+            await cancelled(task)
+        await keeper.close()
+        await controller.stop()
+
+    in_loop(scenario)
+
+
 def test_registering_gives_up_at_its_deadline_and_names_the_controller() -> None:
     async def scenario() -> None:
         keeper = SeatKeeper("127.0.0.1:9", "expert-1")

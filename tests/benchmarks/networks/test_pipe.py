@@ -69,6 +69,19 @@ def test_loss_is_drawn_by_the_seed() -> None:
     assert kept(pipe(loss_percent=100)) == []
 
 
+def test_one_bit_of_what_a_packet_carries_is_turned_over() -> None:
+    made = pipe(corrupt_percent=100)
+    made.put(bytes(1000), 1.0)
+    made.put(bytes(128), 1.0)
+    spoiled, bare = made.take(1.0)
+    assert bare == bytes(128), "a packet that carries nothing is left alone"
+    assert len(spoiled) == 1000
+    assert spoiled[:128] == bytes(128), "headers are left alone"
+    assert sum(byte.bit_count() for byte in spoiled) == 1
+    several = kept(pipe(corrupt_percent=5))
+    assert len(several) == MANY
+
+
 def test_a_rate_is_kept_after_a_burst() -> None:
     made = pipe(gbit=0.008)  # a byte takes a microsecond
     made.put(bytes(BURST_BYTES), 10.0)
@@ -94,6 +107,7 @@ def test_what_would_wait_too_long_for_its_turn_is_dropped() -> None:
         ({"delay_ms": 10_001}, "delay_ms: 10001 is not within 0 to 10000"),
         ({"delay_ms": 1, "jitter_ms": 2}, "jitter_ms: 2 is not within 0 to 1"),
         ({"loss_percent": 101}, "loss_percent: 101 is not within 0 to 100"),
+        ({"corrupt_percent": -1}, "corrupt_percent: -1 is not within 0 to 100"),
     ],
 )
 def test_a_link_that_cannot_be_names_field_value_and_limit(values: dict[str, float], words: str) -> None:
@@ -106,3 +120,4 @@ def test_tc_is_told_every_field() -> None:
     told = " ".join(Link(gbit=10, delay_ms=0.025, jitter_ms=0.01, loss_percent=0.5).netem)
     assert told == "netem limit 100000 delay 25us 10us loss 0.5% rate 10000000000bit"
     assert "rate" not in Link(delay_ms=1).netem
+    assert "loss 0% corrupt 2%" in " ".join(Link(corrupt_percent=2).netem)

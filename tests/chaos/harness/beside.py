@@ -12,8 +12,11 @@ from .stream import Recording
 
 @dataclass(frozen=True)
 class Beside:
-    """Requests, and the longest gap of any stream; None where no gap fell into the time."""
+    """Requests, those that ran at the step's own moment among them, and the longest gap of any stream; None where no gap fell into
+    the time.
+    """
 
+    running: int
     lost: int
     different: int
     worst_gap_ms: float | None
@@ -27,6 +30,7 @@ def find_beside(
     spans = [(began + one.at_s, began + _next_s(one, happened)) for one in happened]
     return tuple(
         Beside(
+            sum(_is_within(recording, (span[0], span[0])) for recording in chaos),
             sum(_is_within(recording, span) for recording in lost),
             sum(_is_within(recording, span) for recording in different),
             max((1e3 * gap for recording in chaos for gap in _gaps(recording, span)), default=None),
@@ -43,7 +47,7 @@ def _next_s(one: Happened, happened: Sequence[Happened]) -> float:
 
 def _is_within(recording: Recording, span: tuple[float, float]) -> bool:
     ended = recording.began if recording.ended is None else recording.ended
-    return recording.began < span[1] and ended > span[0]
+    return recording.began <= span[1] and ended > span[0]
 
 
 def _gaps(recording: Recording, span: tuple[float, float]) -> list[float]:

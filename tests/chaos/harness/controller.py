@@ -21,7 +21,8 @@ async def serve(model: str, host: str, num_shards: str, replicas: str) -> None:
     config = FleetConfig(model=Path(model), expert_shards=int(num_shards), replicas=float(replicas))
     with CheckpointFiles.open(config.model) as checkpoint:
         shape = make_plan(config, checkpoint, cores=1, nodes={}).shape
-    secure(WireSecurity(None, os.environ["EXPERTFLEET_CLUSTER_TOKEN"]))
+    tls_dir = os.environ.get("EXPERTFLEET_TLS_DIR")
+    secure(WireSecurity(Path(tls_dir) if tls_dir else None, os.environ["EXPERTFLEET_CLUSTER_TOKEN"]))
     controller = Controller(shape, Wanted.first(1, config.expert_shards, config.replicas), host)
     await controller.start()
     print(f"listening {controller.address}", flush=True)

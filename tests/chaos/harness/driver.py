@@ -16,6 +16,7 @@ from .stream import Recording, record
 _PAUSE_S = 0.2
 _TICK_S = 0.02
 _NAMES_S = 30.0
+DEADLY_SEED = 2_109_876_543  # no stream's, or hardly
 _TIMEOUT = httpx.Timeout(10.0, read=None)
 
 
@@ -34,6 +35,20 @@ class Driver:
 
     async def __aexit__(self, *exception: object) -> None:
         await self._client.aclose()
+
+    @property
+    def num_streams(self) -> int:
+        return len(self._bodies)
+
+    def halve(self) -> None:
+        """From now on there are half as many streams, those of the lowest numbers."""
+        self._bodies = self._bodies[: max(1, len(self._bodies) // 2)]
+
+    async def send_deadly(self) -> str:
+        """One request of which every worker dies that runs it, where the fleet is made so; how it failed, empty if it did not."""
+        recording = Recording(-1)
+        await record(self._client, self._url, {**self._bodies[0], "seed": DEADLY_SEED}, recording)
+        return recording.error
 
     def new_run(self) -> "Run":
         return Run(self._client, self._url, self._bodies)

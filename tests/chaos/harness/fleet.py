@@ -6,14 +6,12 @@ Knows nothing of loads and steps.
 import asyncio
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from .plan import HEAD
 _END_S = 60.0
 _ANSWER_S, _FIRST_ANSWER_S = 2.0, 30.0
 _LAST_LINES = 2
+_NO_MORE: Mapping[str, str] = {}
 
 
 class FleetError(Exception):
@@ -84,7 +83,7 @@ class Observed:
 class Fleet(Observed):
     """On this machine, as people start it."""
 
-    def __init__(self, model: Path, flags: tuple[str, ...], tmp: Path) -> None:
+    def __init__(self, model: Path, flags: tuple[str, ...], tmp: Path, environ: Mapping[str, str] = _NO_MORE) -> None:
         super().__init__()
         self._tmp = tmp
         self._process = subprocess.Popen(
@@ -92,7 +91,7 @@ class Fleet(Observed):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**clean_environment(), "TMPDIR": str(tmp)},
+            env={**clean_environment(), "TMPDIR": str(tmp), **environ},
             start_new_session=True,
         )
         self._said: dict[str, list[str]] = {"stdout": [], "stderr": []}
@@ -172,13 +171,3 @@ def _command(pid: int) -> str:
     with contextlib.suppress(OSError):
         return os.fsdecode(Path("/proc", str(pid), "cmdline").read_bytes()).split("\0")[0]
     return ""
-
-
-@contextlib.contextmanager
-def private_folder() -> Iterator[Path]:
-    """Short, because sockets' paths must be."""
-    folder = Path(tempfile.mkdtemp(prefix="c", dir="/tmp"))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+import trustme
+
 from expertfleet.benchmarks.networks.network import Network
 
 from .plan import FleetSize
@@ -19,6 +21,8 @@ class Machines(Roles):
     def __init__(self, model: Path, size: FleetSize, network: Network, tmp: Path) -> None:
         super().__init__(tmp)
         self._model, self._size, self._network = str(model), size, network
+        if size.tls:
+            self.environ["EXPERTFLEET_TLS_DIR"] = str(_certify(tmp / "tls"))
 
     async def wait_ready(self, within_s: float) -> None:
         give_up = time.monotonic() + within_s
@@ -41,3 +45,14 @@ class Machines(Roles):
 
     def _role(self, role: str, *flags: str) -> list[str]:
         return [sys.executable, "-m", f"expertfleet.{role}", "--model", self._model, *flags]
+
+
+def _certify(folder: Path) -> Path:
+    """One certificate for all, as ``--tls-dir`` wants it."""
+    folder.mkdir()
+    authority = trustme.CA()
+    issued = authority.issue_cert("expertfleet")
+    authority.cert_pem.write_to_path(str(folder / "ca.crt"))
+    issued.private_key_pem.write_to_path(str(folder / "tls.key"))
+    (folder / "tls.crt").write_bytes(b"".join(pem.bytes() for pem in issued.cert_chain_pems))
+    return folder

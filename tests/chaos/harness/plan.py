@@ -14,8 +14,11 @@ from expertfleet.settings.reader import within
 
 from .scaling import Scaling
 
-Action = Literal["kill", "terminate", "stop", "cut", "delay", "loss", "scale", "drain", "away"]
-_ON_LINKS: tuple[Action, ...] = ("cut", "delay", "loss")
+Action = Literal[
+    "kill", "terminate", "stop", "cut", "delay", "loss", "corrupt", "scale", "drain", "away", "fill", "crash"
+]
+_ON_LINKS: tuple[Action, ...] = ("cut", "delay", "loss", "corrupt")
+_WITHOUT_TARGET: tuple[Action, ...] = ("scale", "fill", "crash")
 HEAD = "gcs_server"
 HEAD_NODE = "head"
 RAYLET = "raylet of "
@@ -31,7 +34,8 @@ class FleetSize:
 
     With ``machines`` nothing is started again: each expert shard is a plain process on a machine of its own (a network
     namespace), the others are where the client is. With ``nodes`` there is a head, a node for each worker, and a gateway, as
-    ``expertfleet head``, ``node`` and ``gateway`` start them, each with a loopback address of its own.
+    ``expertfleet head``, ``node`` and ``gateway`` start them, each with a loopback address of its own. ``tls`` is for machines:
+    every channel has it. With ``disk_mib`` all that the fleet writes is on a disk of that size.
     """
 
     expert_shards: int = 3
@@ -39,10 +43,16 @@ class FleetSize:
     attention_workers: int = 1
     machines: bool = False
     nodes: bool = False
+    tls: bool = False
+    disk_mib: int = 0
 
     def __post_init__(self) -> None:
         if self.machines and self.nodes:
             raise ValueError("nodes: True is not for a fleet of machines; give one of both")
+        if self.tls and not self.machines:
+            raise ValueError("tls: True is for a fleet of machines alone; give [fleet] machines = true")
+        if self.disk_mib:
+            within("disk_mib", self.disk_mib, 64, 1 << 20)
         within("expert_shards", self.expert_shards, 1, 64)
         within("replicas", self.replicas, 1, self.expert_shards)
         within("attention_workers", self.attention_workers, 1, 64)
@@ -61,7 +71,8 @@ class Load:
     """``[load]``: so many streams at once, each the same request again and again while steps are under way.
 
     Prompts have at least ``prompt_tokens`` tokens, stream after stream the next of the list. ``mixed`` samples every second
-    stream. ``seed`` draws prompts, the requests' seeds and the steps' random targets.
+    stream. ``seed`` draws prompts, the requests' seeds and the steps' random targets. Where ``calm_gap_ms`` is given, half the
+    streams are left out, again and again, until calm's 99.9th percentile of gaps is no greater.
     """
 
     max_tokens: int
@@ -70,8 +81,11 @@ class Load:
     sampling: Literal["greedy", "seeded", "mixed"] = "mixed"
     ignore_eos: bool = True
     seed: int = 1
+    calm_gap_ms: float | None = None
 
     def __post_init__(self) -> None:
+        if self.calm_gap_ms is not None:
+            within("calm_gap_ms", self.calm_gap_ms, 1, 60_000)
         within("max_tokens", self.max_tokens, 1, 1 << 20)
         within("streams", self.streams, 1, 1024)
         within("seed", self.seed, 0, (1 << 31) - 1)
@@ -89,7 +103,8 @@ class Step:
     tokens; ``after_s`` counts from the step before; ``after_recovery_s`` counts from the moment when the fleet has got over every
     step before. ``kill`` is SIGKILL, ``terminate`` SIGTERM, ``stop`` SIGSTOP and ``for_s`` seconds later SIGCONT; ``cut`` takes a
     machine off the network for ``for_s`` seconds; ``delay`` has each packet of its link, in both directions, come ``ms``
-    milliseconds later, and ``loss`` loses ``percent`` of them, for as long; ``drain`` and ``scale`` (``to`` so many expert
+    milliseconds later, ``loss`` loses ``percent`` of them and ``corrupt`` turns over a bit in so many, for as long; ``fill`` leaves
+    no room on the fleet's disk for ``for_s`` seconds; ``crash`` sends one more request, which kills any worker that runs it; ``drain`` and ``scale`` (``to`` so many expert
     shards) are the ``expertfleet`` commands of that name; ``away`` kills the head's node with all that runs there, which comes
     back with its storage ``for_s`` seconds later.
     """
@@ -111,9 +126,9 @@ class Step:
                 within(name, seconds, 0, 86_400)
         if self.at_token is not None:
             within("at_token", self.at_token, 1, 1 << 20)
-        self._check_only("for_s", ("stop", *_ON_LINKS, "away"), self.for_s)
+        self._check_only("for_s", ("stop", *_ON_LINKS, "away", "fill"), self.for_s)
         self._check_only("ms", ("delay",), self.ms)
-        self._check_only("percent", ("loss",), self.percent)
+        self._check_only("percent", ("loss", "corrupt"), self.percent)
         self._check_only("to", ("scale",), self.to)
         if self.for_s is not None:
             within("for_s", self.for_s, 0.1, 3600)
@@ -156,6 +171,10 @@ class Step:
             raise ValueError(f"do: {self.do!r} is for a fleet of machines alone; give [fleet] machines = true")
         if size.nodes and self.do in ("scale", "drain"):
             raise ValueError(f"do: {self.do!r} is not for a fleet of nodes, whose seats are those that nodes offer")
+        if self.do == "fill" and not size.disk_mib:
+            raise ValueError("do: 'fill' is for a fleet with a disk of its own; give [fleet] disk_mib")
+        if self.do == "crash" and (size.machines or size.nodes):
+            raise ValueError("do: 'crash' is not for a fleet of machines or nodes; leave machines and nodes out")
         if not size.nodes and self.do == "away":
             raise ValueError("do: 'away' is for a fleet of nodes alone; give [fleet] nodes = true")
         if not size.nodes and self.target.startswith(RAYLET):
@@ -168,9 +187,9 @@ class Step:
             raise ValueError(f"{name}: {f'{self.do!r} needs it' if value is None else only}")
 
     def _check_target(self) -> None:
-        if self.do == "scale":
+        if self.do in _WITHOUT_TARGET:
             if self.target:
-                raise ValueError(f"target: {self.target!r} is not for 'scale', which is told the whole fleet's size")
+                raise ValueError(f"target: {self.target!r} is not for {self.do!r}, which is about the whole fleet")
             return
         allowed = [HEAD_NODE] if self.do == "away" else ["expert-N", "random expert"]
         if self.do not in (*_ON_LINKS, "away"):
@@ -238,7 +257,10 @@ class Expect:
 
 @dataclass(frozen=True)
 class Plan:
-    """``repeat``: so many rounds of the steps, each as soon as the fleet has got over the one before."""
+    """``repeat``: so many rounds of the steps, each as soon as the fleet has got over the one before.
+
+    No round, cycle or soak's step begins later than ``within_min`` minutes after the fleet was asked to start.
+    """
 
     title: str
     load: Load
@@ -248,8 +270,11 @@ class Plan:
     repeat: int = 1
     soak: Soak | None = None
     scaling: Scaling | None = None
+    within_min: float | None = None
 
     def __post_init__(self) -> None:
+        if self.within_min is not None:
+            within("within_min", self.within_min, 0.1, 10_000)
         if not self.step and self.soak is None and self.scaling is None:
             raise ValueError("step: the plan has neither steps nor a soak nor scaling")
         within("repeat", self.repeat, 1, 10_000)
@@ -274,6 +299,10 @@ class Plan:
             _named(f"soak.step[{index}]", step, self.fleet)
         if self.scaling is not None:
             self.scaling.check_in(self.fleet.expert_shards, is_scalable=not (self.fleet.machines or self.fleet.nodes))
+
+    def has(self, action: Action) -> bool:
+        """Whether some step does that."""
+        return any(step.do == action for step in (*self.step, *(self.soak.step if self.soak else ())))
 
     def rounds(self) -> Iterator[Step]:
         """Every step in its order, ``repeat`` times."""

@@ -23,6 +23,11 @@ class PlanError(ValueError):
 
 
 def read_plan(path: Path) -> Plan:
+    return read(Plan, path)
+
+
+def read(kind: type[T], path: Path) -> T:
+    """Raises PlanError."""
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -30,7 +35,7 @@ def read_plan(path: Path) -> Plan:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise PlanError(f"{path}: not TOML: {error}") from error
     try:
-        return _build(Plan, table, "")
+        return _build(kind, table, "")
     except ValueError as error:
         raise PlanError(f"{path}: {error}") from None
 

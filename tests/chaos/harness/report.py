@@ -34,11 +34,14 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "steps": [_step(*one) for one in zip(outcome.happened, judgement.beside, strict=True)],
         "processes": [dataclasses.asdict(one) | {"rss_percent": one.rss_percent} for one in outcome.growths],
         "replaced": list(outcome.replaced),
+        "num_cycles": outcome.num_cycles,
     }
 
 
 def _step(happened: Happened, beside: Beside) -> dict[str, Any]:
-    figures = {name: getattr(happened, name) for name in ("at_s", "pid", "seat_s", "whole_s", "over_s", "error")}
+    figures = {
+        name: getattr(happened, name) for name in ("at_s", "pid", "seat_s", "whole_s", "over_s", "error", "note")
+    }
     return {"step": happened.name, **figures, **dataclasses.asdict(beside)}
 
 
@@ -72,7 +75,7 @@ def _steps(outcome: Outcome) -> list[str]:
     for one, beside in zip(outcome.happened, outcome.judgement.beside, strict=True):
         times = f"{_cell(one.at_s)}{one.pid or '-':>10}{_cell(one.seat_s)}{_cell(one.whole_s)}"
         found = f"{beside.lost:>10}{beside.different:>10}{_cell(beside.worst_gap_ms)}"
-        lines.append(f"{one.name:28}{times}{found}")
+        lines.append(f"{one.name:28}{times}{found}" + (f"  {one.note}" if one.note else ""))
     return lines
 
 

@@ -20,7 +20,7 @@ class Roles(Observed):
         super().__init__()
         self.running: dict[str, subprocess.Popen[bytes]] = {}
         self._tmp = tmp
-        self._environ = clean_environment() | {
+        self.environ = clean_environment() | {
             "EXPERTFLEET_CLUSTER_TOKEN": secrets.token_hex(16),
             "OMP_WAIT_POLICY": "passive",
             "TMPDIR": str(tmp),
@@ -28,7 +28,7 @@ class Roles(Observed):
 
     def start(self, name: str, *command: str) -> None:
         with self._log(name).open("ab") as log:
-            self.running[name] = subprocess.Popen(command, stdout=log, stderr=log, env=self._environ)
+            self.running[name] = subprocess.Popen(command, stdout=log, stderr=log, env=self.environ)
 
     async def said(self, name: str, word: str, give_up: float) -> str:
         """What follows ``word`` on a line of that process."""

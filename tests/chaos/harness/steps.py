@@ -7,6 +7,7 @@ listed.
 
 import asyncio
 import contextlib
+import math
 import os
 import random
 import signal
@@ -17,13 +18,18 @@ from typing import Any, Protocol
 
 from expertfleet.benchmarks.networks.commands import NetworkError
 from expertfleet.benchmarks.networks.network import Network
+from expertfleet.cluster.guard import alive
 
+from .disk import Disk
 from .fleet import FleetError, picture, seats
 from .plan import HEAD, HEAD_NODE, RAYLET, Plan, Soak, Step
 from .scaling import Scaling
 
 RECOVERY_LIMIT_S = 180.0
 _POLL_S = 0.1
+_LINK_FIELDS = {"delay": "delay_ms", "loss": "loss_percent", "corrupt": "corrupt_percent"}
+_ENDED = "worker_deaths"
+_ASKED_ELSEWHERE = ("retried_frames_total", "hedged_frames_total")
 _SIGNALS = {"kill": signal.SIGKILL, "terminate": signal.SIGTERM, "stop": signal.SIGSTOP}
 
 
@@ -40,10 +46,12 @@ class Happened:
     whole_s: float | None = None
     over_s: float | None = None
     error: str = ""
+    note: str = ""
 
     @property
     def name(self) -> str:
-        return f"scale to {self.step.to}" if self.step.do == "scale" else f"{self.step.do} {self.step.target}"
+        whole = {"scale": f"scale to {self.step.to}", "fill": "fill the disk", "crash": "crash by a request"}
+        return whole.get(self.step.do) or f"{self.step.do} {self.step.target}"
 
 
 class AnyFleet(Protocol):
@@ -66,7 +74,8 @@ async def _nothing() -> None:
 class Steps:
     """One run of a plan's steps; ``happened`` fills as they come, ``ended`` are the processes that steps ended.
 
-    ``measure`` is called when a scaling's baseline is reached.
+    ``measure`` is called when a scaling's baseline is reached; ``crash`` sends a request that kills its workers, and says how it
+    ended. After ``give_up``, on the clock, no round or cycle begins; ``num_cycles`` of a scaling were completed.
     """
 
     fleet: AnyFleet
@@ -76,6 +85,10 @@ class Steps:
     network: Network | None = None
     nodes: AnyNodes | None = None
     measure: Callable[[], Awaitable[None]] = _nothing
+    crash: Callable[[], Awaitable[str]] | None = None
+    disk: Disk | None = None
+    give_up: float = math.inf
+    num_cycles: int = 0
     happened: list[Happened] = field(default_factory=list)
     ended: set[int] = field(default_factory=set)
     _recoveries: list[asyncio.Task[None]] = field(default_factory=list)
@@ -88,9 +101,10 @@ class Steps:
         self._head_is_there.set()
         rng = random.Random(f"{self.plan.load.seed} steps")
         try:
-            for step in self.plan.rounds():
+            for number, step in enumerate(self.plan.rounds()):
                 await self._wait(step)
-                if self.plan.repeat > 1 and self._has_failed:
+                begins_round = number and number % len(self.plan.step) == 0
+                if (self.plan.repeat > 1 and self._has_failed) or (begins_round and self._is_late):
                     break
                 await self._perform(step.drawn(rng, self.plan.fleet))
             if self.plan.soak is not None:
@@ -104,7 +118,7 @@ class Steps:
 
     async def _soak(self, soak: Soak, rng: random.Random) -> None:
         """Ends with its time, or with a step that the fleet did not get over."""
-        give_up = time.monotonic() + 60 * soak.minutes
+        give_up = min(self.give_up, time.monotonic() + 60 * soak.minutes)
         for step in soak.draw(rng, self.plan.fleet):
             await self._wait(step)
             if time.monotonic() > give_up or self._has_failed:
@@ -114,15 +128,23 @@ class Steps:
     async def _cycle(self, scaling: Scaling, rng: random.Random) -> None:
         """Ends with its last cycle, or with a step that the fleet did not get over."""
         for number, changes in enumerate(scaling.draw(rng, self.plan.fleet.expert_shards), 1):
+            await self._recovered()
+            if self._is_late:
+                return
             for change in changes:
                 await self._recovered()
                 if self._has_failed:
                     return
                 step = Step("scale", to=change) if isinstance(change, int) else Step("drain", change)
                 await self._perform(step)
+            self.num_cycles = number
             if number == scaling.baseline:
                 await self._recovered()
                 await self.measure()
+
+    @property
+    def _is_late(self) -> bool:
+        return time.monotonic() > self.give_up
 
     @property
     def _has_failed(self) -> bool:
@@ -190,21 +212,18 @@ class Steps:
         """What has to be over before a recovery can begin."""
         step = happened.step
         if step.do == "stop":
+            await self._stand_still(happened)
+        elif step.do == "cut" or step.do in _LINK_FIELDS:
+            before = _asked_elsewhere(await self.fleet.status())
+            await (self._cut_link(step) if step.do == "cut" else self._spoil_link(step))
+            self._check_noticed(happened, _asked_elsewhere(await self.fleet.status()) - before)
+        elif step.do == "fill":
             assert step.for_s is not None
-            assert happened.pid is not None
-            try:
+            assert self.disk is not None
+            with self.disk.full():
                 await asyncio.sleep(step.for_s)
-            finally:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(happened.pid, signal.SIGCONT)
-        elif step.do == "cut":
-            assert step.for_s is not None
-            assert self.network is not None
-            self.network.cut(step.machine)
-            await asyncio.sleep(step.for_s)
-            self.network.join(step.machine)
-        elif step.do in ("delay", "loss"):
-            await self._spoil_link(step)
+        elif step.do == "crash":
+            await self._crash(happened)
         elif step.do == "away":
             assert step.for_s is not None
             assert self.nodes is not None
@@ -217,6 +236,29 @@ class Steps:
             await self.fleet.command(*(("scale", *size) if step.do == "scale" else ("drain", step.target)))
             self.ended |= leaving
 
+    async def _stand_still(self, happened: Happened) -> None:
+        assert happened.step.for_s is not None
+        assert happened.pid is not None
+        try:
+            await asyncio.sleep(happened.step.for_s)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(happened.pid, signal.SIGCONT)
+
+    async def _cut_link(self, step: Step) -> None:
+        assert step.for_s is not None
+        assert self.network is not None
+        self.network.cut(step.machine)
+        await asyncio.sleep(step.for_s)
+        self.network.join(step.machine)
+
+    @staticmethod
+    def _check_noticed(happened: Happened, num_asked: int) -> None:
+        """A link that was cut, or turned over bits, unnoticed was none that anybody used."""
+        happened.note = f"{num_asked} frames were asked of other shards"
+        if not num_asked and happened.step.do in ("cut", "corrupt"):
+            raise FleetError("nobody noticed: no frame was asked of another shard")
+
     def _leaving(self, step: Step, status: dict[str, Any] | None) -> set[int]:
         """The processes that a change of the fleet's size ends: a scale gives up the highest seats."""
         experts = [worker for worker in seats(status) if worker["role"] == "expert"]
@@ -228,16 +270,28 @@ class Steps:
         """In a thread: the first time takes what starts an emulator, and the client's own lag would show in the gaps."""
         assert step.for_s is not None
         assert self.network is not None
-        name, value = ("delay_ms", step.ms) if step.do == "delay" else ("loss_percent", step.percent)
+        name, value = _LINK_FIELDS[step.do], step.ms if step.do == "delay" else step.percent
         assert value is not None
         await asyncio.to_thread(self.network.change, step.machine, **{name: value})
         await asyncio.sleep(step.for_s)
         await asyncio.to_thread(self.network.change, step.machine, **{name: 0.0})
 
+    async def _crash(self, happened: Happened) -> None:
+        assert self.crash is not None
+        before = _attention(await self.fleet.status())
+        how = await self.crash()
+        died = {pid for pid in before if not alive(pid)}
+        self.ended |= died
+        happened.note = f"{len(died)} workers died of it; {how or 'it was answered'}"
+        if not died:
+            raise FleetError(f"no worker died of the request: {happened.note}")
+        if _ENDED not in how:
+            raise FleetError(f"the request was not ended as one that kills its workers: {happened.note}")
+
     def _has_seat(self, step: Step, status: dict[str, Any] | None) -> bool:
         if step.do == "scale":
             return len([worker for worker in seats(status) if worker["role"] == "expert"]) == step.to
-        if step.do == "drain":
+        if step.do in ("drain", "fill", "crash"):
             return True
         if step.target == HEAD:
             return self.fleet.head() not in (None, *self.ended)
@@ -255,3 +309,12 @@ class Steps:
 
     def _now(self) -> float:
         return time.monotonic() - self._began
+
+
+def _attention(status: dict[str, Any] | None) -> set[int]:
+    return {worker["pid"] for worker in seats(status) if worker["role"] == "attention"}
+
+
+def _asked_elsewhere(status: dict[str, Any] | None) -> int:
+    """Frames that attention workers have asked of another shard, as the first one failed or was slow."""
+    return int(sum(worker["metrics"].get(name, 0) for worker in seats(status) for name in _ASKED_ELSEWHERE))

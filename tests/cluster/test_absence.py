@@ -1,0 +1,61 @@
+"""Seats to which nobody comes although Ray says that it started them."""
+
+import time
+from typing import Any
+
+import pytest
+
+from expertfleet.cluster import crew
+from expertfleet.cluster.absence import Absences
+from expertfleet.cluster.crew import Crew
+from expertfleet.proto.generated import membership_pb2 as pb
+
+
+def test_a_seat_is_named_once_it_has_been_empty_for_long_and_then_twice_as_long() -> None:
+    absences = Absences()
+    named = [now for now in range(1000) if absences.look(["a"], now)]
+    assert named == [60, 180, 420, 900]
+
+
+def test_a_seat_that_was_taken_meanwhile_begins_anew() -> None:
+    absences = Absences()
+    assert not absences.look(["a", "b"], 0)
+    assert not absences.look(["b"], 59)
+    assert absences.look(["a", "b"], 61) == ["b"]
+    absences.forgive(["b"])
+    assert absences.look(["a", "b"], 121) == ["a", "b"]
+
+
+class NotedRay:
+    def __init__(self) -> None:
+        self.killed: list[str] = []
+
+    def kill(self, handle: str, no_restart: bool) -> None:
+        assert no_restart
+        self.killed.append(handle)
+
+
+def test_the_crew_gives_up_an_actor_that_does_not_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    noted, renewed = NotedRay(), []
+    monkeypatch.setattr(crew, "ray", noted)
+    config: Any = None
+    one = Crew(config, config, config, lambda: renewed.append(True))
+    one._handles = {"expert-0": "first", "expert-1": "second", "controller": "third"}
+    status = pb.FleetStatus(
+        workers=[
+            pb.WorkerStatus(role="expert", seat="expert-0", state="ready", wanted=True),
+            pb.WorkerStatus(role="expert", seat="expert-1", state="lost", wanted=True),
+            pb.WorkerStatus(role="expert", seat="expert-2", state="vacant", wanted=True),
+            pb.WorkerStatus(role="controller", seat="controller", state="ready"),
+        ]
+    )
+    one.replace_absent(status, 0)
+    one.replace_absent(status, 59)
+    assert not renewed
+    one.replace_absent(status, 60)
+    assert renewed == [True]
+    assert set(one._handles) == {"expert-0", "controller"}
+    give_up = time.monotonic() + 5
+    while noted.killed != ["second"]:
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
