@@ -5,7 +5,6 @@ The thinking names what is asked, reads out the declared tools and says of each 
 """
 
 import json
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,8 +134,8 @@ def topic(space: Space, kind: str | None = None) -> Topic:
     noun = space.noun(nouns)
     verb = space.rng.choice(_VERBS)
     name = space.rng.choice((f"{verb}_{noun}", f"{verb}_{noun}", f"{verb}_{noun}", f"{noun}_{verb}", noun))
-    if space.chance(0.16):
-        name = f"{verb}_current_{noun}" if space.chance(0.5) else f"{verb}{noun.capitalize()}"
+    if space.chance(0.08):
+        name = f"{verb}_current_{noun}"
     return Topic(noun, kind, name, space.rng.choice(params), join)
 
 
@@ -210,8 +209,7 @@ def read_out(tools: tuple[Message, ...], *fitting: str) -> str:
 
 def _subject_of(name: str) -> str:
     """The noun in a tool's name: what is left without verbs."""
-    parts = [part.lower() for part in re.findall(r"[A-Z]?[^_A-Z]+", name)]
-    return "_".join(part for part in parts if part not in _SAID_OF_NOUNS) or name
+    return "_".join(part for part in name.split("_") if part not in _SAID_OF_NOUNS) or name
 
 
 def _wanted(function: Message) -> str:
