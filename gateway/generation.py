@@ -2,10 +2,11 @@
 
 Knows nothing of text. 1. Pick a worker and stream its replies. 2. If it refuses before the first token, try one other.
 3. If it is lost, or fails later, hand prompt and tokens so far to another worker of the same numerics class, which continues
-identically; each process is tried once, but one that has no experts to ask yet again and again. 4. If only those of another class are left, the sequence ends, or goes on there and says
-so, as ``on_inexact`` has it. 5. If there is none at all, wait a while for one to come; then the worker's error is the sequence's.
-A sequence under which too many workers died in a row ends, as it must have killed them; where several were hit by the same
-deaths, each goes on alone among them, one after the other, until it is well beyond the place or one more worker has died of it.
+identically; each process is tried once, but one that has no experts to ask is tried again until it has. 4. If only those of
+another class are left, the sequence ends, or goes on there and says so, as ``on_inexact`` has it. 5. If there is none at all, wait
+a while for one to come; then the worker's error is the sequence's. A sequence under which too many workers died in a row ends, as
+it must have killed them; where several were hit by the same deaths, each goes on alone among them, one after the other, until it
+is well beyond the place or one more worker has died of it.
 """
 
 import asyncio

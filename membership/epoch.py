@@ -125,7 +125,7 @@ class ExpertSet:
 
 @dataclass(frozen=True)
 class Member:
-    """One worker of an epoch; ``held`` is empty for an attention worker, ``max_model_len`` is one's alone and 0 if it has not said."""
+    """One worker of an epoch; ``held`` is empty for an attention worker, and only one says its ``max_model_len`` (0: unknown)."""
 
     seat: str
     address: str

@@ -25,7 +25,7 @@ class RenewedChannel:
         self._read, self._connect = read, connect
         self._files = read()
         self._channel = connect(self._files)
-        self._old: list[Any] = []  # renewals are rare: those that nothing runs on are closed with this one
+        self._old: list[Any] = []  # closed with this one: renewals are rare
         self._look_at = time.monotonic() + _LOOK_S
 
     def __getattr__(self, name: str) -> Any:

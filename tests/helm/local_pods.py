@@ -56,7 +56,7 @@ class Pod(RoleProcess):
         environ = {**plain_environment(os.environ), **self._environment()}
         super().__init__([*entry_point(place.opt), *words], environ)
 
-    def wait_ready(self, timeout_s: float = 180.0) -> "Pod":
+    def wait_ready(self, timeout_s: float = 300.0) -> "Pod":
         self.wait_until(lambda: self.passes("startupProbe") and self.passes("readinessProbe"), timeout_s)
         return self
 
