@@ -24,7 +24,6 @@ from harness.plan_file import PlanError, read
 from expertfleet import __version__
 
 HERE = Path(__file__).parent
-_LEAST_MIN = 1.5
 _BEYOND_MIN = 12.0  # what the last step of a part may take until it is over, and the fleet to end
 _END_S = 120.0
 
@@ -54,8 +53,8 @@ def _run(campaign: Campaign, options: argparse.Namespace) -> int:
     for number, part in enumerate(campaign.part):
         left_min = (ends_at - time.monotonic()) / 60
         within_min = share(campaign.part[number:], left_min)
-        if within_min < _LEAST_MIN:
-            done.append((part, f"not run, {within_min:.1f} minutes were left for it"))
+        if not within_min:
+            done.append((part, f"not run, {max(0.0, left_min):.1f} minutes were left"))
             continue
         _say(f"{part.plan}: {within_min:.1f} minutes")
         report = _one(part, [*campaign.flags, *fewer, *part.words(within_min), *options.flags], within_min)

@@ -38,6 +38,8 @@ def test_what_one_part_does_not_need_is_the_others() -> None:
     assert share(parts, 80) == 20
     assert share(parts[1:], 75) == 50
     assert share(parts[2:], 7) == 7
+    assert share(parts, 4) == 1.5, "a part that is begun has enough to show something"
+    assert share(parts[1:], 1.4) == share(parts[2:], -3) == 0.0
 
 
 def test_a_step_that_lasts_is_shorter_where_the_time_is() -> None:
