@@ -26,6 +26,7 @@ from expertfleet import __version__
 HERE = Path(__file__).parent
 _BEYOND_MIN = 12.0  # what the last step of a part may take until it is over, and the fleet to end
 _END_S = 120.0
+_MOST_STREAMS = 64
 
 
 def main() -> int:
@@ -60,7 +61,8 @@ def _run(campaign: Campaign, options: argparse.Namespace) -> int:
         report = _one(part, [*campaign.flags, *fewer, *part.words(within_min), *options.flags], within_min)
         done.append((part, report))
         if not isinstance(report, str) and not part.has_own_streams:
-            fewer = [f"--streams={report['plan']['load']['streams']}"]  # what was too much is not tried again
+            # What was far too much is not tried again; twice as many are, in case the machine was only busy.
+            fewer = [f"--streams={min(_MOST_STREAMS, 2 * report['plan']['load']['streams'])}"]
         options.report.write_text(digest("Chaos", facts, done))
     options.report.write_text(digest("Chaos", facts, done))
     passed = [not isinstance(report, str) and report["passed"] for _, report in done]
