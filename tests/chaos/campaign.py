@@ -32,6 +32,8 @@ _MOST_STREAMS = 64
 def main() -> int:
     options = _parser().parse_args()
     try:
+        if not options.report.parent.is_dir():
+            raise PlanError(f"--report: {options.report.parent} is no directory")
         campaign = read(Campaign, options.campaign)
         campaign = campaign.only(options.only.split(",")) if options.only else campaign
         for part in campaign.part:

@@ -127,9 +127,17 @@ def test_a_part_that_cannot_be_run_is_told_and_the_next_one_run(tmp_path: Path) 
     assert [row.split("|")[1].strip() for row in rows] == ["scale", "drain"]
 
 
-def test_an_unknown_part_is_one_line(tmp_path: Path) -> None:
-    command = [sys.executable, HERE / "campaign.py", "--minutes=30", "--report", tmp_path / "report.md", "--only=kill"]
+@pytest.mark.parametrize(
+    ("folder", "only", "words"),
+    [
+        (".", "kill", "--only: 'kill' is not one of kill-shard, "),
+        ("absent", "scale", "--report: "),
+    ],
+)
+def test_a_mistake_is_one_line_before_anything_starts(tmp_path: Path, folder: str, only: str, words: str) -> None:
+    flags = ["--minutes=30", "--report", tmp_path / folder / "report.md", f"--only={only}"]
+    command = [sys.executable, HERE / "campaign.py", *flags]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith("chaos: error: --only: 'kill' is not one of kill-shard, ")
+    assert done.stderr.startswith(f"chaos: error: {words}")
     assert json.dumps(done.stderr).count("\\n") == 1
