@@ -38,6 +38,8 @@ def test_what_one_part_does_not_need_is_the_others() -> None:
     assert share(parts, 80) == 20
     assert share(parts[1:], 75) == 50
     assert share(parts[2:], 7) == 7
+    assert share(parts, 4) == 1.5, "a part that is begun has enough to show something"
+    assert share(parts[1:], 1.4) == share(parts[2:], -3) == 0.0
 
 
 def test_a_step_that_lasts_is_shorter_where_the_time_is() -> None:
@@ -125,9 +127,17 @@ def test_a_part_that_cannot_be_run_is_told_and_the_next_one_run(tmp_path: Path) 
     assert [row.split("|")[1].strip() for row in rows] == ["scale", "drain"]
 
 
-def test_an_unknown_part_is_one_line(tmp_path: Path) -> None:
-    command = [sys.executable, HERE / "campaign.py", "--minutes=30", "--report", tmp_path / "report.md", "--only=kill"]
+@pytest.mark.parametrize(
+    ("folder", "only", "words"),
+    [
+        (".", "kill", "--only: 'kill' is not one of kill-shard, "),
+        ("absent", "scale", "--report: "),
+    ],
+)
+def test_a_mistake_is_one_line_before_anything_starts(tmp_path: Path, folder: str, only: str, words: str) -> None:
+    flags = ["--minutes=30", "--report", tmp_path / folder / "report.md", f"--only={only}"]
+    command = [sys.executable, HERE / "campaign.py", *flags]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith("chaos: error: --only: 'kill' is not one of kill-shard, ")
+    assert done.stderr.startswith(f"chaos: error: {words}")
     assert json.dumps(done.stderr).count("\\n") == 1

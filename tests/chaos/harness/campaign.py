@@ -10,6 +10,7 @@ from expertfleet.settings.reader import within
 
 _AROUND_S = 240.0  # what the start of a fleet, its calm run and its end take beside a step that lasts
 _SHORTEST_S = 20.0
+LEAST_MIN = 1.5
 _BOUNDS = ("beyond_calm_ms", "beyond_reload_ms", "worst_gap_ms")
 
 
@@ -71,5 +72,10 @@ class Campaign:
 
 
 def share(parts: Sequence[Part], left_min: float) -> float:
-    """Minutes of what is left for the first of ``parts``, those that are yet to come: what one does not need is the others'."""
-    return left_min * parts[0].minutes / sum(part.minutes for part in parts)
+    """Minutes of what is left for the first of ``parts``, those that are yet to come: what one does not need is the others'.
+
+    Each has LEAST_MIN, as a fleet that was started for less would show nothing; 0.0 where so much is not left.
+    """
+    if left_min < LEAST_MIN:
+        return 0.0
+    return max(LEAST_MIN, left_min * parts[0].minutes / sum(part.minutes for part in parts))

@@ -25,6 +25,7 @@ from .processes import Process, read_processes
 from .requests import make_requests
 from .steps import Happened, Steps
 
+FEWEST_STREAMS = 4
 _DEADLY = Path(__file__).with_name("deadly")
 
 
@@ -138,7 +139,7 @@ def _network(plan: Plan) -> AbstractContextManager[Network | None]:
 
 
 async def _calm(load: Load, driver: Driver, say: Callable[[str], None]) -> Run:
-    """With fewer streams, again, as long as there are gaps beyond what the load allows."""
+    """With half the streams, again, as long as there are gaps beyond what the load allows, down to a few."""
     while True:
         say(f"{driver.num_streams} streams in calm")
         run, once = driver.new_run(), asyncio.Event()
@@ -147,7 +148,7 @@ async def _calm(load: Load, driver: Driver, say: Callable[[str], None]) -> Run:
         if lost := [recording for recording in run.recordings if recording.error]:
             raise FleetError(f"{len(lost)} requests failed in calm already; stream {lost[0].request}: {lost[0].error}")
         gap_ms = summarise(run.recordings).gaps.p999 or 0.0
-        if load.calm_gap_ms is None or gap_ms <= load.calm_gap_ms or driver.num_streams == 1:
+        if load.calm_gap_ms is None or gap_ms <= load.calm_gap_ms or driver.num_streams <= FEWEST_STREAMS:
             return run
         say(f"gaps of {gap_ms:.0f} ms in calm (99.9th percentile), more than {load.calm_gap_ms:g}: half the streams")
         driver.halve()

@@ -72,7 +72,7 @@ class Load:
 
     Prompts have at least ``prompt_tokens`` tokens, stream after stream the next of the list. ``mixed`` samples every second
     stream. ``seed`` draws prompts, the requests' seeds and the steps' random targets. Where ``calm_gap_ms`` is given, half the
-    streams are left out, again and again, until calm's 99.9th percentile of gaps is no greater.
+    streams are left out, again and again, until calm's 99.9th percentile of gaps is no greater or four or fewer are left.
     """
 
     max_tokens: int
