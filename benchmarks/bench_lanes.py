@@ -8,6 +8,7 @@ Prints a CSV line per kind, number of tokens and of shards.
 """
 
 import argparse
+import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -103,7 +104,7 @@ def _compare(
     options: argparse.Namespace,
 ) -> None:
     config = checkpoint.config
-    times: dict[str, list[float]] = {kind: [] for kind in (*KINDS, Bare.kind)}
+    times: dict[str, list[float]] = {each.kind: [] for each in (*paths, bare)}
     spent: dict[str, list[float]] = {path.kind: [0.0, 0.0, 0.0] for path in paths}  # wall, CPU here, CPU of the shards
     bytes_out = tokens * config.hidden_size * 2
     draws = [random_draw(tokens, config) for _ in range(_DRAWS)]
@@ -140,6 +141,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="bench") as folder:
         measure(options, Path(folder))
+    os._exit(0)  # gloo's threads may still be inside it, and would abort an ordinary end
 
 
 if __name__ == "__main__":

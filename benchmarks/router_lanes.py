@@ -25,6 +25,7 @@ from expertfleet.router.router import Router
 KINDS = ("local", "grpc")
 _LIMIT = 64 << 20
 _PATIENCE_S = 60.0
+_TICK_S = 0.05
 
 Draw = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # rows [T, H], ids and weights [T, K] of the top-k
 
@@ -46,8 +47,10 @@ class Lanes:
         hello = Hello("attention-0", checkpoint.fingerprint, "bfloat16", _LIMIT, pair=pair.transport)
         self.router = Router(io, self._reactor, hello, _PATIENCE_S, local_lanes=kind == "local", pair=pair)
         self.router.set_epoch(Epoch(EpochId(1, 1), checkpoint.fingerprint, "bfloat16", tuple(members), (), True))
-        is_ready = self._reactor.run(lambda: self.router.usable and self._pairs_usable(), _PATIENCE_S)
-        assert is_ready, f"no {kind} lane to some shard"
+        ends_at = time.monotonic() + _PATIENCE_S
+        while not (self.router.usable and self._pairs_usable()):
+            assert time.monotonic() < ends_at, f"no {kind} lane to some shard"
+            self._reactor.step(_TICK_S)  # a pair forms on a thread of its own and wakes nobody
 
     def _pairs_usable(self) -> bool:
         """Whether all rows go the way that they shall."""

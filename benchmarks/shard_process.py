@@ -7,6 +7,7 @@ with the input.
 """
 
 import argparse
+import os
 import resource
 import subprocess
 import sys
@@ -22,8 +23,9 @@ from expertfleet.expert_workers.config import ExpertConfig
 from expertfleet.expert_workers.server import ExpertServer
 from expertfleet.kernels import int4
 from expertfleet.kernels.activation import silu_mul
+from expertfleet.kernels.errors import KernelError
 from expertfleet.kernels.exact_linear import ExactLinear, linear_rule
-from expertfleet.kernels.expert_layer import ByExpertLayer, ExpertLayer, ExpertShape, Projection
+from expertfleet.kernels.expert_layer import ByExpertLayer, ExpertLayer, ExpertShape, Projection, Three
 from expertfleet.kernels.row_rule import RuleBook
 from expertfleet.membership.epoch import ExpertSet, Member
 
@@ -48,6 +50,9 @@ class EchoLayer(ExpertLayer):
 
     def _drop(self, expert_id: int) -> None:
         self._held.discard(expert_id)
+
+    def _turn_back(self, expert_id: int) -> Three:
+        raise KernelError("there are no weights")
 
     def holds(self, expert_id: int) -> bool:
         return expert_id in self._held
@@ -84,6 +89,9 @@ class Bf16Layer(ByExpertLayer):
 
     def _drop(self, expert_id: int) -> None:
         del self._experts[expert_id]
+
+    def _turn_back(self, expert_id: int) -> Three:
+        raise KernelError("rounded weights cannot be turned back")
 
     def holds(self, expert_id: int) -> bool:
         return expert_id in self._experts
@@ -176,6 +184,7 @@ def main() -> None:
         print(cpu_seconds(), flush=True)
     for server in servers:
         server.stop(5.0)
+    os._exit(0)  # gloo's threads may still be inside it, and would abort or hold up an ordinary end
 
 
 def make_server(seat: str, options: argparse.Namespace) -> ExpertServer:
@@ -190,7 +199,7 @@ def make_server(seat: str, options: argparse.Namespace) -> ExpertServer:
         server._test_backend = lambda: made  # type: ignore[method-assign]
     if replaced is EchoLayer:
         nothing = torch.empty(0)
-        server.checkpoint.read = lambda name: nothing  # type: ignore[method-assign]
+        server.checkpoint.read = lambda name, folder=None: nothing  # type: ignore[method-assign]
     return server
 
 
