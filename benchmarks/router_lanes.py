@@ -20,6 +20,7 @@ from expertfleet.proto.io_thread import IoThread
 from expertfleet.proto.pair_group import ALL_ON_THE_LANE, PairSettings
 from expertfleet.proto.reactor import Reactor
 from expertfleet.router.dispatch import Dispatch
+from expertfleet.router.heap import keep_large_blocks
 from expertfleet.router.router import Router
 
 KINDS = ("local", "grpc")
@@ -40,10 +41,12 @@ class Lanes:
         members: Sequence[Member],
         io: IoThread,
         pair: PairSettings = ALL_ON_THE_LANE,
+        spin_us: int = 0,
     ) -> None:
+        keep_large_blocks()
         self.kind = kind
         self._layers = checkpoint.config.moe_layers
-        self._reactor = Reactor()
+        self._reactor = Reactor(spin_us / 1e6)
         hello = Hello("attention-0", checkpoint.fingerprint, "bfloat16", _LIMIT, pair=pair.transport)
         self.router = Router(io, self._reactor, hello, _PATIENCE_S, local_lanes=kind == "local", pair=pair)
         self.router.set_epoch(Epoch(EpochId(1, 1), checkpoint.fingerprint, "bfloat16", tuple(members), (), True))

@@ -167,6 +167,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--us-per-route", type=float, default=0.0, help="how long echo sleeps for each route")
     parser.add_argument("--us-per-expert", type=float, default=0.0, help="and for each expert that has routes")
+    parser.add_argument("--spin-us", type=int, default=0)
     parser.add_argument("--pair-transport", default="none")
     parser.add_argument("--pair-min-kib", type=int, default=256)
     options: Any = parser.parse_args()
@@ -191,7 +192,8 @@ def make_server(seat: str, options: argparse.Namespace) -> ExpertServer:
     replaced = LAYERS.get(options.experts_as)
     backend: Any = "auto" if replaced else options.experts_as
     pair = {"pair_transport": options.pair_transport, "pair_min_kib": options.pair_min_kib}
-    server = ExpertServer(ExpertConfig(options.model, seat=seat, backend=backend, threads=options.threads, **pair))
+    flags = {"backend": backend, "threads": options.threads, "spin_us": options.spin_us, **pair}
+    server = ExpertServer(ExpertConfig(options.model, seat=seat, **flags))
     if replaced:
         model = server.checkpoint.config
         shape = ExpertShape(model.hidden_size, model.moe_intermediate_size, model.group_size)
