@@ -24,6 +24,9 @@ class AttentionConfig(WireSettings):
     node: str = option("", "name of the machine in status; the host name if empty")
     dtype: Literal["bfloat16", "float32"] = option("bfloat16", "dtype of activations, cache and frames")
     threads: int = option(1, "threads of the engine")
+    spin_us: int = option(
+        0, "microseconds to look for work before sleeping: shortens lanes, and takes a processor that must be to spare"
+    )
     max_model_len: int | None = option(None, "most positions of a sequence; the checkpoint's own limit if not given")
     max_num_seqs: int = option(64, "most sequences in one forward step")
     max_num_batched_tokens: int = option(512, "most tokens in one forward step")
@@ -46,6 +49,7 @@ class AttentionConfig(WireSettings):
     def __post_init__(self) -> None:
         self.check_wire()
         within("threads", self.threads, 1, 1024)
+        within("spin_us", self.spin_us, 0, 1_000_000)
         within("port", self.port, 0, 65535)
         within("max_model_len", self.max_model_len if self.max_model_len is not None else 1, 1, 1 << 24)
         within("max_num_seqs", self.max_num_seqs, 1, 1 << 16)

@@ -49,13 +49,15 @@ class Flight:
 class Engine:
     """``forward`` maps chunks to logits [S, V] fp32, one row for each chunk that samples, in order."""
 
-    def __init__(self, scheduler: Scheduler, forward: Forward, max_micro_batches: int, threads: int) -> None:
+    def __init__(
+        self, scheduler: Scheduler, forward: Forward, max_micro_batches: int, threads: int, spin_s: float = 0.0
+    ) -> None:
         self.counters = Counters()
         self._scheduler = scheduler
         self._forward = forward
         self._max_micro_batches = max_micro_batches
         self._threads = threads
-        self.reactor = Reactor()
+        self.reactor = Reactor(spin_s)
         self._flights: set[Flight] = set()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)

@@ -22,6 +22,7 @@ from ..proto.errors import FleetError
 from ..proto.generated import generate_pb2_grpc, membership_pb2
 from ..proto.io_thread import IoThread
 from ..proto.pair_group import PairSettings
+from ..router.heap import keep_large_blocks
 from ..router.load import ExpertLoads
 from ..router.router import Router
 from .config import AttentionConfig
@@ -56,7 +57,9 @@ class AttentionServer:
         self.cache = LatentCache(model.num_layers, num_pages, model.latent_width, self.dtype)
         bits = self._bits if config.prefix_caching else None
         self.scheduler = Scheduler(self.pages, config.max_num_seqs, config.max_num_batched_tokens, bits)
-        self.engine = Engine(self.scheduler, self._forward, config.max_micro_batches, config.threads)
+        self.engine = Engine(
+            self.scheduler, self._forward, config.max_micro_batches, config.threads, config.spin_us / 1e6
+        )
         self._pair = PairSettings(config.pair_transport, config.pair_min_bytes)
         self._pair.check()
         self.address = ""
@@ -143,6 +146,7 @@ class AttentionServer:
         except (FleetError, RuntimeError, ValueError, OSError, MemoryError) as error:
             self.tenancy.enter("failed", str(error) or type(error).__name__)
             return
+        keep_large_blocks()  # not before: what loading frees is never needed again
         self.engine.start()
         self._io.post(self._follow)
         self.tenancy.enter("ready")

@@ -8,6 +8,7 @@ Prints a CSV line per kind, number of tokens and of shards.
 """
 
 import argparse
+import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from shard_process import ShardProcess, cpu_seconds, members
 
 from expertfleet.checkpoint.make_tiny import make_tiny
 from expertfleet.checkpoint.tensors import Checkpoint
+from expertfleet.proto.codec import MAX_PIECE_BYTES
 from expertfleet.proto.io_thread import IoThread
 from expertfleet.proto.pair_group import PairSettings
 
@@ -29,7 +31,7 @@ _DRAWS = 16
 
 
 class Bare:
-    """A gRPC stream that sends back a message of the answer's size, and nothing else."""
+    """A gRPC stream that sends back as many bytes as an answer has, in pieces as large as its pieces, and nothing else."""
 
     kind = "bare"
 
@@ -45,7 +47,10 @@ class Bare:
     @staticmethod
     def _answer(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         for request in requests:
-            yield bytes(int.from_bytes(request[:4], "little"))
+            left = int.from_bytes(request[:4], "little")
+            while left:
+                yield bytes(min(left, MAX_PIECE_BYTES))
+                left -= min(left, MAX_PIECE_BYTES)
 
     def times(self, bytes_out: int, bytes_in: int, count: int) -> list[float]:
         async def run() -> list[float]:
@@ -57,7 +62,9 @@ class Bare:
                 for _ in range(count + 1):
                     began = time.perf_counter()
                     await stream.write(request)
-                    await stream.read()
+                    left = bytes_in
+                    while left:
+                        left -= len(await stream.read())
                     times.append(time.perf_counter() - began)
                 return times[1:]
 
@@ -77,12 +84,13 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     io = IoThread("io")  # gRPC's poller serves all of a process's loops, so there is one
     for count in options.shards:
         pair_flags = ("--pair-transport", "gloo", "--pair-min-kib", str(options.pair_min_kib))
-        flags = ("--us-per-route", str(options.us_per_route), *pair_flags)
+        flags = ("--us-per-route", str(options.us_per_route), "--spin-us", str(options.spin_us), *pair_flags)
         shards = [ShardProcess(model, [f"expert-{number}"], "echo", 1, *flags) for number in range(count)]
         pair = PairSettings("gloo", options.pair_min_kib << 10)
+        spin_us = options.spin_us
         everybody = members(shards, checkpoint.config)
-        paths = [Lanes(kind, checkpoint, everybody, io) for kind in KINDS]
-        paths.append(Lanes("gloo", checkpoint, everybody, io, pair))
+        paths = [Lanes(kind, checkpoint, everybody, io, spin_us=spin_us) for kind in KINDS]
+        paths.append(Lanes("gloo", checkpoint, everybody, io, pair, spin_us))
         bare = Bare(io)
         for tokens in options.tokens:
             _compare(paths, bare, shards, tokens, checkpoint, options)
@@ -103,7 +111,7 @@ def _compare(
     options: argparse.Namespace,
 ) -> None:
     config = checkpoint.config
-    times: dict[str, list[float]] = {kind: [] for kind in (*KINDS, Bare.kind)}
+    times: dict[str, list[float]] = {each.kind: [] for each in (*paths, bare)}
     spent: dict[str, list[float]] = {path.kind: [0.0, 0.0, 0.0] for path in paths}  # wall, CPU here, CPU of the shards
     bytes_out = tokens * config.hidden_size * 2
     draws = [random_draw(tokens, config) for _ in range(_DRAWS)]
@@ -134,12 +142,14 @@ def main() -> None:
     )
     parser.add_argument("--us-per-route", type=float, default=0.0, help="a shard sleeps so long for each of its routes")
     parser.add_argument("--pair-min-kib", type=int, default=256, help="rows from this size on go by gloo")
+    parser.add_argument("--spin-us", type=int, default=0, help="how long both ends look for work before they sleep")
     parser.add_argument("--hidden", type=int, default=7168)
     parser.add_argument("--experts", type=int, default=48)
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="bench") as folder:
         measure(options, Path(folder))
+    os._exit(0)  # gloo's threads may still be inside it, and would abort an ordinary end
 
 
 if __name__ == "__main__":

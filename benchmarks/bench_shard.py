@@ -66,7 +66,8 @@ class Lane:
 
 async def measure(options: argparse.Namespace, folder: Path) -> None:
     model = folder / "k2"
-    make_tiny(model, like="kimi-k2-thinking", layers=2, experts=options.experts, dense_width=512, vocab=512)
+    shape = {"hidden": options.hidden, "expert_width": options.expert_width}
+    make_tiny(model, like="kimi-k2-thinking", layers=2, experts=options.experts, dense_width=512, vocab=512, **shape)
     checkpoint = Checkpoint.open(model)
     shards = [ShardProcess(model, [name], name, options.threads) for name in options.compared]
     lanes = [Lane(shard, checkpoint) for shard in shards]
@@ -106,6 +107,8 @@ def main() -> None:
         help="two of shard_process.py; the ratio is second ÷ first",
     )
     parser.add_argument("--experts", type=int, default=32)
+    parser.add_argument("--hidden", type=int, help="another model's, not K2's")
+    parser.add_argument("--expert-width", type=int, help="another model's, not K2's")
     parser.add_argument("--tokens", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--calls", type=int, default=40)

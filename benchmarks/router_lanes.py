@@ -20,11 +20,13 @@ from expertfleet.proto.io_thread import IoThread
 from expertfleet.proto.pair_group import ALL_ON_THE_LANE, PairSettings
 from expertfleet.proto.reactor import Reactor
 from expertfleet.router.dispatch import Dispatch
+from expertfleet.router.heap import keep_large_blocks
 from expertfleet.router.router import Router
 
 KINDS = ("local", "grpc")
 _LIMIT = 64 << 20
 _PATIENCE_S = 60.0
+_TICK_S = 0.05
 
 Draw = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # rows [T, H], ids and weights [T, K] of the top-k
 
@@ -39,15 +41,19 @@ class Lanes:
         members: Sequence[Member],
         io: IoThread,
         pair: PairSettings = ALL_ON_THE_LANE,
+        spin_us: int = 0,
     ) -> None:
+        keep_large_blocks()
         self.kind = kind
         self._layers = checkpoint.config.moe_layers
-        self._reactor = Reactor()
+        self._reactor = Reactor(spin_us / 1e6)
         hello = Hello("attention-0", checkpoint.fingerprint, "bfloat16", _LIMIT, pair=pair.transport)
         self.router = Router(io, self._reactor, hello, _PATIENCE_S, local_lanes=kind == "local", pair=pair)
         self.router.set_epoch(Epoch(EpochId(1, 1), checkpoint.fingerprint, "bfloat16", tuple(members), (), True))
-        is_ready = self._reactor.run(lambda: self.router.usable and self._pairs_usable(), _PATIENCE_S)
-        assert is_ready, f"no {kind} lane to some shard"
+        ends_at = time.monotonic() + _PATIENCE_S
+        while not (self.router.usable and self._pairs_usable()):
+            assert time.monotonic() < ends_at, f"no {kind} lane to some shard"
+            self._reactor.step(_TICK_S)  # a pair forms on a thread of its own and wakes nobody
 
     def _pairs_usable(self) -> bool:
         """Whether all rows go the way that they shall."""

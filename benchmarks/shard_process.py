@@ -7,6 +7,7 @@ with the input.
 """
 
 import argparse
+import os
 import resource
 import subprocess
 import sys
@@ -22,8 +23,9 @@ from expertfleet.expert_workers.config import ExpertConfig
 from expertfleet.expert_workers.server import ExpertServer
 from expertfleet.kernels import int4
 from expertfleet.kernels.activation import silu_mul
+from expertfleet.kernels.errors import KernelError
 from expertfleet.kernels.exact_linear import ExactLinear, linear_rule
-from expertfleet.kernels.expert_layer import ByExpertLayer, ExpertLayer, ExpertShape, Projection
+from expertfleet.kernels.expert_layer import ByExpertLayer, ExpertLayer, ExpertShape, Projection, Three
 from expertfleet.kernels.row_rule import RuleBook
 from expertfleet.membership.epoch import ExpertSet, Member
 
@@ -48,6 +50,9 @@ class EchoLayer(ExpertLayer):
 
     def _drop(self, expert_id: int) -> None:
         self._held.discard(expert_id)
+
+    def _turn_back(self, expert_id: int) -> Three:
+        raise KernelError("there are no weights")
 
     def holds(self, expert_id: int) -> bool:
         return expert_id in self._held
@@ -84,6 +89,9 @@ class Bf16Layer(ByExpertLayer):
 
     def _drop(self, expert_id: int) -> None:
         del self._experts[expert_id]
+
+    def _turn_back(self, expert_id: int) -> Three:
+        raise KernelError("rounded weights cannot be turned back")
 
     def holds(self, expert_id: int) -> bool:
         return expert_id in self._experts
@@ -159,6 +167,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--us-per-route", type=float, default=0.0, help="how long echo sleeps for each route")
     parser.add_argument("--us-per-expert", type=float, default=0.0, help="and for each expert that has routes")
+    parser.add_argument("--spin-us", type=int, default=0)
     parser.add_argument("--pair-transport", default="none")
     parser.add_argument("--pair-min-kib", type=int, default=256)
     options: Any = parser.parse_args()
@@ -176,13 +185,15 @@ def main() -> None:
         print(cpu_seconds(), flush=True)
     for server in servers:
         server.stop(5.0)
+    os._exit(0)  # gloo's threads may still be inside it, and would abort or hold up an ordinary end
 
 
 def make_server(seat: str, options: argparse.Namespace) -> ExpertServer:
     replaced = LAYERS.get(options.experts_as)
     backend: Any = "auto" if replaced else options.experts_as
     pair = {"pair_transport": options.pair_transport, "pair_min_kib": options.pair_min_kib}
-    server = ExpertServer(ExpertConfig(options.model, seat=seat, backend=backend, threads=options.threads, **pair))
+    flags = {"backend": backend, "threads": options.threads, "spin_us": options.spin_us, **pair}
+    server = ExpertServer(ExpertConfig(options.model, seat=seat, **flags))
     if replaced:
         model = server.checkpoint.config
         shape = ExpertShape(model.hidden_size, model.moe_intermediate_size, model.group_size)
@@ -190,7 +201,7 @@ def make_server(seat: str, options: argparse.Namespace) -> ExpertServer:
         server._test_backend = lambda: made  # type: ignore[method-assign]
     if replaced is EchoLayer:
         nothing = torch.empty(0)
-        server.checkpoint.read = lambda name: nothing  # type: ignore[method-assign]
+        server.checkpoint.read = lambda name, folder=None: nothing  # type: ignore[method-assign]
     return server
 
 

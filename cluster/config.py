@@ -45,6 +45,10 @@ class FleetConfig(WireSettings, SlowSettings, PlacingSettings, ResumptionSetting
     backend: BackendSetting = option("auto", "how experts are computed")
     dtype: Literal["bfloat16", "float32"] = option("bfloat16", "dtype of activations, cache and frames")
     threads: int | None = option(None, "threads of each worker; if not given the cores are shared out")
+    spin_us: int | None = option(
+        None,
+        "microseconds that workers look for work before they sleep; if not given, as the threads leave processors to spare",
+    )
     pin: bool | None = option(
         None, "expert shards keep to processors of their own; the choice where NUMA nodes are several"
     )
@@ -83,6 +87,8 @@ class FleetConfig(WireSettings, SlowSettings, PlacingSettings, ResumptionSetting
         within("drain_s", self.drain_s, 0, 86_400)
         if self.threads is not None:
             within("threads", self.threads, 1, 1024)
+        if self.spin_us is not None:
+            within("spin_us", self.spin_us, 0, 1_000_000)
         for name in ("port", "admin_port", "controller_port"):
             within(name, getattr(self, name), 0, 65535)
         if self.port and self.port == self.admin_port:
@@ -113,7 +119,9 @@ class FleetConfig(WireSettings, SlowSettings, PlacingSettings, ResumptionSetting
         self.attention("attention-0", "127.0.0.1:1", "127.0.0.1", self.threads or 1)
         self.gateway("127.0.0.1:1", self.port, self.admin_port)
 
-    def expert(self, seat: str, controller: str, host: str, threads: int, cpus: str = "") -> ExpertConfig:
+    def expert(
+        self, seat: str, controller: str, host: str, threads: int, cpus: str = "", spin_us: int = 0
+    ) -> ExpertConfig:
         model, shared_model = self.model_folders
         return ExpertConfig(
             model=model,
@@ -122,6 +130,7 @@ class FleetConfig(WireSettings, SlowSettings, PlacingSettings, ResumptionSetting
             controller=controller,
             host=host,
             threads=threads,
+            spin_us=spin_us,
             cpus=cpus,
             dtype=self.dtype,
             backend=self.backend,
@@ -133,7 +142,7 @@ class FleetConfig(WireSettings, SlowSettings, PlacingSettings, ResumptionSetting
             cluster_token=self.cluster_token,
         )
 
-    def attention(self, seat: str, controller: str, host: str, threads: int) -> AttentionConfig:
+    def attention(self, seat: str, controller: str, host: str, threads: int, spin_us: int = 0) -> AttentionConfig:
         model, shared_model = self.model_folders
         return AttentionConfig(
             model=model,
@@ -142,6 +151,7 @@ class FleetConfig(WireSettings, SlowSettings, PlacingSettings, ResumptionSetting
             controller=controller,
             host=host,
             threads=threads,
+            spin_us=spin_us,
             dtype=self.dtype,
             max_model_len=self.max_model_len,
             max_num_seqs=self.max_num_seqs,

@@ -113,9 +113,11 @@ class Crew:
     def _hire_worker(self, seat: str) -> None:
         config, controller, site = self._config, self._controller, self.site(seat)
         if seat.startswith("attention-"):
-            self._hire(seat, actors.AttentionSeat, config.attention(seat, controller, _HOST, site.threads))
+            self._hire(
+                seat, actors.AttentionSeat, config.attention(seat, controller, _HOST, site.threads, self._plan.spin_us)
+            )
         else:
-            settings = config.expert(seat, controller, _HOST, site.threads, site.cpus)
+            settings = config.expert(seat, controller, _HOST, site.threads, site.cpus, self._plan.spin_us)
             self._hire(seat, actors.ExpertSeat, settings)
 
     def check_births(self) -> None:

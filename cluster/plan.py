@@ -23,6 +23,7 @@ GIB = 1 << 30
 EXPERT_OVERHEAD = 1.12
 WORKER_BYTES = 400 << 20
 BESIDES_BYTES = 900 << 20
+_SPIN_US = 200
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -42,6 +43,7 @@ class Share:
 class Plan:
     shape: FleetShape
     shares: tuple[Share, ...]
+    spin_us: int = 0  # how long each worker looks for work before it sleeps
 
     @property
     def memory_bytes(self) -> int:
@@ -69,6 +71,7 @@ class Plan:
         return {
             "fingerprint": self.shape.fingerprint,
             "memory_gib": round(self.memory_bytes / GIB, 3),
+            "spin_us": self.spin_us,
             "workers": [
                 {
                     "seat": share.seat,
@@ -98,7 +101,8 @@ def make_plan(config: FleetConfig, checkpoint: CheckpointFiles, cores: int, node
         weights = num_experts * model.expert_bytes
         memory = int(weights * EXPERT_OVERHEAD) + WORKER_BYTES
         shares.append(Share(seat, len(cpus) or threads, num_experts, weights, memory, format_ranges(cpus)))
-    return Plan(shape, tuple(shares))
+    spin_us = spin_within(cores, [share.threads for share in shares]) if config.spin_us is None else config.spin_us
+    return Plan(shape, tuple(shares), spin_us)
 
 
 def fleet_shape(checkpoint: CheckpointFiles, dtype: str) -> FleetShape:
@@ -149,6 +153,11 @@ def deal_processors(config: FleetConfig, cores: int, nodes: Nodes) -> list[tuple
 def threads_per_worker(cores: int, num_workers: int) -> int:
     """All workers at work at once fill the cores once; waiting threads sleep, so more would only take turns."""
     return max(1, cores // num_workers)
+
+
+def spin_within(cores: int, threads: list[int]) -> int:
+    """Who waits for an answer looks for it only if nobody waits for its processor: a worker's other threads carry its frames."""
+    return _SPIN_US if min(threads) > 1 and sum(threads) <= cores else 0
 
 
 def _attention_share(config: FleetConfig, checkpoint: CheckpointFiles) -> tuple[int, int]:

@@ -30,6 +30,9 @@ class ExpertConfig(WireSettings):
     device: str = option("cpu", "where experts are computed: cpu, cuda or cuda:INDEX")
     backend: BackendSetting = option("auto", "how experts are computed; on cuda by triton alone")
     threads: int = option(1, "threads of the expert GEMM")
+    spin_us: int = option(
+        0, "microseconds to look for work before sleeping: shortens lanes, and takes a processor that must be to spare"
+    )
     cpus: str = option(
         "", "processors to keep to, one for each thread, such as 0-15; memory comes from their NUMA node"
     )
@@ -54,6 +57,7 @@ class ExpertConfig(WireSettings):
         if self.device != "cpu" and self.backend not in ("auto", "triton"):
             raise ValueError(f"backend: {self.backend} computes on the CPU, not on device {self.device!r}")
         within("threads", self.threads, 1, 1024)
+        within("spin_us", self.spin_us, 0, 1_000_000)
         if self.cpus and len(self.processors) < self.threads:
             raise ValueError(f"cpus: {self.cpus!r} are fewer than the {self.threads} threads")
         if self.memory_gib is not None:

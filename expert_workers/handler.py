@@ -128,9 +128,9 @@ class LocalLane:
 
     def deliver(self, job: Job, first_route: int, rows: torch.Tensor) -> None:
         assert job.results is not None
-        place = job.results[first_route : first_route + len(rows)]
-        if place.data_ptr() != rows.data_ptr():
-            place.copy_(rows)
+        row_bytes = rows.shape[1] * rows.itemsize
+        if rows.data_ptr() != job.results.data_ptr() + first_route * row_bytes:
+            job.results[first_route : first_route + len(rows)] = rows
         self.send(encode_filled(Filled(job.frame.frame_id, first_route, len(rows), job.num_routes), self.version))
 
     def close(self) -> None:

@@ -114,12 +114,13 @@ class Holdings:
         self.newest_epoch = max(self.newest_epoch, epoch)
 
     def _admit_routes(self, layer: int, route_experts: Indices) -> None:
-        num_layers, _ = self._mask.shape
+        num_layers, num_experts = self._mask.shape
         if layer >= num_layers:
             raise FleetError(Code.NOT_HELD, f"layer {layer} is not held; the model has {num_layers}")
-        missing = set(route_experts.tolist()).difference(np.flatnonzero(self._mask[layer]).tolist())
-        if missing:
-            raise FleetError(Code.NOT_HELD, f"expert {min(missing)} of layer {layer} is not held")
+        held = self._mask[layer]
+        for expert in set(route_experts.tolist()):
+            if not (0 <= expert < num_experts and held[expert]):
+                raise FleetError(Code.NOT_HELD, f"expert {expert} of layer {layer} is not held")
 
     def _load_expert(self, layer: int, expert: int, backend: Backend) -> None:
         gate, up, down = self._sources.read(layer, expert)

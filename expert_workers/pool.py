@@ -70,7 +70,9 @@ class Slice:
     def place(self) -> torch.Tensor | None:
         """Where its results belong, if the job has such a place."""
         results = self.job.results
-        return None if results is None else results[self.first : self.first + self.count]
+        if results is None or self.count == self.job.num_routes:
+            return results
+        return results[self.first : self.first + self.count]
 
 
 class Pool:
@@ -88,13 +90,19 @@ class Pool:
         with self._lock:
             if self.closed:
                 raise FleetError(Code.DRAINING, "the shard is draining")
-            if sum(queued.lane is job.lane for queued in self._jobs) >= self._max_queued_per_lane:
+            if self._is_full(job.lane):
                 raise FleetError(Code.OVERLOADED, f"{self._max_queued_per_lane} frames of this lane are queued")
             self._jobs.append(job)
         self._wake()
 
+    def _is_full(self, lane: Lane) -> bool:
+        most = self._max_queued_per_lane
+        return len(self._jobs) >= most and sum(queued.lane is lane for queued in self._jobs) >= most
+
     def take(self, max_routes: int) -> list[Slice]:
         """Slices of one layer, at most ``max_routes`` routes; none if there is no work."""
+        if not self._jobs:
+            return []
         with self._lock:
             self._jobs = [job for job in self._jobs if not job.cancelled]
             return self._cut(max_routes) if self._jobs else []
@@ -115,8 +123,7 @@ class Pool:
         self._wake()
 
     def num_queued(self) -> int:
-        with self._lock:
-            return len(self._jobs)
+        return len(self._jobs)
 
     def asks_for(self, layer: int, experts: Collection[int]) -> bool:
         """Whether a queued job has routes to one of them."""
@@ -129,13 +136,14 @@ class Pool:
         """The most urgent job decides the layer; jobs of that layer join in order of urgency."""
         now = time.monotonic()
         patient_since = now - _PATIENCE_S
-        self._jobs.sort(
-            key=lambda job: (
-                job.frame.priority,
-                job.num_routes > max_routes and job.served_at > patient_since,
-                job.arrived_at,
+        if len(self._jobs) > 1:
+            self._jobs.sort(
+                key=lambda job: (
+                    job.frame.priority,
+                    job.num_routes > max_routes and job.served_at > patient_since,
+                    job.arrived_at,
+                )
             )
-        )
         layer = self._jobs[0].frame.layer
         batch: list[Slice] = []
         room = max_routes

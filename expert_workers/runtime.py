@@ -81,7 +81,7 @@ class Runtime:
                 self._reactor.step(0 if self._pool.closed or self._pool.num_queued() else None)
                 if batch := self._pool.take(self._max_routes()):
                     self._answer(batch)
-                elif self._pool.closed:
+                elif self._pool.closed and not self._pool.num_queued():
                     return
 
     def _max_routes(self) -> int:
@@ -124,7 +124,8 @@ class Runtime:
 
     def _deliver(self, batch: list[Slice], rows: torch.Tensor) -> None:
         """Every slice gets its rows, finite or not: whoever asked knows what the row was, and can ask a replica."""
-        for piece, own in zip(batch, rows.split_with_sizes([piece.count for piece in batch]), strict=True):
+        owned = rows.split_with_sizes([piece.count for piece in batch]) if len(batch) > 1 else (rows,)
+        for piece, own in zip(batch, owned, strict=True):
             piece.job.lane.deliver(piece.job, piece.first, own)
 
     def _expired(self, piece: Slice) -> bool:
@@ -146,13 +147,14 @@ class Runtime:
 
 def _merge(batch: list[Slice]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Rows [R, H], route_rows [N] and route_experts [N] of all slices together."""
-    rows, route_rows, route_experts, base = [], [], [], 0
+    rows = [piece.job.frame.rows for piece in batch]
+    num_routes = sum(piece.count for piece in batch)
+    routes = np.empty((2, num_routes), dtype=np.int64)  # of one block, as each tensor of its own costs
+    base = at = 0
     for piece in batch:
-        frame, routes = piece.job.frame, slice(piece.first, piece.first + piece.count)
-        rows.append(frame.rows)
-        route_rows.append(frame.route_rows[routes].astype(np.int64) + base)
-        route_experts.append(frame.route_experts[routes])
-        base += frame.rows.shape[0]
-    merged = rows[0] if len(rows) == 1 else torch.cat(rows)
-    experts = np.concatenate(route_experts, dtype=np.int64)
-    return merged, torch.from_numpy(np.concatenate(route_rows)), torch.from_numpy(experts)
+        frame, mine = piece.job.frame, slice(piece.first, piece.first + piece.count)
+        np.add(frame.route_rows[mine], base, out=routes[0, at : at + piece.count])
+        routes[1, at : at + piece.count] = frame.route_experts[mine]
+        base, at = base + len(frame.rows), at + piece.count
+    route_rows, route_experts = torch.from_numpy(routes).unbind()
+    return rows[0] if len(rows) == 1 else torch.cat(rows), route_rows, route_experts

@@ -66,7 +66,7 @@ class ExpertServer:
         self.sources = ExpertSources(self.checkpoint, self._find_peers())
         self.holdings = Holdings(self.checkpoint, config.dtype, self.sources)
         self.giver = ExpertGiver(self.holdings, self.sources)
-        self.reactor = Reactor()
+        self.reactor = Reactor(config.spin_us / 1e6)
         self.pool = Pool(config.max_queued_frames, self.reactor.wake)
         self.runtime = Runtime(self.reactor, self.pool, self.holdings.layers, config.threads, config.slice_ms)
         self._pair = PairSettings(config.pair_transport, config.pair_min_bytes, config.device)

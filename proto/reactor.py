@@ -1,8 +1,9 @@
 """The events of one thread: calls that other threads post, timers, and sockets that can be read or written.
 
 Knows nothing of what the calls do. A thread that computes waits here for its next work and reads its sockets itself, so
-that what comes in wakes one thread and not two. ``post`` and ``wake`` are for any thread, the rest for the owner alone:
-whoever calls ``step``.
+that what comes in wakes one thread and not two. To wake a thread that sleeps takes longer than most of what it is woken for, so
+where processors are to spare it may look for ``spin_s`` before it sleeps. ``post`` and ``wake`` are for any thread, the rest for
+the owner alone: whoever calls ``step``.
 """
 
 import contextlib
@@ -14,18 +15,18 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 logger = logging.getLogger(__name__)
 
 Call = Callable[[], object]
+_FOREVER_S = 3600.0
+_LEAST_TIMERS = 128
 
 
-@dataclass(order=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Timer:
-    at: float
-    number: int
-    call: Call | None = field(compare=False)
+    call: Call | None
 
     def cancel(self) -> None:
         """What the call holds is let go at once, not when the time comes."""
@@ -33,10 +34,12 @@ class Timer:
 
 
 class Reactor:
-    def __init__(self) -> None:
+    def __init__(self, spin_s: float = 0.0) -> None:
+        self._spin_s = spin_s
         self._selector = selectors.DefaultSelector()
         self._posted: deque[tuple[Callable[..., object], tuple[object, ...]]] = deque()
-        self._timers: list[Timer] = []
+        self._timers: list[tuple[float, int, Timer]] = []  # a heap
+        self._sweep_at = _LEAST_TIMERS  # so many, and those cancelled are thrown out
         self._numbers = itertools.count()
         self._asleep = self._roused = False
         self._waking, self._woken = socket.socketpair()
@@ -59,8 +62,12 @@ class Reactor:
                 self._waking.send(b"\0")
 
     def call_later(self, delay_s: float, call: Call) -> Timer:
-        timer = Timer(time.monotonic() + delay_s, next(self._numbers), call)
-        heapq.heappush(self._timers, timer)
+        if len(self._timers) >= self._sweep_at:  # most deadlines are cancelled long before their time
+            self._timers = [each for each in self._timers if each[2].call is not None]
+            heapq.heapify(self._timers)
+            self._sweep_at = max(_LEAST_TIMERS, 2 * len(self._timers))
+        timer = Timer(call)
+        heapq.heappush(self._timers, (time.monotonic() + delay_s, next(self._numbers), timer))
         return timer
 
     def watch(self, watched: socket.socket, readable: Call, writable: Call | None = None) -> None:
@@ -77,8 +84,11 @@ class Reactor:
 
     def step(self, timeout_s: float | None = None) -> None:
         """Waits for the next event, at most ``timeout_s``, and runs all that there is; a call that fails is logged."""
-        self._asleep = True
-        events = self._selector.select(0 if self._roused or self._posted else self._wait_s(timeout_s))
+        wait_s = self._wait_s(timeout_s)
+        events = self._look(min(self._spin_s, wait_s)) if self._spin_s and wait_s else []
+        if not events:
+            self._asleep = True
+            events = self._selector.select(0 if self._roused or self._posted else wait_s)
         self._asleep = self._roused = False
         for key, mask in events:
             readable, writable = key.data
@@ -86,8 +96,8 @@ class Reactor:
                 self._run(readable)
             if writable and mask & selectors.EVENT_WRITE:
                 self._run(writable)
-        while self._timers and self._timers[0].at <= time.monotonic():
-            timer = heapq.heappop(self._timers)
+        while self._timers and self._timers[0][0] <= time.monotonic():
+            timer = heapq.heappop(self._timers)[2]
             if timer.call is not None:
                 self._run(timer.call)
         for _ in range(len(self._posted)):
@@ -112,13 +122,19 @@ class Reactor:
     def __del__(self) -> None:
         self.close()
 
-    def _wait_s(self, timeout_s: float | None) -> float | None:
-        while self._timers and self._timers[0].call is None:
+    def _look(self, longest_s: float) -> list[tuple[selectors.SelectorKey, int]]:
+        """What there is to do on sockets as soon as there is something, or nothing once somebody posted or the time is over."""
+        ends_at = time.monotonic() + longest_s
+        while not (self._roused or self._posted or time.monotonic() >= ends_at):
+            if events := self._selector.select(0):
+                return events
+        return []
+
+    def _wait_s(self, timeout_s: float | None) -> float:
+        while self._timers and self._timers[0][2].call is None:
             heapq.heappop(self._timers)
-        if not self._timers:
-            return timeout_s
-        left_s = max(0.0, self._timers[0].at - time.monotonic())
-        return left_s if timeout_s is None else min(left_s, timeout_s)
+        longest_s = _FOREVER_S if timeout_s is None else timeout_s
+        return min(longest_s, max(0.0, self._timers[0][0] - time.monotonic())) if self._timers else longest_s
 
     def _on_wake(self) -> None:
         with contextlib.suppress(BlockingIOError):

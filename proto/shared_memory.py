@@ -14,6 +14,7 @@ from bisect import insort
 import torch
 
 from .errors import Code, FleetError
+from .layout import tensor_bytes
 
 ALIGNMENT = 64
 _SIZE = 1 << 36
@@ -38,15 +39,23 @@ class SharedMemory:
         except (OSError, ValueError) as error:
             raise FleetError(Code.BAD_FRAME, f"the shared memory cannot be mapped: {error}") from error
 
-    def tensor(self, offset: int, dtype: torch.dtype, *shape: int) -> torch.Tensor:
+    def tensor(self, offset: int, dtype: torch.dtype, *shape: int, alignment: int = ALIGNMENT) -> torch.Tensor:
         """A view. Raises FleetError BAD_FRAME for what does not lie inside, LANE_LOST once this is closed."""
-        if self._memory is None:
-            raise FleetError(Code.LANE_LOST, "the shared memory is closed")
         count = math.prod(shape)
-        if offset < 0 or offset % ALIGNMENT or offset + count * dtype.itemsize > self.size:
+        if offset < 0 or offset % alignment or offset + count * dtype.itemsize > self.size:
             what = f"{count} values of {dtype} at {offset}"
             raise FleetError(Code.BAD_FRAME, f"{what} do not lie in the {self.size} bytes of shared memory")
-        return torch.frombuffer(self._memory, dtype=dtype, count=count, offset=offset).view(shape)
+        return torch.frombuffer(self._open(), dtype=dtype, count=count, offset=offset).view(shape)
+
+    def put(self, offset: int, rows: torch.Tensor) -> None:
+        """Copies contiguous rows to a place inside. Raises FleetError LANE_LOST once this is closed."""
+        data = tensor_bytes(rows)
+        self._open()[offset : offset + rows.nbytes] = data.cast("B")
+
+    def _open(self) -> mmap.mmap:
+        if self._memory is None:
+            raise FleetError(Code.LANE_LOST, "the shared memory is closed")
+        return self._memory
 
     def close(self) -> None:
         """The memory goes with its last view, at either end; it does not wait for a garbage collection."""

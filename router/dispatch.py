@@ -59,7 +59,8 @@ class Part:
 
     @property
     def num_experts(self) -> int:
-        return 1 + int(np.count_nonzero(np.diff(self.frame.route_experts)))
+        experts = self.frame.route_experts
+        return 1 + int(np.count_nonzero(experts[1:] != experts[:-1]))
 
 
 class Sender(Protocol):

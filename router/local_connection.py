@@ -6,6 +6,7 @@ shard has ended the frame that it belongs to.
 
 import asyncio
 import socket
+from dataclasses import dataclass
 
 import torch
 
@@ -18,6 +19,17 @@ from ..proto.shared_memory import ALIGNMENT, Arena
 from .connection import Owner, settle
 
 
+@dataclass(frozen=True, slots=True)
+class _Area:
+    """What belongs to one frame: its rows, and from ``results_at`` on its results."""
+
+    begin: int
+    results_at: int
+    dtype: torch.dtype
+    num_routes: int
+    hidden: int
+
+
 class LocalConnection:
     """Rows and results lie in memory that this end made; the socket carries where."""
 
@@ -27,7 +39,7 @@ class LocalConnection:
         self._lane, self._reactor, self._connected, self._arena = lane, reactor, connected, arena
         self._socket: FrameSocket | None = None
         self._version = 0  # until the shard has greeted
-        self._areas: dict[int, tuple[int, torch.Tensor]] = {}  # frame id → where its area begins, its results
+        self._areas: dict[int, _Area] = {}  # by frame id
 
     def open(self, hello: bytes) -> None:
         self._socket = FrameSocket(
@@ -47,13 +59,12 @@ class LocalConnection:
         num_rows = len(rows) if row_ids is None else len(row_ids)
         rows_bytes = -(-num_rows * hidden * rows.itemsize // ALIGNMENT) * ALIGNMENT
         begin = self._arena.allocate(rows_bytes + num_routes * hidden * rows.itemsize)
-        into = self._arena.tensor(begin, rows.dtype, num_rows, hidden)
         if row_ids is None:
-            into.copy_(rows)
+            self._arena.put(begin, rows)
         else:
-            torch.index_select(rows, 0, row_ids, out=into)
+            torch.index_select(rows, 0, row_ids, out=self._arena.tensor(begin, rows.dtype, num_rows, hidden))
         results_at = begin + rows_bytes
-        self._areas[frame.frame_id] = begin, self._arena.tensor(results_at, rows.dtype, num_routes, hidden)
+        self._areas[frame.frame_id] = _Area(begin, results_at, rows.dtype, num_routes, hidden)
         placed = Placed(
             frame.frame_id, frame.fingerprint, frame.epoch, frame.layer, frame.priority, frame.deadline_us,
             rows.dtype, num_rows, hidden, begin, results_at, frame.route_rows, frame.route_experts,
@@ -63,10 +74,12 @@ class LocalConnection:
     def answer(self, frame: object) -> Result | None:
         if not isinstance(frame, Filled) or frame.frame_id not in self._areas:
             return None
-        _, results = self._areas[frame.frame_id]
-        if frame.num_routes != len(results):
+        area = self._areas[frame.frame_id]
+        if frame.num_routes != area.num_routes:
             return None
-        rows = results[frame.first_route : frame.first_route + frame.count]
+        row_bytes = area.hidden * area.dtype.itemsize
+        at = area.results_at + frame.first_route * row_bytes
+        rows = self._arena.tensor(at, area.dtype, frame.count, area.hidden, alignment=area.dtype.itemsize)
         return Result(frame.frame_id, frame.first_route, frame.num_routes, rows)
 
     def on_pair(self, frame: PairFrame) -> None:
@@ -78,8 +91,7 @@ class LocalConnection:
 
     def free(self, frame_id: int) -> None:
         if frame_id in self._areas:  # none is left once the connection has ended
-            begin, _ = self._areas.pop(frame_id)
-            self._arena.free(begin)
+            self._arena.free(self._areas.pop(frame_id).begin)
 
     def end(self, error: FleetError) -> None:
         if self._socket is None:

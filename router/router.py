@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 # Parts asked a second time because the first shard is slow: at most this share of all, but for a few.
 _HEDGED_SHARE = 0.05
 _HEDGES_AT_ONCE = 8
+_MOST_EXPERTS = 1 << 32  # of a layer: makes one key of owner and expert
 
 
 @dataclass(slots=True)
@@ -143,10 +144,11 @@ class Router:
         self, dispatch: Dispatch, routes: Routes, owners: npt.NDArray[np.int64]
     ) -> tuple[list[Part], Routes]:
         plan, lanes = self._snapshot
-        order = np.lexsort((dispatch.experts[routes], owners))
+        order = np.argsort(owners * _MOST_EXPERTS + dispatch.experts[routes], kind="stable")
         routes, owners = routes[order], owners[order]
         parts, orphans = [], routes[:0]
-        for begin, end in itertools.pairwise((0, *(np.flatnonzero(np.diff(owners)) + 1).tolist(), len(owners))):
+        ends = (owners[1:] != owners[:-1]).nonzero()[0] + 1
+        for begin, end in itertools.pairwise((0, *ends.tolist(), len(owners))):
             number, stretch = int(owners[begin]), routes[begin:end]
             if number == NOBODY:
                 orphans = stretch

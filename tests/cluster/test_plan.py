@@ -13,6 +13,7 @@ from expertfleet.cluster.plan import (
     WORKER_BYTES,
     available_cores,
     make_plan,
+    spin_within,
     threads_per_worker,
 )
 from expertfleet.expert_workers.config import ExpertConfig
@@ -80,6 +81,19 @@ def test_more_positions_than_the_checkpoint_has_are_refused(tiny: Path, checkpoi
 @pytest.mark.parametrize(("cores", "workers", "threads"), [(2, 2, 1), (2, 6, 1), (1, 3, 1), (64, 4, 16), (64, 5, 12)])
 def test_threads_fill_the_cores_once(cores: int, workers: int, threads: int) -> None:
     assert threads_per_worker(cores, workers) == threads
+
+
+@pytest.mark.parametrize(
+    ("cores", "threads", "spins"),
+    [(8, [4, 4], True), (8, [2, 2, 2], True), (8, [5, 5], False), (2, [1, 1], False), (64, [1, 1], False)],
+)
+def test_workers_spin_where_their_threads_leave_processors(cores: int, threads: list[int], spins: bool) -> None:
+    assert (spin_within(cores, threads) > 0) == spins
+
+
+def test_an_explicit_spin_wins(tiny: Path, checkpoint: CheckpointFiles) -> None:
+    assert make_plan(config(tiny, spin_us=50), checkpoint, 2, NODES).spin_us == 50
+    assert make_plan(config(tiny, spin_us=0), checkpoint, 64, NODES).spin_us == 0
 
 
 def test_explicit_threads_win(tiny: Path, checkpoint: CheckpointFiles) -> None:

@@ -13,9 +13,9 @@ import pytest
 from expertfleet.proto.reactor import Reactor
 
 
-@pytest.fixture
-def reactor() -> Iterator[Reactor]:
-    reactor = Reactor()
+@pytest.fixture(params=[0.0, 0.001], ids=["sleeps", "spins"])
+def reactor(request: pytest.FixtureRequest) -> Iterator[Reactor]:
+    reactor = Reactor(request.param)
     yield reactor
     reactor.close()
 
@@ -56,6 +56,17 @@ def test_a_wake_is_never_lost(reactor: Reactor) -> None:
         reactor.step(5)
         taken = given
         assert time.monotonic() < deadline
+
+
+def test_cancelled_timers_do_not_pile_up(reactor: Reactor) -> None:
+    ran: list[int] = []
+    for number in range(20):
+        reactor.call_later(0.001, lambda number=number: ran.append(number))  # type: ignore[misc]
+    for _ in range(5000):
+        reactor.call_later(3600, lambda: None).cancel()
+    assert len(reactor._timers) < 500
+    assert reactor.run(lambda: len(ran) == 20, 10)
+    assert ran == list(range(20))
 
 
 def test_timers_run_in_their_order_and_cancelled_ones_do_not(reactor: Reactor) -> None:

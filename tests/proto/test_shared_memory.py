@@ -32,6 +32,18 @@ def test_what_one_end_writes_the_other_reads(arena: Arena) -> None:
     assert not arena.tensor(begin, torch.float32, 2, 3).any()
 
 
+def test_rows_are_put_where_they_belong(arena: Arena) -> None:
+    rows = torch.randn(3, 5).bfloat16()
+    begin = arena.allocate(256)
+    arena.put(begin, rows)
+    assert torch.equal(arena.tensor(begin, torch.bfloat16, 3, 5), rows)
+    assert torch.equal(arena.tensor(begin + 10, torch.bfloat16, 2, 5, alignment=2), rows[1:])
+    arena.close()
+    with pytest.raises(FleetError) as refused:
+        arena.put(begin, rows)
+    assert refused.value.code is Code.LANE_LOST
+
+
 def test_areas_never_overlap_and_the_first_free_one_is_used_again(arena: Arena) -> None:
     held: dict[int, int] = {}
     for _ in range(2000):
