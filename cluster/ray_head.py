@@ -2,7 +2,8 @@
 
 Knows nothing of actors. 1. ``start`` runs ``ray start --head`` below the guard and reads the address;
 2. ``gcs_server``'s command line and environment are taken from /proc; 3. ``supervise`` starts it again, at the same port
-and on the same RocksDB folder, as soon as it is gone: raylets, actors and drivers reconnect and keep their pids.
+and on the same RocksDB folder, as soon as it is gone: raylets, actors and drivers reconnect and keep their pids. One that was told to
+end closes its port and may then wait for its clients for ever: it is ended at once.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 from .launcher import Launcher
+from .listening import Listening, listens
 from .ray_node import RayNode, read_list
 from .ray_settings import RaySettings
 
@@ -30,6 +32,7 @@ class RayHead(RayNode):
         self.gcs_pid = 0
         self._gcs_argv: list[str] = []
         self._gcs_env: dict[str, str] = {}
+        self._listening = Listening(lambda: listens(self.address))
 
     def start(self, environ: Mapping[str, str], wait_until: Callable[[Callable[[], bool], float], bool]) -> None:
         self.settings.gcs_storage.mkdir(parents=True, exist_ok=True)
@@ -38,7 +41,12 @@ class RayHead(RayNode):
     def supervise(self) -> bool:
         super().supervise()
         if self.gcs_pid not in self._launcher.exited:
+            if self._listening.is_deaf():
+                _log.warning("gcs_server no longer listens at %s, ending it", self.address)
+                self._listening.forget()
+                self.renew()
             return False
+        self._listening.forget()
         self.gcs_pid = self._launcher.spawn(self._gcs_argv, self._gcs_env, "gcs_server")
         _log.warning("gcs_server was gone, started it again as pid %d", self.gcs_pid)
         return True
