@@ -305,10 +305,10 @@ def test_no_round_begins_when_the_time_is_over(fleet: FakeFleet) -> None:
 
 def test_no_cycle_begins_when_the_time_is_over(fleet: FakeFleet) -> None:
     one = make(fleet, Step("kill", "expert-1", at_s=0))
-    one.plan = replace(one.plan, step=(), scaling=Scaling(most=3, cycles=1000, baseline=1))
+    one.plan = replace(one.plan, step=(), scaling=Scaling(most=3, cycles=10_000, baseline=1))
     one.give_up = time.monotonic() + 1.0
     run(one)
-    assert 1 <= one.num_cycles < 1000
+    assert 1 <= one.num_cycles < 10_000
 
 
 def test_a_link_that_cannot_be_changed_is_an_error(fleet: FakeFleet) -> None:

@@ -97,7 +97,7 @@ def test_a_killed_gateway_is_started_again(fleet: Any) -> None:
 
 def test_the_fleet_grows_and_shrinks_under_a_stream(fleet: Any, capsys: pytest.CaptureFixture[str]) -> None:
     def command(*words: str) -> str:
-        assert main([*words, "--url", fleet.url, "--wait-s", "60"]) == 0
+        assert main([*words, "--url", fleet.url, "--wait-s", "120"]) == 0
         return capsys.readouterr().out
 
     def experts() -> dict[str, int]:
