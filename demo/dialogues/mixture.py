@@ -46,7 +46,7 @@ def _long_loop(space: Space) -> Dialogue:
 
 # Weights count dialogues. Long loops are few, but each is as long as ten others.
 _TASKS: tuple[tuple[float, Callable[[Space], Dialogue]], ...] = (
-    (14, with_idle_tools(arithmetic.comparison, _IDLE_SHARE)),
+    (20, with_idle_tools(arithmetic.comparison, _IDLE_SHARE)),
     (6, with_idle_tools(arithmetic.addition, _IDLE_SHARE)),
     (6, with_idle_tools(arithmetic.subtraction, _IDLE_SHARE)),
     (26, lookups.lookup_dialogue),
