@@ -35,9 +35,9 @@ class Scheduler:
         pages: PageAllocator,
         max_num_seqs: int,
         max_num_batched_tokens: int,
-        bits: Callable[[], int] | None = None,
+        bits: Callable[[], int | None] = lambda: None,
     ) -> None:
-        """``bits`` gives a number that grows whenever tokens come out with other bits than before; without it no page is shared."""
+        """``bits`` gives a number that grows whenever tokens come out with other bits than before; while it gives None no page is shared."""
         self.num_preemptions = 0
         self.num_looked_up = self.num_reused = 0  # tokens
         self._pages = pages
@@ -87,7 +87,7 @@ class Scheduler:
                 continue
             if not self._extend(sequence, sequence.num_cached + count, {chunk.sequence for chunk in chunks}):
                 continue
-            if sequence.bits != self._bits_now():
+            if sequence.bits != self._bits():
                 sequence.bits = None
             chunks.append(Chunk(sequence, sequence.num_cached, count))
             sequence.in_flight = True
@@ -99,7 +99,7 @@ class Scheduler:
         sequence = chunk.sequence
         sequence.in_flight = False
         sequence.num_cached = chunk.first + chunk.count
-        if sequence.bits is not None and sequence.bits == self._bits_now() and sequence.fault is None:
+        if sequence.bits is not None and sequence.bits == self._bits() and sequence.fault is None:
             whole = range(chunk.first // PAGE, sequence.num_cached // PAGE)
             self._names.extend(sequence.page_names, self._root(sequence, sequence.bits), sequence.tokens, whole.stop)
             for index in whole:
@@ -120,16 +120,14 @@ class Scheduler:
 
     def _share(self, sequence: Sequence) -> list[int]:
         """Pages of others that hold how the sequence begins; at least its last token is left to compute."""
-        sequence.bits = self._bits_now()
-        if sequence.bits is None:
+        bits = self._bits()
+        if sequence.bits != bits:
+            sequence.bits, sequence.page_names = bits, []
+        if bits is None:
             return []
         num_pages = (len(sequence.tokens) - 1) // PAGE
-        sequence.page_names = []
-        self._names.extend(sequence.page_names, self._root(sequence, sequence.bits), sequence.tokens, num_pages)
-        return self._pages.share(sequence.page_names)
-
-    def _bits_now(self) -> int | None:
-        return self._bits() if self._bits is not None else None
+        self._names.extend(sequence.page_names, self._root(sequence, bits), sequence.tokens, num_pages)
+        return self._pages.share(sequence.page_names[:num_pages])
 
     def _root(self, sequence: Sequence, bits: int) -> bytes:
         return self._names.root(sequence.salt, bits)

@@ -55,8 +55,7 @@ class AttentionServer:
         num_pages = cache_pages(config.cache_gib, page_bytes, self.max_model_len)
         self.pages = PageAllocator(num_pages)
         self.cache = LatentCache(model.num_layers, num_pages, model.latent_width, self.dtype)
-        bits = self._bits if config.prefix_caching else None
-        self.scheduler = Scheduler(self.pages, config.max_num_seqs, config.max_num_batched_tokens, bits)
+        self.scheduler = Scheduler(self.pages, config.max_num_seqs, config.max_num_batched_tokens, self._bits)
         self.engine = Engine(
             self.scheduler, self._forward, config.max_micro_batches, config.threads, config.spin_us / 1e6
         )
@@ -155,8 +154,8 @@ class AttentionServer:
         assert self._model is not None
         return await self._model.forward(Batch.of(chunks, self.dtype), self.cache, self.router)
 
-    def _bits(self) -> int:
-        return self.router.plan.bits
+    def _bits(self) -> int | None:
+        return self.router.plan.bits if self.config.prefix_caching else None
 
     def _sequence_numerics(self) -> str:
         """The class of a token's bits: this worker's and its shards'; empty while no shard is known."""
