@@ -17,6 +17,7 @@ from ..membership.wire import WireSecurity, secure
 from ..settings.reader import read_file, resolve
 from .controller import Controller
 from .controller_thread import ControllerThread
+from .kept_file import write_whole
 from .placing import Placing
 from .seats import FleetShape
 from .slowness import SlowRule
@@ -90,10 +91,7 @@ class NodeSeat(_RoleSeat):
 
 
 def _tell(failure: Path, error: Exception) -> None:
-    """Whole or not at all."""
-    draft = failure.with_suffix(".new")
-    draft.write_text(" ".join(str(error).split()) or type(error).__name__)
-    draft.rename(failure)
+    write_whole(failure, " ".join(str(error).split()) or type(error).__name__)
 
 
 def failure_file(role_file: Path) -> Path:

@@ -4,9 +4,10 @@ Knows nothing of controllers. It is the time in milliseconds, or, where the cloc
 """
 
 import logging
-import os
 import time
 from pathlib import Path
+
+from .kept_file import write_whole
 
 _log = logging.getLogger(__name__)
 
@@ -18,7 +19,7 @@ def next_incarnation(file: Path | None) -> int:
         return now
     number = max(now, _last(file) + 1)
     try:
-        _save(file, number)
+        write_whole(file, str(number))
     except OSError as error:
         _log.warning("%s cannot be written (%s); the next controller has the clock alone", file, error.strerror)
     return number
@@ -31,13 +32,3 @@ def _last(file: Path) -> int:
         return 0
     except ValueError as error:
         raise ValueError(f"{file}: is not the number of a controller ({error})") from error
-
-
-def _save(file: Path, number: int) -> None:
-    """Whole or not at all."""
-    draft = file.with_suffix(".draft")
-    with draft.open("w") as stream:
-        stream.write(str(number))
-        stream.flush()
-        os.fsync(stream.fileno())
-    draft.replace(file)

@@ -1,28 +1,13 @@
 """Whether a server that was once heard still listens at its port; one that ended its port but not itself is deaf.
 
-Knows nothing of what it serves. A server that was stopped by SIGSTOP, or is slow, is not deaf: its port still takes connections.
+Knows nothing of ports and of what is served. A server that was stopped by SIGSTOP, or is slow, is not deaf: its port still takes connections.
 """
 
-import contextlib
-import socket
 import time
 from collections.abc import Callable
 
 _EVERY_S = 1.0
 _DEAF_S = 5.0
-_CONNECT_S = 0.5
-
-
-def listens(address: str) -> bool:
-    """``address`` is HOST:PORT; where nobody can tell in time the answer is yes."""
-    host, _, port = address.rpartition(":")
-    try:
-        with contextlib.closing(socket.create_connection((host, int(port)), _CONNECT_S)):
-            return True
-    except TimeoutError:
-        return True
-    except OSError:
-        return False
 
 
 class Listening:

@@ -4,13 +4,13 @@ Knows nothing of who sits there. Growing takes the lowest free ordinals, shrinki
 """
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from ..proto.errors import Code, FleetError
+from .kept_file import write_whole
 
 MAX_SEATS = 4096
 SeatRole = Literal["expert", "attention"]
@@ -82,12 +82,7 @@ class Wanted:
 
     def save(self, path: Path) -> None:
         """Whole or not at all, whatever happens meanwhile."""
-        draft = path.with_suffix(".new")
-        with draft.open("w") as file:
-            json.dump(asdict(self), file)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
+        write_whole(path, json.dumps(asdict(self)))
 
     @staticmethod
     def load(path: Path) -> "Wanted | None":

@@ -7,7 +7,8 @@ import subprocess
 import sys
 import time
 
-from expertfleet.cluster.listening import Listening, listens
+from expertfleet.cluster.listening import Listening
+from expertfleet.cluster.reach import listens
 
 
 class Rig:
