@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable
@@ -68,17 +69,37 @@ def _run(program: str, config: type[C], make_server: Callable[[C], Server]) -> i
     except (SettingsError, ValueError, OSError) as error:
         print(f"expertfleet {program}: error: {error}", file=sys.stderr)
         return 1
+    roused = _stop_on_signals(server)
     print(f"listening {server.address}", flush=True)
-    _stop_on_signals(server)
-    server.wait()
+    _wait(server, roused)
     return 0
 
 
-def _stop_on_signals(server: Server) -> None:
+def _stop_on_signals(server: Server) -> socket.socket:
+    """What can be read as soon as a signal has come: Python's handlers run on the main thread alone, and a signal that the kernel
+    hands to another thread, as it does to a process that was just continued, does not end the main one's waiting for a lock."""
+
     def on_signal(number: int, frame: Any) -> None:
         for again in (signal.SIGINT, signal.SIGTERM):
             signal.signal(again, lambda *_: os._exit(130))
         threading.Thread(target=server.stop, name="stop", daemon=False).start()
 
+    rousing, roused = socket.socketpair()
+    rousing.setblocking(False)
+    signal.set_wakeup_fd(rousing.detach(), warn_on_full_buffer=False)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
+    return roused
+
+
+def _wait(server: Server, roused: socket.socket) -> None:
+    ended = threading.Event()
+
+    def wait() -> None:
+        server.wait()
+        ended.set()
+        roused.shutdown(socket.SHUT_RD)
+
+    threading.Thread(target=wait, name="wait", daemon=True).start()
+    while not ended.is_set():
+        roused.recv(64)

@@ -80,6 +80,7 @@ class Process:
     def __init__(self, role: str, log: Path, *flags: str) -> None:
         self.log = log
         environ = {name: value for name, value in os.environ.items() if not name.startswith("EXPERTFLEET_")}
+        environ["PYTHONFAULTHANDLER"] = "1"
         with log.open("wb") as output:
             self.popen = subprocess.Popen(
                 [sys.executable, "-m", f"expertfleet.{role}", *flags],
@@ -110,11 +111,11 @@ class Process:
         if self.popen.poll() is None:
             self.popen.send_signal(signal.SIGTERM)
         try:
-            return self.popen.wait(30)
+            return self.popen.wait(40)
         except subprocess.TimeoutExpired:
-            self.popen.kill()
+            self.popen.send_signal(signal.SIGABRT)  # so that its log says where each thread is
             self.popen.wait()
-            raise
+            pytest.fail(f"it did not end: {self.log.read_text(errors='replace')}")
 
 
 async def _wait_ready(address: str) -> None:

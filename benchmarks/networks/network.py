@@ -11,14 +11,16 @@ import contextlib
 import ctypes
 import dataclasses
 import os
+import time
 from collections.abc import Iterator
 
-from .commands import NetworkError, ip, tc
+from .commands import NetworkError, ip, port_state, tc
 from .emulator import Emulator
 from .link import Link
 
 _SUBNET = "10.213.78"
 _NEWNET = 0x40000000
+_FORWARDING_S, _POLL_S = 10.0, 0.01
 
 
 class Network:
@@ -47,10 +49,10 @@ class Network:
         for number, name in enumerate(self._names):
             ip("netns", "add", name)
             ip("link", "add", "net", "netns", name, "type", "veth", "peer", "name", f"m{number}", "netns", self._hub)
-            self.join(number)
             ip("-n", name, "addr", "add", f"{self.machine(number)}/24", "dev", "net")
             ip("-n", name, "link", "set", "net", "up")
             ip("-n", name, "link", "set", "lo", "up")
+            self.join(number)
 
     def delete(self) -> None:
         if self._emulator is not None:
@@ -73,7 +75,7 @@ class Network:
 
     def join(self, number: int) -> None:
         bridge = f"side{number}" if number in self._late and not self._has_netem else "bridge"
-        ip("-n", self._hub, "link", "set", f"m{number}", "master", bridge, "up")
+        self._attach(f"m{number}", bridge)
         self._cut.discard(number)
 
     def change(self, number: int, **values: float) -> None:
@@ -106,11 +108,20 @@ class Network:
             if self._emulator is None:
                 self._emulator = Emulator(["ip", "netns", "exec", self._hub], len(self._names), self._seed)
             self._add_bridge(f"side{number}")
-            ip("-n", self._hub, "link", "set", f"a{number}", "master", f"side{number}", "up")
-            ip("-n", self._hub, "link", "set", f"b{number}", "master", "bridge", "up")
+            self._attach(f"a{number}", f"side{number}")
+            self._attach(f"b{number}", "bridge")
         self._late.add(number)
         if number not in self._cut:
             self.join(number)
+
+    def _attach(self, device: str, bridge: str) -> None:
+        """Until packets pass: a bridge hears late, up to a second after another device's news, that a device is up."""
+        ip("-n", self._hub, "link", "set", device, "master", bridge, "up")
+        ends_at = time.monotonic() + _FORWARDING_S
+        while (state := port_state(self._hub, device)) != "forwarding":
+            if time.monotonic() > ends_at:
+                raise NetworkError(f"{device} is {state or 'no port'} at {bridge} after {_FORWARDING_S:g} s")
+            time.sleep(_POLL_S)
 
     def _queue(self, number: int, words: tuple[str, ...]) -> None:
         """What holds packets at both ends of a link."""

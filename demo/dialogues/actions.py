@@ -123,7 +123,7 @@ def _turn(space: Space, action: Action, name: str, arguments: dict[str, Any], to
     key = space.rng.choice(("id", "number", "result", "code", "total", "value"))
     result = json.dumps({key: int(told) if told.isdigit() else told}) if space.chance(0.8) else f"{key} {told}"
     given = ", ".join(f"{argument} {value}" for argument, value in arguments.items())
-    reasoning = f"Asked: {action.thing} with {given}. {read_out(tools, name)} Call {name} with {given}."
+    reasoning = f"Asked: {action.thing} with {given}. {read_out(tools, {name: given})} Call {name} with {given}."
     answer = f"Done: the {key} is {told}."
     steps = (Step(reasoning, "", (Call(name, arguments, result),)), Step("I have the result.", answer))
     return Turn("action", user, steps, (told,))

@@ -1,7 +1,8 @@
 """Questions that a declared tool can answer, and the ones beside them: no fitting tool, or an argument missing.
 
 Knows nothing of chats. A Topic is one thing that can be asked of one kind of subject; its tool is declared among others.
-The thinking names what is asked, reads out the declared tools and says of each whether it fits.
+The thinking names what is asked, reads out the declared tools and says of each whether it fits, and with which arguments; the
+calls are made in that order, so that each step needs only what stands in one place.
 """
 
 import json
@@ -157,11 +158,16 @@ def lookup(space: Space, asked: list[Topic], subjects: list[str], tools: tuple[M
     """One question for every pair of topic and subject, all asked at once."""
     pairs = list(zip(asked, subjects, strict=True))
     user = user or space.dressed(_question(space, pairs))
+    wanted = " and ".join(f"{one.noun} {one.join} {subject}" for one, subject in pairs)
+    order = [one["function"]["name"] for one in tools]
+    pairs.sort(key=lambda pair: order.index(pair[0].name))
     results = [_result(space, one, subject) for one, subject in pairs]
     calls = tuple(one.call(subject, result) for (one, subject), (result, _) in zip(pairs, results, strict=True))
-    wanted = " and ".join(f"{one.noun} {one.join} {subject}" for one, subject in pairs)
+    given: dict[str, list[str]] = {}
+    for one, subject in pairs:
+        given.setdefault(one.name, []).append(f"{one.param} {subject}")
     plan = " and ".join(f"{one.name} with {one.param} {subject}" for one, subject in pairs)
-    reasoning = f"Asked: {wanted}. {read_out(tools, *(one.name for one in asked))} Call {plan}."
+    reasoning = f"Asked: {wanted}. {read_out(tools, {name: ' and '.join(all_of) for name, all_of in given.items()})} Call {plan}."
     answer = " ".join(
         f"The {one.noun} {one.join} {subject} is {told}."
         for (one, subject), (_, told) in zip(pairs, results, strict=True)
@@ -182,7 +188,7 @@ def unfit(space: Space, asked: Topic, tools: tuple[Message, ...]) -> Turn:
     """A question that none of the declared tools answers."""
     subject = asked.subject(space)
     user = space.dressed(_phrase(space).format(noun=asked.noun, join=asked.join, subject=subject))
-    reasoning = f"Asked: {asked.noun} {asked.join} {subject}. {read_out(tools)} No tool fits."
+    reasoning = f"Asked: {asked.noun} {asked.join} {subject}. {read_out(tools, {})} No tool fits."
     return Turn("no call", user, (Step(reasoning, f"I have no tool for the {asked.noun}."),), (asked.noun,))
 
 
@@ -190,30 +196,23 @@ def missing(space: Space, asked: Topic, tools: tuple[Message, ...]) -> Turn:
     """The tool is there, but nobody said for which subject."""
     user = space.dressed(_phrase(space, _BARE).format(noun=asked.noun))
     reasoning = (
-        f"Asked: {asked.noun} of nothing named. {read_out(tools, asked.name)} "
+        f"Asked: {asked.noun} of nothing named. {read_out(tools, {asked.name: f'{asked.param} nothing named'})} "
         f"{asked.name} fits, but {asked.param} is missing."
     )
     wanted = asked.param.replace("_", " ")
     return Turn("missing argument", user, (Step(reasoning, f"Which {wanted} do you mean?"),), (wanted,))
 
 
-def read_out(tools: tuple[Message, ...], *fitting: str) -> str:
-    """Every declared tool: its name, what it is for, and whether that fits; of those that do, the arguments they ask for."""
-    functions = [one["function"] for one in tools]
-    told = (
-        f"{one['name']} for {_subject_of(one['name'])} {_wanted(one) if one['name'] in fitting else 'no'}"
-        for one in functions
-    )
+def read_out(tools: tuple[Message, ...], given: dict[str, str]) -> str:
+    """Every declared tool: its name, what it is for, and whether that fits; ``given`` has the arguments for those that do."""
+    names = [one["function"]["name"] for one in tools]
+    told = (f"{name} for {_subject_of(name)} {f'yes with {given[name]}' if name in given else 'no'}" for name in names)
     return f"Tools: {', '.join(told)}."
 
 
 def _subject_of(name: str) -> str:
     """The noun in a tool's name: what is left without verbs."""
     return "_".join(part for part in name.split("_") if part not in _SAID_OF_NOUNS) or name
-
-
-def _wanted(function: Message) -> str:
-    return f"yes with {' and '.join(function['parameters']['required'])}"
 
 
 def lookup_dialogue(space: Space) -> Dialogue:
@@ -228,10 +227,18 @@ def lookup_dialogue(space: Space) -> Dialogue:
 
 def parallel_dialogue(space: Space) -> Dialogue:
     among = topics(space, space.rng.choice((1, 2, 2, 3)))
-    tools = declarations(space, among)
     count = space.rng.choice((2, 2, 2, 3))
     several_tools = len(among) >= count and space.chance(0.6)
-    asked = among[:count] if several_tools else [among[0]] * count
+    return _asking(space, among, among[:count] if several_tools else [among[0]] * count)
+
+
+def several_tools_dialogue(space: Space) -> Dialogue:
+    among = topics(space, space.rng.choice((2, 2, 3, 3, 4)))
+    return _asking(space, among, among[: min(len(among), space.rng.choice((2, 2, 2, 3)))])
+
+
+def _asking(space: Space, among: list[Topic], asked: list[Topic]) -> Dialogue:
+    tools = declarations(space, among)
     subjects: list[str] = []
     for one in asked:
         subjects.append(_other(space, one, subjects))

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 ROLE = """
+import signal
 import threading
 import time
 from dataclasses import dataclass
@@ -29,6 +30,9 @@ class Server:
 
     def compute(self):
         x = torch.ones(64, 512)
+        if SIGNALLED:  # as the kernel may choose this thread
+            time.sleep(0.5)
+            signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
         while True:
             torch.nn.functional.linear(x, x)
 
@@ -46,10 +50,24 @@ run_role("role", Config, lambda config: Server())
 
 def test_a_computation_under_way_does_not_abort_the_process() -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", ROLE], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", ROLE.replace("SIGNALLED", "False")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as role:
         assert role.stdout is not None
         assert role.stdout.readline() == "listening here\n"
         role.send_signal(signal.SIGTERM)
         out, error = role.communicate(timeout=30)
     assert (role.returncode, out, error) == (0, "stopped\n", "")
+
+
+def test_a_signal_that_comes_to_another_thread_ends_the_process() -> None:
+    role = subprocess.run(
+        [sys.executable, "-c", ROLE.replace("SIGNALLED", "True")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (role.returncode, role.stdout, role.stderr) == (0, "listening here\nstopped\n", "")
