@@ -1,37 +1,58 @@
 """How long a shard usually takes for a frame, and when a wait for it becomes unusual.
 
-Knows nothing of frames. Times are kept by powers of two of the number of routes; the limit is the smoothed time and four mean
-deviations, as TCP has it for retransmission (RFC 6298). Shards are compared by their time for each expert that a frame activates.
+Knows nothing of frames. Times are kept by powers of two of the number of routes; unusual is what takes a quarter longer than all
+but one in twenty of the last 256 did: a shard that is slow now and then is not excused by that, as it would be by a mean and its
+deviations. Shards are compared by their time for each expert that a frame activates.
 """
 
 import math
+from bisect import bisect_left, insort
+from collections import deque
 
 _LEAST_S = 0.05
 _UNKNOWN_S = 1.0
 _ENOUGH = 8
-_GAIN, _DEVIATION_GAIN, _DEVIATIONS = 1 / 8, 1 / 4, 4
+_WINDOW = 256
+_QUANTILE, _MARGIN = 0.95, 1.25
 _LONG_GAIN = 1 / 64  # over many frames, as they are of all sizes
 _FRESH_S = 10.0
 
 
+class _Window:
+    """The last times, in their order and sorted."""
+
+    def __init__(self) -> None:
+        self._times: deque[float] = deque()
+        self._sorted: list[float] = []
+
+    def __len__(self) -> int:
+        return len(self._times)
+
+    def add(self, seconds: float) -> None:
+        if len(self._times) == _WINDOW:
+            del self._sorted[bisect_left(self._sorted, self._times.popleft())]
+        self._times.append(seconds)
+        insort(self._sorted, seconds)
+
+    def quantile(self, share: float) -> float:
+        """The least time that ``share`` of them do not exceed."""
+        return self._sorted[math.ceil(share * len(self._sorted)) - 1]
+
+
 class Pace:
     def __init__(self) -> None:
-        self._seen: dict[int, tuple[int, float, float]] = {}  # bit length → samples, smoothed time, mean deviation
+        self._seen: dict[int, _Window] = {}  # by the number of routes' bit length
 
     def observe(self, num_routes: int, seconds: float) -> None:
-        size = num_routes.bit_length()
-        count, smoothed, deviation = self._seen.get(size, (0, seconds, seconds / 2))
-        deviation += _DEVIATION_GAIN * (abs(seconds - smoothed) - deviation)
-        smoothed += _GAIN * (seconds - smoothed)
-        self._seen[size] = count + 1, smoothed, deviation
+        self._seen.setdefault(num_routes.bit_length(), _Window()).add(seconds)
 
     def limit_s(self, num_routes: int) -> float:
         """For sizes not seen often enough, as much more as there are more routes than in the largest smaller one known."""
         size = num_routes.bit_length()
         for known in range(size, 0, -1):
-            count, smoothed, deviation = self._seen.get(known, (0, 0.0, 0.0))
-            if count >= _ENOUGH:
-                return max(_LEAST_S, float((smoothed + _DEVIATIONS * deviation) * 2 ** (size - known)))
+            times = self._seen.get(known)
+            if times is not None and len(times) >= _ENOUGH:
+                return max(_LEAST_S, _MARGIN * times.quantile(_QUANTILE) * 2 ** (size - known))
         return _UNKNOWN_S
 
 

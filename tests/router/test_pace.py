@@ -7,12 +7,36 @@ from expertfleet.router.pace import ExpertPace, Pace
 
 def test_the_limit_follows_what_was_seen() -> None:
     pace = Pace()
-    for _ in range(200):
+    for _ in range(300):
         pace.observe(64, random.uniform(0.9, 1.1))
-    assert 1.0 < pace.limit_s(64) < 1.6
-    for _ in range(200):
+    assert 1.25 * 1.05 < pace.limit_s(64) < 1.25 * 1.1
+    for _ in range(300):
         pace.observe(64, random.uniform(0.18, 0.22))
-    assert 0.2 < pace.limit_s(64) < 0.35
+    assert 1.25 * 0.21 < pace.limit_s(64) < 1.25 * 0.22
+
+
+def test_what_is_slow_now_and_then_stays_unusual_and_what_is_slow_often_does_not() -> None:
+    pace = Pace()
+    for number in range(1000):
+        pace.observe(8, 2.0 if number % 25 == 0 else 0.1)
+    assert pace.limit_s(8) == pytest.approx(0.125)
+    for number in range(1000):
+        pace.observe(8, 2.0 if number % 10 == 0 else 0.1)
+    assert pace.limit_s(8) == pytest.approx(2.5)
+
+
+def test_of_any_steady_history_few_waits_are_unusual() -> None:
+    for draw in (
+        lambda: random.expovariate(10.0),
+        lambda: random.lognormvariate(-2, 1),
+        lambda: random.gauss(0.2, 0.03),
+    ):
+        pace, unusual = Pace(), 0
+        for _ in range(4000):
+            seconds = draw()
+            unusual += seconds > pace.limit_s(8)
+            pace.observe(8, seconds)
+        assert unusual <= 0.05 * 4000
 
 
 def test_unknown_sizes_are_scaled_from_smaller_ones_and_nothing_known_is_a_second() -> None:
@@ -21,7 +45,7 @@ def test_unknown_sizes_are_scaled_from_smaller_ones_and_nothing_known_is_a_secon
     for _ in range(100):
         pace.observe(8, 0.1)
     known = pace.limit_s(8)
-    assert known == pytest.approx(0.1, rel=0.05)
+    assert known == pytest.approx(0.125)
     assert pace.limit_s(80) == pytest.approx(8 * known)
     assert pace.limit_s(4) == 1.0
 
