@@ -52,7 +52,7 @@ class Crew:
         self._controller = ""
         self._renew_head = renew_head
         self._absences = Absences()
-        self._hire_at: dict[str, float] = {}  # of seats that had an actor before
+        self._hire_at: dict[str, float] = {}  # of seats whose actor was given up
 
     def site(self, seat: str) -> Site:
         """One that was planned for; for a seat that came later, the smallest share of threads."""
@@ -86,10 +86,9 @@ class Crew:
         self.replace_absent(status, now)
         for seat in [seat for seat, is_wanted in seats.items() if is_wanted and seat not in self._handles]:
             if now >= self._hire_at.get(seat, now):
-                _log.warning("%s is wanted and starts", seat)
-                self._hire_at[seat] = now + AGAIN_S
                 with contextlib.suppress(ValueError):  # its name is still taken by one that is on its way out
                     self._hire_worker(seat)
+                    _log.warning("%s is wanted and starts", seat)
         for seat in [seat for seat in self._handles if seat != CONTROLLER_SEAT and seat not in seats]:
             _log.warning("%s has left", seat)
             with contextlib.suppress(RayError):

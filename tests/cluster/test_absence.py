@@ -59,3 +59,27 @@ def test_the_crew_gives_up_an_actor_that_does_not_come_back(monkeypatch: pytest.
     while noted.killed != ["second"]:
         assert time.monotonic() < give_up
         time.sleep(0.01)
+
+
+def test_a_seat_that_left_a_moment_ago_is_hired_as_soon_as_its_name_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crew, "ray", NotedRay())
+    config: Any = None
+    one, tried, names_taken = Crew(config, config, config, lambda: None), [], {"expert-1"}
+
+    def hire(seat: str) -> None:
+        tried.append(seat)
+        if seat in names_taken:
+            raise ValueError(f"The name {seat} is already taken")
+        one._handles[seat] = seat
+
+    monkeypatch.setattr(one, "_hire_worker", hire)
+    wanted = pb.FleetStatus(workers=[pb.WorkerStatus(role="expert", seat="expert-1", state="vacant", wanted=True)])
+    one._handles["expert-1"] = "leaving"
+    one.follow(pb.FleetStatus())
+    for _ in range(3):
+        one.follow(wanted)
+    names_taken.clear()
+    one.follow(wanted)
+    one.follow(wanted)
+    assert tried == ["expert-1"] * 4
+    assert one._handles == {"expert-1": "expert-1"}
