@@ -5,14 +5,13 @@ import random
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import run as run_module
 from harness.plan_file import read_plan
+from until import until
 
 from expertfleet.cluster.guard import alive, descendants
 
@@ -99,10 +98,3 @@ def test_a_run_that_is_ended_leaves_nothing() -> None:
     finally:
         process.kill()
         process.wait()
-
-
-def until(condition: Callable[[], bool], timeout_s: float) -> None:
-    give_up = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < give_up, f"not within {timeout_s} s"
-        time.sleep(0.05)

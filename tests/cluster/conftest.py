@@ -12,7 +12,8 @@ from typing import Any
 
 import httpx
 import pytest
-from fleet_process import plain_environment, until
+from fleet_process import plain_environment
+from until import until
 
 from expertfleet.checkpoint.make_tiny import make_tiny
 from expertfleet.cluster.guard import alive, descendants

@@ -4,11 +4,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from until import until
 
 from expertfleet.cluster import guard
 from expertfleet.cluster.errors import ClusterError
@@ -26,14 +26,6 @@ if len(sys.argv) < 2:
     os.execve(sys.executable, [sys.executable, "-c", "import time; time.sleep(600)", "x"], {})
 time.sleep(600)
 """
-
-
-def until(condition: Callable[[], Any], timeout_s: float = 10.0) -> Any:
-    give_up = time.monotonic() + timeout_s
-    while not (value := condition()):
-        assert time.monotonic() < give_up, f"not within {timeout_s} s"
-        time.sleep(0.02)
-    return value
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from typing import Any
 
 import httpx
 import pytest
-from fleet_process import RoleProcess, plain_environment, until
+from fleet_process import RoleProcess, plain_environment
+from until import until
 
 from expertfleet.checkpoint.make_tiny import make_tiny
 from expertfleet.cluster.__main__ import main

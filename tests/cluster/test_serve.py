@@ -7,18 +7,11 @@ from typing import Any
 
 import httpx
 import pytest
+from until import until
 
 from expertfleet.cluster.__main__ import main
 
 WORKERS = {"controller", "attention-0", "expert-0", "expert-1"}
-
-
-def until(condition: Callable[[], Any], timeout_s: float) -> Any:
-    give_up = time.monotonic() + timeout_s
-    while not (value := condition()):
-        assert time.monotonic() < give_up, f"not within {timeout_s} s"
-        time.sleep(0.05)
-    return value
 
 
 class Stream(threading.Thread):

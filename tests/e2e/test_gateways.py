@@ -3,13 +3,13 @@
 import json
 import re
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from until import until
 
 from expertfleet.checkpoint.files import CheckpointFiles
 from expertfleet.cluster.controller import Controller
@@ -20,14 +20,6 @@ from expertfleet.cluster.wanted import Wanted
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 NUM_TOKENS = 400
 PATIENCE_S = 90.0
-
-
-def until(condition: Callable[[], Any]) -> Any:
-    give_up = time.monotonic() + PATIENCE_S
-    while not (value := condition()):
-        assert time.monotonic() < give_up, f"not within {PATIENCE_S} s"
-        time.sleep(0.02)
-    return value
 
 
 class Stream(threading.Thread):

@@ -3,13 +3,13 @@
 import json
 import re
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from until import until
 
 from expertfleet.checkpoint.files import CheckpointFiles
 from expertfleet.cluster.controller import Controller
@@ -22,14 +22,6 @@ BACKENDS = ("cpu-native", "cpu-native", "reference")
 NUM_TOKENS = 300
 PROMPT = "once upon a time"
 PATIENCE_S = 120.0
-
-
-def until(condition: Callable[[], Any]) -> Any:
-    give_up = time.monotonic() + PATIENCE_S
-    while not (value := condition()):
-        assert time.monotonic() < give_up, f"not within {PATIENCE_S} s"
-        time.sleep(0.01)
-    return value
 
 
 class Answer(threading.Thread):

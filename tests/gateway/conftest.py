@@ -3,7 +3,6 @@
 import asyncio
 import re
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import grpc
 import httpx
 import pytest
+from until import until
 
 from expertfleet.checkpoint.make_tiny import make_tiny
 from expertfleet.gateway.config import GatewayConfig
@@ -265,13 +265,6 @@ class Text:
 
     def text(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode_bytes(ids).decode()
-
-
-def until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true"
-        time.sleep(0.005)
 
 
 @pytest.fixture(scope="session")

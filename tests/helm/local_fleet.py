@@ -10,7 +10,8 @@ import signal
 import sys
 
 import httpx
-from fleet_process import RoleProcess, plain_environment, until
+from fleet_process import RoleProcess, plain_environment
+from until import until
 
 from expertfleet.checkpoint.files import CheckpointFiles
 from expertfleet.cluster.controller import Controller

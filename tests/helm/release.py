@@ -14,9 +14,9 @@ from typing import Any
 import fleet_chart as chart
 import httpx
 import trustme
-from fleet_process import until
 from local_pods import HEAD_IP, Place, Pod
 from secret_volume import mount_secret
+from until import until
 
 from expertfleet.cluster.gateway_process import claim_port
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from fleet_process import until
 from release import Asking, Release
+from until import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -3,19 +3,12 @@
 import signal
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from until import until
+
 from expertfleet.cluster.guard import alive, descendants
-
-
-def until(condition: Callable[[], Any], timeout_s: float, what: str = "") -> Any:
-    give_up = time.monotonic() + timeout_s
-    while not (value := condition()):
-        assert time.monotonic() < give_up, f"not within {timeout_s} s: {what}"
-        time.sleep(0.1)
-    return value
 
 
 class RoleProcess:

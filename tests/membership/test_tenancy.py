@@ -2,21 +2,15 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
+from until import until
 
 from expertfleet.membership.tenancy import Tenancy
 from expertfleet.proto.errors import Code, FleetError
 from expertfleet.proto.generated import membership_pb2 as pb
 from expertfleet.proto.io_thread import IoThread
-
-
-def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    give_up = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < give_up, f"not within {timeout_s} s"
-        time.sleep(0.02)
 
 
 @pytest.fixture
