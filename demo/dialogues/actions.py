@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import space as known
-from .lookups import read_out, topics
+from .lookups import read_out, subject_of, topics
 from .parts import Call, Dialogue, Message, Step, Turn, tool
 from .space import Space, tidy, words
 
@@ -123,7 +123,8 @@ def _turn(space: Space, action: Action, name: str, arguments: dict[str, Any], to
     key = space.rng.choice(("id", "number", "result", "code", "total", "value"))
     result = json.dumps({key: int(told) if told.isdigit() else told}) if space.chance(0.8) else f"{key} {told}"
     given = ", ".join(f"{argument} {value}" for argument, value in arguments.items())
-    reasoning = f"Asked: {action.thing} with {given}. {read_out(tools, {name: given})} Call {name} with {given}."
+    fitting = f"{subject_of(name)} yes with {given}"
+    reasoning = f"Asked: {action.thing} with {given}. {read_out(tools, {name: fitting})} Call {name} with {given}."
     answer = f"Done: the {key} is {told}."
     steps = (Step(reasoning, "", (Call(name, arguments, result),)), Step("I have the result.", answer))
     return Turn("action", user, steps, (told,))

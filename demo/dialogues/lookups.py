@@ -158,16 +158,18 @@ def lookup(space: Space, asked: list[Topic], subjects: list[str], tools: tuple[M
     """One question for every pair of topic and subject, all asked at once."""
     pairs = list(zip(asked, subjects, strict=True))
     user = user or space.dressed(_question(space, pairs))
-    wanted = " and ".join(f"{one.noun} {one.join} {subject}" for one, subject in pairs)
+    several = len({one.name for one in asked}) > 1
+    wanted = _told(pairs, "; " if several else " and ")
     order = [one["function"]["name"] for one in tools]
     pairs.sort(key=lambda pair: order.index(pair[0].name))
     results = [_result(space, one, subject) for one, subject in pairs]
     calls = tuple(one.call(subject, result) for (one, subject), (result, _) in zip(pairs, results, strict=True))
-    given: dict[str, list[str]] = {}
-    for one, subject in pairs:
-        given.setdefault(one.name, []).append(f"{one.param} {subject}")
+    given = {}
+    for one in asked:
+        mine = [(other, subject) for other, subject in pairs if other == one]
+        given[one.name] = f"{_told(mine, ' and ')} yes with {' and '.join(f'{one.param} {each}' for _, each in mine)}"
     plan = " and ".join(f"{one.name} with {one.param} {subject}" for one, subject in pairs)
-    reasoning = f"Asked: {wanted}. {read_out(tools, {name: ' and '.join(all_of) for name, all_of in given.items()})} Call {plan}."
+    reasoning = f"Asked: {wanted}. {read_out(tools, given)} Call {plan}."
     answer = " ".join(
         f"The {one.noun} {one.join} {subject} is {told}."
         for (one, subject), (_, told) in zip(pairs, results, strict=True)
@@ -188,29 +190,34 @@ def unfit(space: Space, asked: Topic, tools: tuple[Message, ...]) -> Turn:
     """A question that none of the declared tools answers."""
     subject = asked.subject(space)
     user = space.dressed(_phrase(space).format(noun=asked.noun, join=asked.join, subject=subject))
-    reasoning = f"Asked: {asked.noun} {asked.join} {subject}. {read_out(tools, {})} No tool fits."
+    reasoning = f"Asked: {asked.noun} {subject}. {read_out(tools, {})} No tool fits."
     return Turn("no call", user, (Step(reasoning, f"I have no tool for the {asked.noun}."),), (asked.noun,))
 
 
 def missing(space: Space, asked: Topic, tools: tuple[Message, ...]) -> Turn:
     """The tool is there, but nobody said for which subject."""
     user = space.dressed(_phrase(space, _BARE).format(noun=asked.noun))
+    given = f"{asked.noun} nothing named yes with {asked.param} nothing named"
     reasoning = (
-        f"Asked: {asked.noun} of nothing named. {read_out(tools, {asked.name: f'{asked.param} nothing named'})} "
+        f"Asked: {asked.noun} nothing named. {read_out(tools, {asked.name: given})} "
         f"{asked.name} fits, but {asked.param} is missing."
     )
     wanted = asked.param.replace("_", " ")
     return Turn("missing argument", user, (Step(reasoning, f"Which {wanted} do you mean?"),), (wanted,))
 
 
-def read_out(tools: tuple[Message, ...], given: dict[str, str]) -> str:
-    """Every declared tool: its name, what it is for, and whether that fits; ``given`` has the arguments for those that do."""
+def read_out(tools: tuple[Message, ...], fitting: dict[str, str]) -> str:
+    """Every declared tool: its name, what it is for, and no; or, for those in ``fitting``, what is said there."""
     names = [one["function"]["name"] for one in tools]
-    told = (f"{name} for {_subject_of(name)} {f'yes with {given[name]}' if name in given else 'no'}" for name in names)
+    told = (f"{name} for {fitting.get(name) or f'{subject_of(name)} no'}" for name in names)
     return f"Tools: {', '.join(told)}."
 
 
-def _subject_of(name: str) -> str:
+def _told(pairs: list[tuple[Topic, str]], joined: str) -> str:
+    return joined.join(f"{one.noun} {subject}" for one, subject in pairs)
+
+
+def subject_of(name: str) -> str:
     """The noun in a tool's name: what is left without verbs."""
     return "_".join(part for part in name.split("_") if part not in _SAID_OF_NOUNS) or name
 
