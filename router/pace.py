@@ -52,7 +52,7 @@ class Pace:
         for known in range(size, 0, -1):
             times = self._seen.get(known)
             if times is not None and len(times) >= _ENOUGH:
-                return max(_LEAST_S, _MARGIN * times.quantile(_QUANTILE) * 2 ** (size - known))
+                return max(_LEAST_S, _MARGIN * times.quantile(_QUANTILE) * float(2 ** (size - known)))
         return _UNKNOWN_S
 
 
