@@ -111,7 +111,7 @@ class Process:
         if self.popen.poll() is None:
             self.popen.send_signal(signal.SIGTERM)
         try:
-            return self.popen.wait(40)
+            return self.popen.wait(30)
         except subprocess.TimeoutExpired:
             self.popen.send_signal(signal.SIGABRT)  # so that its log says where each thread is
             self.popen.wait()

@@ -37,8 +37,8 @@ def launcher() -> Iterator[Launcher]:
 
 def test_orphans_in_sessions_of_their_own_are_found_and_killed(launcher: Launcher) -> None:
     starter = launcher.spawn([sys.executable, "-c", STUBBORN], {}, "stubborn")
-    until(lambda: starter in launcher.exited)
-    orphans = until(lambda: guard.descendants(launcher.guard_pid))
+    until(lambda: starter in launcher.exited, 10)
+    orphans = until(lambda: guard.descendants(launcher.guard_pid), 10)
     assert starter not in orphans
     assert set(launcher.end()) == set(orphans)
     assert not any(Path("/proc", str(pid)).exists() for pid in orphans)
@@ -56,8 +56,8 @@ def test_the_guard_ends_everything_when_its_owner_is_killed() -> None:
     owner.kill()
     owner.wait()
     owner.stdout.close()
-    until(lambda: not any(Path("/proc", str(pid)).exists() for pid in pids))
-    until(lambda: not run_dir.exists())
+    until(lambda: not any(Path("/proc", str(pid)).exists() for pid in pids), 10)
+    until(lambda: not run_dir.exists(), 10)
 
 
 _OWNER = """
@@ -74,21 +74,21 @@ time.sleep(600)
 def test_exits_are_reported_with_their_status(launcher: Launcher) -> None:
     three = launcher.spawn([sys.executable, "-c", "raise SystemExit(3)"], {}, "three")
     killed = launcher.spawn([sys.executable, "-c", "import time; time.sleep(600)"], {}, "killed")
-    until(lambda: launcher.exited.get(three) == 3)
+    until(lambda: launcher.exited.get(three) == 3, 10)
     os.kill(killed, signal.SIGKILL)
-    until(lambda: launcher.exited.get(killed) == -signal.SIGKILL)
+    until(lambda: launcher.exited.get(killed) == -signal.SIGKILL, 10)
 
 
 def test_children_do_not_inherit_the_guards_deafness(launcher: Launcher) -> None:
     pid = launcher.spawn([sys.executable, "-c", "import time; time.sleep(600)"], {}, "sleeper")
     time.sleep(0.3)
     launcher.terminate(pid)
-    until(lambda: launcher.exited.get(pid) == -signal.SIGTERM)
+    until(lambda: launcher.exited.get(pid) == -signal.SIGTERM, 10)
 
 
 def test_output_goes_to_the_log(launcher: Launcher) -> None:
     pid = launcher.spawn([sys.executable, "-c", "print('one\\n\\ntwo')"], {}, "speaker")
-    until(lambda: pid in launcher.exited)
+    until(lambda: pid in launcher.exited, 10)
     assert launcher.last_lines("speaker", 2) == ["one", "two"]
     assert launcher.last_lines("nobody") == []
 
@@ -103,7 +103,7 @@ def test_a_missing_program_is_an_error_and_the_guard_lives_on(launcher: Launcher
 def test_a_dead_guard_is_noticed_and_its_work_is_done_for_it(launcher: Launcher) -> None:
     sleeper = launcher.spawn([sys.executable, "-c", "import time; time.sleep(600)"], {}, "sleeper")
     os.kill(launcher.guard_pid, signal.SIGKILL)
-    until(lambda: launcher._guard.poll() is not None)
+    until(lambda: launcher._guard.poll() is not None, 10)
     with pytest.raises(ClusterError, match="was ended from outside"):
         launcher.check()
     with pytest.raises(ClusterError, match=r"guard process \(pid \d+\) is gone"):

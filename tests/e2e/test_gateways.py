@@ -65,7 +65,7 @@ class Fleet:
         self.gateways = [start("gateway", *shared, "--port", 0, "--seat", f"gateway-{number}") for number in (0, 1)]
 
     def url(self, number: int, which: str = "gateway") -> str:
-        found = until(lambda: re.search(rf"{which} (http://\S+)", self.gateways[number].log.read_text()))
+        found = until(lambda: re.search(rf"{which} (http://\S+)", self.gateways[number].log.read_text()), PATIENCE_S)
         return str(found[1])
 
     def status(self) -> dict[str, Any]:
@@ -81,7 +81,7 @@ class Fleet:
 def fleet(start: Callable[..., Any], small_checkpoint: Path) -> Iterator[Fleet]:
     fleet = Fleet(start, small_checkpoint)
     try:
-        until(lambda: fleet.status()["settled"])
+        until(lambda: fleet.status()["settled"], PATIENCE_S)
         yield fleet
     finally:
         fleet.controller.stop()
@@ -93,12 +93,12 @@ def test_a_killed_gateway_frees_its_sequences_and_nobody_else_notices(fleet: Fle
     assert len(undisturbed) == NUM_TOKENS
     theirs = [Stream(fleet.url(0), fleet.model, seed) for seed in (1, 2, 3)]
     ours = Stream(fleet.url(1), fleet.model, 7)
-    until(lambda: all(len(stream.token_ids) > 5 for stream in (*theirs, ours)))
-    until(lambda: fleet.running() == 4)
+    until(lambda: all(len(stream.token_ids) > 5 for stream in (*theirs, ours)), PATIENCE_S)
+    until(lambda: fleet.running() == 4, PATIENCE_S)
     fleet.gateways[0].popen.kill()
     fleet.gateways[0].popen.wait()
     killed_at = len(ours.token_ids)
-    until(lambda: fleet.running() <= 1)
+    until(lambda: fleet.running() <= 1, PATIENCE_S)
     assert killed_at < NUM_TOKENS, "the answer was over too soon to show anything"
     assert len(ours.token_ids) < NUM_TOKENS or ours.ended
     for stream in (*theirs, ours):

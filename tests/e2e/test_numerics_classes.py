@@ -84,7 +84,7 @@ class Fleet:
 
     def url(self, choice: str, which: str = "gateway") -> str:
         """Of the API, or of the ``admin`` port."""
-        found = until(lambda: re.search(rf"{which} (http://\S+)", self._gateways[choice].log.read_text()))
+        found = until(lambda: re.search(rf"{which} (http://\S+)", self._gateways[choice].log.read_text()), PATIENCE_S)
         return str(found[1])
 
     def status(self) -> dict[str, Any]:
@@ -111,7 +111,7 @@ class Fleet:
 def fleet(start: Callable[..., Any], small_checkpoint: Path) -> Iterator[Fleet]:
     fleet = Fleet(start, small_checkpoint)
     try:
-        until(lambda: fleet.status()["settled"])
+        until(lambda: fleet.status()["settled"], PATIENCE_S)
         yield fleet
     finally:
         fleet.controller.stop()
@@ -129,10 +129,13 @@ def test_a_loss_within_a_class_changes_nothing_and_the_loss_of_a_class_is_said(f
     whole = threading.Thread(target=lambda: headers.append(fleet.whole_answer("continue").headers[inexact]))
     whole.start()
     answers = (failing, going_on)
-    until(lambda: min(len(answer.token_ids) for answer in answers) >= 20)
+    until(lambda: min(len(answer.token_ids) for answer in answers) >= 20, PATIENCE_S)
     fleet.kill(0)
     seen = [len(answer.token_ids) for answer in answers]
-    until(lambda: all(len(answer.token_ids) >= before + 20 for answer, before in zip(answers, seen, strict=True)))
+    until(
+        lambda: all(len(answer.token_ids) >= before + 20 for answer, before in zip(answers, seen, strict=True)),
+        PATIENCE_S,
+    )
     assert max(len(answer.token_ids) for answer in answers) < NUM_TOKENS - 100
     fleet.kill(1)
     for thread in (failing, going_on, whole):
@@ -159,7 +162,7 @@ def test_a_loss_within_a_class_changes_nothing_and_the_loss_of_a_class_is_said(f
     metrics = httpx.get(f"{fleet.url('continue', 'admin')}/metrics", timeout=30, trust_env=False).text
     assert re.search(r"^expertfleet_inexact_continuations_total\{.*\} 2\.0$", metrics, re.MULTILINE)
 
-    until(lambda: fleet.status()["ready"])
+    until(lambda: fleet.status()["ready"], PATIENCE_S)
     assert fleet.classes() == {"expert-2": classes["expert-2"]}
     again = fleet.whole_answer("fail").json()
     assert again["system_fingerprint"] == second_class

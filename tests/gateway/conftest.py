@@ -206,7 +206,7 @@ class Rig:
         self.controller.wishes.clear()
         self.controller.refusal = None
         fleet = self.gateway.service.fleet
-        until(lambda: fleet.epoch is not None and fleet.epoch.id.counter == self.controller.epoch.id.counter)
+        until(lambda: fleet.epoch is not None and fleet.epoch.id.counter == self.controller.epoch.id.counter, 5.0)
 
     def says(self, text: str, **how: Any) -> None:
         for worker in self.workers:

@@ -26,7 +26,7 @@ def test_not_ready_says_what_is_missing(rig: Any, scripts: Any) -> None:
     assert response.json()["missing"] == "attention-0 is loading"
     rig.controller.missing = "no replica of 12 experts of layer 3"
     rig.controller.publish(rig.workers, complete=False)
-    scripts.until(lambda: fleet.epoch.id.counter == rig.controller.epoch.id.counter)
+    scripts.until(lambda: fleet.epoch.id.counter == rig.controller.epoch.id.counter, 5.0)
     assert rig.client.get("/ready").json()["missing"] == "no replica of 12 experts of layer 3"
     assert rig.client.get("/health").status_code == 200
 
@@ -206,7 +206,7 @@ def test_scale_needs_a_key_where_there_are_keys_or_a_network(model_dir: Any, scr
 def test_reports_count_delivered_tokens(rig: Any, scripts: Any) -> None:
     rig.chat()
     delivered = rig.gateway.service.metrics.num_delivered
-    scripts.until(lambda: bool(rig.controller.reports) and rig.controller.reports[-1].tokens == delivered)
+    scripts.until(lambda: bool(rig.controller.reports) and rig.controller.reports[-1].tokens == delivered, 5.0)
     assert rig.controller.reports[-1].seat == rig.gateway.service.fleet.seat
 
 

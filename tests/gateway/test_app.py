@@ -130,7 +130,7 @@ def test_stop_string_across_tokens_ends_the_answer_and_cancels_the_worker(rig: A
     body = rig.chat(stop=["ta ST"]).json()
     assert body["choices"][0]["message"]["content"] == "alpha be"
     assert body["choices"][0]["finish_reason"] == "stop"
-    scripts.until(lambda: rig.worker.num_cancelled == 1)
+    scripts.until(lambda: rig.worker.num_cancelled == 1, 5.0)
     assert rig.worker.num_running == 0
 
 
@@ -271,7 +271,7 @@ def test_the_context_is_that_of_the_worker_with_the_least(trio: Any, scripts: An
             worker.max_model_len = length
         num_epochs = trio.controller.epoch.id.counter
         trio.controller.publish(trio.workers)
-        scripts.until(lambda: trio.gateway.service.fleet.epoch.id.counter == num_epochs + 1)
+        scripts.until(lambda: trio.gateway.service.fleet.epoch.id.counter == num_epochs + 1, 5.0)
         return trio.client.get("/v1/models/tiny").json()["max_model_len"]
 
     assert announce(0, 0, 0) == 4096, "workers of an older build do not say"

@@ -54,9 +54,9 @@ def test_draining_refuses_new_requests_and_lets_running_ones_finish(own_rig: Any
     answers: list[Any] = []
     thread = threading.Thread(target=lambda: answers.append(own_rig.chat(stream=True)))
     thread.start()
-    scripts.until(lambda: own_rig.worker.num_running == 1)
+    scripts.until(lambda: own_rig.worker.num_running == 1, 5.0)
     stopping = own_rig.start(own_rig.gateway.stop(10))
-    scripts.until(lambda: own_rig.gateway.service.drain.draining)
+    scripts.until(lambda: own_rig.gateway.service.drain.draining, 5.0)
     with httpx.Client(base_url=own_rig.gateway.url, headers={"authorization": "Bearer secret"}) as client:
         refused = client.get("/v1/models")
         assert refused.status_code == 503
@@ -77,7 +77,7 @@ def test_what_does_not_finish_in_time_gets_an_error_frame(own_rig: Any, scripts:
     ]
     for thread in threads:
         thread.start()
-    scripts.until(lambda: own_rig.worker.num_running == 2)
+    scripts.until(lambda: own_rig.worker.num_running == 2, 5.0)
     time.sleep(0.3)
     started = time.monotonic()
     assert own_rig.run(own_rig.gateway.stop(0.3)) is False

@@ -44,9 +44,9 @@ def test_a_sequence_waits_for_a_worker_to_come_when_the_only_one_is_lost(
         rig.says(LONG)
         rig.workers[0].script = scripts.fail(Code.LANE_LOST, after=ids[:3] if begun else ())
         rig.controller.publish(rig.workers[:1])
-        scripts.until(lambda: len(rig.gateway.service.backend.workers) == 1)
+        scripts.until(lambda: len(rig.gateway.service.backend.workers) == 1, 5.0)
         answer = ThreadPoolExecutor(1).submit(rig.chat, return_token_ids=True)
-        scripts.until(lambda: len(rig.workers[0].requests) == 1)
+        scripts.until(lambda: len(rig.workers[0].requests) == 1, 5.0)
         time.sleep(0.3)
         assert not answer.done()
         rig.controller.publish(rig.workers[1:])
@@ -64,7 +64,7 @@ def test_a_worker_without_experts_is_asked_again_until_it_has_some(model_dir: An
         ids = rig.text.ids(LONG)
         rig.worker.script = scripts.fail(Code.NOT_READY)
         answer = ThreadPoolExecutor(1).submit(rig.chat, return_token_ids=True)
-        scripts.until(lambda: len(rig.worker.requests) >= 2)
+        scripts.until(lambda: len(rig.worker.requests) >= 2, 5.0)
         rig.controller.publish(rig.workers)
         rig.says(LONG)
         assert answer.result(10).json()["choices"][0]["token_ids"] == ids
@@ -140,7 +140,7 @@ def test_a_continuation_stays_in_its_numerics_class(trio: Any, scripts: Any) -> 
         worker.script = scripts.fail(Code.LANE_LOST, "worker died", after=trio.text.ids("one"))
     trio.controller.publish(trio.workers)
     fleet = trio.gateway.service.fleet
-    scripts.until(lambda: fleet.epoch.id.counter == trio.controller.epoch.id.counter)
+    scripts.until(lambda: fleet.epoch.id.counter == trio.controller.epoch.id.counter, 5.0)
     response = trio.chat()
     assert response.status_code == 503
     error = response.json()["error"]
@@ -233,9 +233,9 @@ def test_an_answer_that_can_go_on_exactly_does_so_whatever_is_allowed(model_dir:
         first.script = scripts.fail(Code.LANE_LOST, after=ids[:3])
         other.numerics = "fake-2"
         rig.controller.publish([first])
-        scripts.until(lambda: len(rig.gateway.service.backend.workers) == 1)
+        scripts.until(lambda: len(rig.gateway.service.backend.workers) == 1, 5.0)
         answer = ThreadPoolExecutor(1).submit(rig.chat, return_token_ids=True)
-        scripts.until(lambda: len(first.requests) == 1)
+        scripts.until(lambda: len(first.requests) == 1, 5.0)
         rig.controller.publish([first, other, same])
         response = answer.result(10)
         assert response.json()["choices"][0]["token_ids"] == ids
@@ -280,7 +280,7 @@ def test_a_stream_that_ends_without_a_reason_is_a_lost_worker(rig: Any) -> None:
 
 def test_without_a_worker_there_is_a_503(rig: Any, scripts: Any) -> None:
     rig.controller.publish([], complete=False)
-    scripts.until(lambda: not rig.gateway.service.backend.workers)
+    scripts.until(lambda: not rig.gateway.service.backend.workers, 5.0)
     response = rig.chat()
     assert response.status_code == 503
     assert "retry-after" in response.headers

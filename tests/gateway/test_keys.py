@@ -91,7 +91,7 @@ def test_a_running_stream_outlives_its_key(file: Path, model_dir: Any, scripts: 
         answers: list[Any] = []
         thread = threading.Thread(target=lambda: answers.append(rig.chat(stream=True)))
         thread.start()
-        scripts.until(lambda: rig.worker.num_running == 1)
+        scripts.until(lambda: rig.worker.num_running == 1, 5.0)
         replace(file, "new")
         assert rig.client.get("/v1/models").status_code == 401
         assert rig.admin.post("/scale", json={"expert_shards": 2}).status_code == 401

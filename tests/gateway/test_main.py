@@ -58,7 +58,7 @@ def test_it_serves_and_finishes_a_stream_after_sigterm(rig: Any, model_dir: Path
             target=lambda: texts.append(httpx.post(f"{url}/v1/chat/completions", json=body, timeout=20).text)
         )
         thread.start()
-        scripts.until(lambda: rig.worker.num_running == 1)
+        scripts.until(lambda: rig.worker.num_running == 1, 5.0)
         time.sleep(0.2)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=10) == 0

@@ -94,13 +94,13 @@ def test_a_client_that_goes_frees_its_sequence_at_once(rig: Any, scripts: Any, s
         if stream
         else _gone(rig)
     ):
-        scripts.until(lambda: rig.worker.num_running == 1)
+        scripts.until(lambda: rig.worker.num_running == 1, 5.0)
         time.sleep(0.05)
     started = time.monotonic()
-    scripts.until(lambda: rig.worker.num_running == 0)
+    scripts.until(lambda: rig.worker.num_running == 0, 5.0)
     assert time.monotonic() - started < 0.5
-    scripts.until(lambda: rig.worker.num_cancelled == 1)
-    scripts.until(lambda: rig.gateway.service.backend.workers[0].num_running == 0)
+    scripts.until(lambda: rig.worker.num_cancelled == 1, 5.0)
+    scripts.until(lambda: rig.gateway.service.backend.workers[0].num_running == 0, 5.0)
 
 
 def test_a_bug_while_reading_the_answer_ends_the_request(rig: Any, scripts: Any) -> None:

@@ -59,7 +59,7 @@ def mixed(model_dir: Any, scripts: Any, start: Callable[..., Process]) -> Iterat
         rig.says(LONG)
         mortals = [start(f"attention-{1 + index}", *fate) for index, fate in enumerate(fates)]
         rig.controller.publish([*mortals, rig.worker])
-        scripts.until(lambda: len(rig.gateway.service.backend.workers) == 1 + len(fates))
+        scripts.until(lambda: len(rig.gateway.service.backend.workers) == 1 + len(fates), 5.0)
         workers = rig.gateway.service.backend.workers
         scripted = next(worker for worker in workers if worker.address == rig.worker.address)
         scripted.last_used = 1 << 20
@@ -127,7 +127,7 @@ def test_of_those_that_were_hit_by_the_same_deaths_only_the_one_ends_that_causes
     rig = mixed(worker_wait_s=20.0)
     deadly = [start(f"attention-{number}", "dies", 3) for number in (1, 2, 3)]
     rig.controller.publish(deadly[:1])
-    scripts.until(lambda: [worker.seat for worker in rig.gateway.service.backend.workers] == ["attention-1"])
+    scripts.until(lambda: [worker.seat for worker in rig.gateway.service.backend.workers] == ["attention-1"], 5.0)
     with ThreadPoolExecutor(2) as pool:
         answers = [pool.submit(rig.chat) for _ in range(2)]
         for worker, successor in itertools.pairwise([*deadly, rig.worker]):
@@ -144,7 +144,7 @@ def test_bystanders_of_two_deaths_are_not_ended(
     rig = mixed(worker_wait_s=20.0)
     deadly = [start(f"attention-{number}", "dies", 3) for number in (1, 2)]
     rig.controller.publish(deadly[:1])
-    scripts.until(lambda: [worker.seat for worker in rig.gateway.service.backend.workers] == ["attention-1"])
+    scripts.until(lambda: [worker.seat for worker in rig.gateway.service.backend.workers] == ["attention-1"], 5.0)
     with ThreadPoolExecutor(3) as pool:
         answers = [pool.submit(rig.chat) for _ in range(3)]
         for worker, successor in itertools.pairwise([*deadly, rig.worker]):

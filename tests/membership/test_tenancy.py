@@ -67,9 +67,9 @@ def test_orders_come_and_are_followed_over_a_new_lease(io: IoThread, controller)
     tenancy = Tenancy(io, "expert-0", controller.address, lambda report: None, orders.append)
     tenancy.take("127.0.0.1:1", "ab", "bfloat16", capacity=7)
     assert controller.registrations[0].capacity == 7
-    until(lambda: len(orders) == 1)
+    until(lambda: len(orders) == 1, 10)
     controller.known.clear()  # as after a restart of the controller
-    until(lambda: len(orders) == 2)
+    until(lambda: len(orders) == 2, 10)
     assert controller.followed == [1, 2]
     tenancy.close()
     io.submit(controller.stop())

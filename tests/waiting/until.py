@@ -8,7 +8,7 @@ T = TypeVar("T")
 _POLL_S = 0.02
 
 
-def until(condition: Callable[[], T], timeout_s: float = 90.0, what: str = "") -> T:
+def until(condition: Callable[[], T], timeout_s: float, what: str = "") -> T:
     """What ``condition`` gives as soon as that is true; fails with ``what`` after ``timeout_s``."""
     give_up = time.monotonic() + timeout_s
     while not (value := condition()):
