@@ -3,8 +3,10 @@
 Knows nothing of layers or models. A rule says in which form the weight is kept and which row counts are run
 (row_rule.py finds it with the real shape, see there for what was measured).
 Forms: ``packed32``/``packed1`` are oneDNN's prepacked weights (one row of 2048×7168 in bf16: 22 GB/s against 12 GB/s
-unpacked), ``left`` has the weight as the left operand, ``linear`` is torch's own. A weight with more than 8,192 outputs
-is cut into pieces, which bounds the time that finding a rule takes.
+unpacked), ``left`` has the weight as the left operand, ``linear`` is torch's own. ``native`` is the compiled kernel, which
+reads a bf16 weight as it is; it alone is tried where the processor has no instructions for bf16 (AVX2, one thread: 1, 16
+and 256 rows of 2048×7168 at 10, 39 and 49 GFLOP/s, torch's own 5, 10 and 10; of 64 heads of 512×128 at 15, 26 and 30,
+torch's own 3). A weight with more than 8,192 outputs is cut into pieces, which bounds the time that finding a rule takes.
 """
 
 from collections.abc import Iterator
@@ -15,7 +17,8 @@ import torch
 
 from .canned import cancelling
 from .native import Native, load
-from .row_rule import SIZES, RowCall, RowRule, RuleBook, choose_rule
+from .processor import bf16_instructions
+from .row_rule import EVERY_SIZES, SIZES, RowCall, RowRule, RuleBook, choose_rule
 
 _PIECE = 8192
 _PACKED = {"packed32": 32, "packed1": 1}
@@ -59,7 +62,7 @@ class ExactScores:
 
     def __init__(self, weight: torch.Tensor, book: RuleBook) -> None:
         self._weight = weight.contiguous()
-        self._native = scores_kernel(weight.shape[1]) if weight.dtype is torch.bfloat16 else None
+        self._native = native_kernel(weight.shape[1]) if weight.dtype is torch.bfloat16 else None
         if self._native is None:
             num_out, num_in = weight.shape
             rule = linear_rule(book, num_out, num_in, torch.float32)
@@ -68,10 +71,10 @@ class ExactScores:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if self._native is None:
             return self._linear(x.float())
-        return self._native.score(x, self._weight, self._native.instruction_sets[0])
+        return _native_call(self._native, self._weight[None], torch.float32)(x[:, None])[:, 0]
 
 
-def scores_kernel(num_in: int) -> Native | None:
+def native_kernel(num_in: int) -> Native | None:
     """The compiled kernel, where it is there and takes rows of this width."""
     loaded = load()
     return loaded if isinstance(loaded, Native) and num_in % 16 == 0 else None
@@ -108,6 +111,8 @@ def heads_rule(book: RuleBook, num_heads: int, num_in: int, num_out: int, dtype:
     def choose() -> RowRule:
         row, flat = cancelling(num_heads * num_out, num_in, dtype)
         weight = flat.view(num_heads, num_out, num_in).transpose(1, 2)
+        if _is_native(num_in, dtype):
+            return _native_rule(_heads_call("native", weight), row.expand(num_heads, num_in))
         forms = ((form, _heads_call(form, weight)) for form in ("left", "right", "right_rows"))
         return choose_rule(forms, row.expand(num_heads, num_in))
 
@@ -122,8 +127,23 @@ def _cuts(num_out: int) -> list[tuple[int, int]]:
 
 def _choose_linear(num_out: int, num_in: int, dtype: torch.dtype, passing: bool) -> RowRule:
     row, weight = cancelling(num_out, num_in, dtype)
+    if _is_native(num_in, dtype):
+        return _native_rule(_form_call("native", weight), row)
     sizes = SIZES if dtype is torch.bfloat16 else _FLOAT32_SIZES
     return choose_rule(_forms(weight, passing), row, sizes)
+
+
+def _is_native(num_in: int, dtype: torch.dtype) -> bool:
+    return dtype is torch.bfloat16 and not bf16_instructions() and native_kernel(num_in) is not None
+
+
+def _native_rule(call: RowCall, row: torch.Tensor) -> RowRule:
+    return choose_rule([("native", call)], row, EVERY_SIZES, every=True)
+
+
+def _native_call(native: Native, weight: torch.Tensor, dtype: torch.dtype) -> RowCall:
+    """x [R, heads, in] → [R, heads, out] in ``dtype``; the weight is [heads, out, in]."""
+    return lambda x: native.multiply(x, weight, dtype, native.instruction_sets[0])
 
 
 def _forms(weight: torch.Tensor, passing: bool) -> Iterator[tuple[str, RowCall]]:
@@ -136,6 +156,9 @@ def _forms(weight: torch.Tensor, passing: bool) -> Iterator[tuple[str, RowCall]]
 
 
 def _form_call(form: str, weight: torch.Tensor) -> RowCall:
+    if form == "native":
+        call = _heads_call(form, weight.t()[None])
+        return lambda x: call(x[:, None])[:, 0]
     if form in _PACKED:
         packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _PACKED[form])
         linear = torch.ops.mkldnn._linear_pointwise.default
@@ -152,6 +175,10 @@ def _heads_call(form: str, weight: torch.Tensor) -> RowCall:
         kept = weight.contiguous()
         return lambda x: torch.bmm(x.transpose(0, 1).contiguous(), kept).transpose(0, 1).contiguous()
     turned = weight.transpose(1, 2).contiguous()  # [heads, out, in]
+    if form == "native":
+        native = native_kernel(turned.shape[2])
+        assert native is not None
+        return _native_call(native, turned, turned.dtype)
     if form == "right_rows":
         return lambda x: torch.bmm(x.transpose(0, 1).contiguous(), turned.transpose(1, 2)).transpose(0, 1).contiguous()
     assert form == "left", form

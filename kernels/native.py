@@ -40,17 +40,8 @@ class Native:
         library.expertfleet_pack_down.argtypes = [pointer] * 2 + [count] * 3 + [pointer]
         library.expertfleet_apply.argtypes = [ctypes.c_char_p, integer, integer, pointer, *[count] * 5]
         library.expertfleet_apply.argtypes += [pointer, pointer, count, pointer, pointer, pointer]
-        library.expertfleet_score.argtypes = [
-            ctypes.c_char_p,
-            integer,
-            integer,
-            pointer,
-            count,
-            pointer,
-            count,
-            count,
-            pointer,
-        ]
+        library.expertfleet_multiply.argtypes = [ctypes.c_char_p, integer, integer, pointer, *[count] * 2]
+        library.expertfleet_multiply.argtypes += [pointer, count, count, integer, pointer]
         library.expertfleet_combine.argtypes = [integer, integer, pointer, pointer, *[count] * 3, pointer]
         library.expertfleet_finite.argtypes = [integer, pointer, count]
         library.expertfleet_pin.argtypes = [pointer, integer]
@@ -109,21 +100,23 @@ class Native:
                 f"backend: cpu-native: {_PROBLEMS[problem].format((instruction_set, num_routes)[problem - 1])}"
             )
 
-    def score(self, x: torch.Tensor, weight: torch.Tensor, instruction_set: str) -> torch.Tensor:
-        """x [R, H] bf16 or float32, weight [E, H] bf16, H a multiple of 16 → float32 [R, E]; exact by row.
+    def multiply(self, x: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype, instruction_set: str) -> torch.Tensor:
+        """x [R, heads, in] bf16 or float32, weight [heads, out, in] bf16, in a multiple of 16 → [R, heads, out] in ``dtype``.
 
-        Few products are worth less than waking other threads.
+        Summed in float32, exact by row. Few products are worth less than waking other threads.
         """
         x = x.contiguous()
         assert x.dtype in _DTYPES, f"x is {x.dtype}"
+        assert dtype in _DTYPES, f"wanted {dtype}"
         assert weight.dtype is torch.bfloat16, f"the weight is {weight.dtype}"
-        (num_rows, hidden), num_experts = x.shape, weight.shape[0]
-        assert weight.shape[1] == hidden, f"rows have {hidden} values, the weight {weight.shape[1]}"
-        out = torch.empty(num_rows, num_experts)
-        threads = torch.get_num_threads() if num_rows * weight.numel() >= _WORTH_THREADS else 1
-        problem = self._library.expertfleet_score(
-            instruction_set.encode(), threads, x.dtype is torch.float32, x.data_ptr(), num_rows,
-            weight.data_ptr(), hidden, num_experts, out.data_ptr(),
+        assert weight.is_contiguous(), f"the weight has strides {weight.stride()}"
+        heads, num_out, num_in = weight.shape
+        assert x.shape[1:] == (heads, num_in), f"x is {tuple(x.shape)}, wanted [R, {heads}, {num_in}]"
+        out = torch.empty(len(x), heads, num_out, dtype=dtype)
+        threads = torch.get_num_threads() if len(x) * weight.numel() >= _WORTH_THREADS else 1
+        problem = self._library.expertfleet_multiply(
+            instruction_set.encode(), threads, x.dtype is torch.float32, x.data_ptr(), len(x), heads,
+            weight.data_ptr(), num_in, num_out, dtype is torch.float32, out.data_ptr(),
         )  # fmt: skip
         assert not problem, f"instruction set {instruction_set!r}"
         return out

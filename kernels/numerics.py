@@ -27,6 +27,7 @@ from .expert_layer import ExpertLayer, Projection
 from .grouped_gemm import grouped_gemm
 from .mla import SPLIT, DecodePlan, attention_rule, mla_attend, mla_decode
 from .norm import rms_norm
+from .processor import bf16_instructions
 from .row_rule import RuleBook, bits_of
 
 KERNEL_VERSION = 1  # raised whenever a change of the code changes bits
@@ -237,6 +238,4 @@ def _machine(backend: Backend) -> str:
 
 def _instruction_set() -> str:
     """For people: what the class's hash is worth is decided by the results alone."""
-    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    best = next((name for name in ("amx_bf16", "avx512_bf16") if found.get(name)), None)
-    return best or torch.backends.cpu.get_cpu_capability().lower()
+    return bf16_instructions() or torch.backends.cpu.get_cpu_capability().lower()

@@ -1,9 +1,9 @@
 """K2's architecture in plain PyTorch for training: MLA, YaRN, and top-8 of many experts beside a shared one.
 
 Knows nothing of data or optimizers. Parameters have the names of the checkpoint, but a layer's experts are stacked:
-``gate_up`` [experts, hidden, 2 · width] and ``down`` [experts, width, hidden]. Matrices are multiplied in bfloat16, all
-else is float32. With ``quantized`` set the experts' weights are what their INT4 form dequantises to, and gradients pass
-through unchanged (straight-through).
+``gate_up`` [experts, hidden, 2 · width] and ``down`` [experts, width, hidden]. Weights are used as bfloat16 holds them and
+multiplied in ``product_dtype``; all else is float32. With ``quantized`` set the experts' weights are what their INT4 form
+dequantises to, and gradients pass through unchanged (straight-through).
 """
 
 import math
@@ -15,6 +15,7 @@ from torch import nn
 
 from ...checkpoint.model_config import ModelConfig
 from ...kernels.rope import RopeTable, apply_rope, rope_table, softmax_scale
+from .precision import as_stored, product_dtype
 
 _INIT = 0.02
 _LONG = 1024
@@ -49,7 +50,7 @@ class RMSNorm(nn.Module):
 
 
 class Linear(nn.Module):
-    """No bias; bfloat16 product of a float32 weight [out, in]."""
+    """No bias; ``product_dtype`` product of a float32 weight [out, in]."""
 
     weight: nn.Parameter
 
@@ -58,7 +59,7 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.randn(rows, columns) * _INIT)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x.bfloat16(), self.weight.bfloat16())
+        return F.linear(x.to(product_dtype()), as_stored(self.weight))
 
 
 class FeedForward(nn.Module):
@@ -68,7 +69,7 @@ class FeedForward(nn.Module):
         self.down_proj = Linear(width, hidden)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x.bfloat16()
+        x = x.to(product_dtype())
         down: torch.Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
         return down
 
@@ -157,20 +158,20 @@ class Experts(nn.Module):
         """x [N, hidden]; chosen and weights [N, top_k] → [N, hidden]."""
         top_k = chosen.shape[1]
         route_of, place_of, filled = _slots(chosen.flatten(), len(self.down))
-        spread = _take(x.bfloat16(), route_of // top_k, place_of, top_k).view(len(self.down), -1, x.shape[1])
+        spread = _take(x.to(product_dtype()), route_of // top_k, place_of, top_k).view(len(self.down), -1, x.shape[1])
         gate, up = torch.bmm(spread, self._used(self.gate_up)).chunk(2, dim=-1)
         # A weight of nothing keeps the empty places out of every gradient.
         weighted = _take(weights.flatten()[:, None], route_of, place_of, 1) * filled[:, None]
-        inner = F.silu(gate) * up * weighted.bfloat16().view(*gate.shape[:2], 1)
+        inner = F.silu(gate) * up * weighted.to(up.dtype).view(*gate.shape[:2], 1)
         routes = _take(torch.bmm(inner, self._used(self.down)).flatten(0, 1), place_of, route_of, 1)
         return routes.view(-1, top_k, x.shape[1]).sum(1)
 
     def _used(self, weight: torch.Tensor) -> torch.Tensor:
         if not self.quantized:
-            return weight.bfloat16()
+            return as_stored(weight)
         with torch.no_grad():
             change = dequantize(*quantize(weight, self._group_size), self._group_size) - weight
-        return (weight + change).bfloat16()
+        return as_stored(weight + change)
 
 
 def _slots(experts: torch.Tensor, num_experts: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -275,7 +276,7 @@ class NanoK2(nn.Module):
     def forward(self, ids: torch.Tensor, present: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         """ids [rows, length] → float32 logits [places, vocabulary] at ``wanted`` [places] int64 of all rows in turn."""
         last = self.output_map(self.hidden(ids, present).flatten(0, 1)[wanted])
-        return F.linear(last, self.model.embed_tokens.weight.bfloat16()).float()
+        return F.linear(last, as_stored(self.model.embed_tokens.weight)).float()
 
     def hidden(self, ids: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
         """ids [rows, length] → what the head sees, [rows, length, hidden]; places not ``present`` count for no load."""

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from .precision import product_dtype
+
 _MOMENTUM = 0.95
 _ADAM_SHARE = 0.3
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -64,7 +66,7 @@ def make_optimizers(model: nn.Module, lr: float, weight_decay: float) -> list[to
 
 def _orthogonal(matrix: torch.Tensor) -> torch.Tensor:
     """[matrices, rows, columns] with singular values near 1."""
-    x = matrix.bfloat16()
+    x = matrix.to(product_dtype())
     wide = x.shape[-2] <= x.shape[-1]
     x = x if wide else x.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)

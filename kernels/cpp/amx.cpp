@@ -16,6 +16,7 @@ namespace expertfleet {
 namespace {
 
 constexpr int kMostRows = 16;
+constexpr int kProductRows = 4, kProductOutputs = 6, kSingleOutputs = 12;  // as the registers allow
 constexpr int kTileRowsFrom = 6;
 
 #include "scalars.h"
@@ -120,7 +121,7 @@ void end() {
 
 }  // namespace
 
-const InstructionSet kAmx = {"amx_int8", supported, begin, end, read_row, gate_up, down, score, read};
+const InstructionSet kAmx = {"amx_int8", supported, begin, end, read_row, gate_up, down, products, read};
 
 }  // namespace expertfleet
 

@@ -14,6 +14,7 @@ namespace expertfleet {
 namespace {
 
 constexpr int kMostRows = 4;
+constexpr int kProductRows = 4, kProductOutputs = 3, kSingleOutputs = 6;  // as the registers allow
 
 struct Ints {
   __m256i a, b;
@@ -82,6 +83,15 @@ inline __m256 add_exponent(__m256 x, __m256 shifted) {
 inline Floats add_exponent(Floats x, Floats shifted) {
   return {add_exponent(x.a, shifted.a), add_exponent(x.b, shifted.b)};
 }
+
+constexpr int kLanes = 8;
+using Lanes = __m256;
+inline Lanes no_lanes() { return _mm256_setzero_ps(); }
+inline Lanes load_lanes(const float* from) { return _mm256_loadu_ps(from); }
+inline Lanes load_lanes(const uint16_t* from) { return widened(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))); }
+inline void store_lanes(float* to, Lanes x) { _mm256_storeu_ps(to, x); }
+inline Lanes fma(Lanes x, Lanes y, Lanes z) { return _mm256_fmadd_ps(x, y, z); }
+
 #include "scalars.h"
 #include "products.inc"
 
@@ -90,7 +100,7 @@ void nothing() {}
 
 }  // namespace
 
-const InstructionSet kAvx2 = {"avx2", supported, nothing, nothing, read_row, gate_up, down, score, read};
+const InstructionSet kAvx2 = {"avx2", supported, nothing, nothing, read_row, gate_up, down, products, read};
 
 }  // namespace expertfleet
 

@@ -14,6 +14,7 @@ namespace expertfleet {
 namespace {
 
 constexpr int kMostRows = 4;
+constexpr int kProductRows = 4, kProductOutputs = 6, kSingleOutputs = 12;  // as the registers allow
 
 #include "scalars.h"
 #include "zmm.inc"
@@ -27,7 +28,7 @@ void nothing() {}
 
 }  // namespace
 
-const InstructionSet kAvx512 = {"avx512_vnni", supported, nothing, nothing, read_row, gate_up, down, score, read};
+const InstructionSet kAvx512 = {"avx512_vnni", supported, nothing, nothing, read_row, gate_up, down, products, read};
 
 }  // namespace expertfleet
 

@@ -57,6 +57,20 @@ struct Call {
   Rows inner;
 };
 
+constexpr int kOutputsTogether = 24;    // whose weights stay in the first cache while rows pass by, for as many
+constexpr int kInputsTogether = 1024;  // inputs at once
+
+// out[row][head] = x[row][head] times weight[head], for every head. An item is a head and kOutputsTogether of its outputs.
+struct Product {
+  const void* x;           // [rows, heads, in], float32 or bf16
+  const uint16_t* weight;  // [heads, out, in] bf16
+  void* out;               // [rows, heads, out], float32 or bf16
+  bool float32, float32_out;
+  int64_t num_rows, heads, num_in, num_out;
+
+  int64_t num_items() const { return heads * ((num_out + kOutputsTogether - 1) / kOutputsTogether); }
+};
+
 struct InstructionSet {
   const char* name;
   bool (*supported)();
@@ -65,9 +79,7 @@ struct InstructionSet {
   void (*read_row)(const Call&, int64_t row);
   void (*gate_up)(const Call&, const Segment&, int64_t tile);
   void (*down)(const Call&, const Segment&, int64_t tile);
-  // out[row][expert] for the experts first .. last - 1 of a gate, all rows; the weight is bf16 [experts, hidden].
-  void (*score)(const void* x, bool float32, int64_t num_rows, const uint16_t* weight, int64_t hidden,
-                int64_t num_experts, int64_t first, int64_t last, float* out);
+  void (*products)(const Product&, int64_t item);
   uint64_t (*read)(const uint8_t* memory, int64_t bytes);  // a sum of all, for benchmarks: how fast memory is
 };
 

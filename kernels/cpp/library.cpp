@@ -254,18 +254,16 @@ int expertfleet_apply(const char* instruction_set, int threads, int float32, con
   return 0;
 }
 
-// out[rows][experts] float32 = x [rows, hidden] (float32 or bf16) times the bf16 weight [experts, hidden]; hidden is a
-// multiple of 16. 0, or 1 if the instruction set is not there.
-int expertfleet_score(const char* instruction_set, int threads, int float32, const void* x, int64_t num_rows,
-                      const uint16_t* weight, int64_t hidden, int64_t num_experts, float* out) {
+// out [rows, heads, out] (float32 or bf16) = x [rows, heads, in] (float32 or bf16) times the bf16 weight [heads, out, in];
+// `num_in` is a multiple of 16. 0, or 1 if the instruction set is not there.
+int expertfleet_multiply(const char* instruction_set, int threads, int float32, const void* x, int64_t num_rows,
+                         int64_t heads, const uint16_t* weight, int64_t num_in, int64_t num_out, int float32_out,
+                         void* out) {
   const InstructionSet* chosen = find(instruction_set);
   if (!chosen) return 1;
-  const int64_t each = (num_experts / threads + 7) / 8 * 8;
-  run_on_threads(threads, [&](int share) {
-    const int64_t first = std::min(num_experts, share * each);
-    const int64_t last = share == threads - 1 ? num_experts : std::min(num_experts, first + each);
-    chosen->score(x, float32 != 0, num_rows, weight, hidden, num_experts, first, last, out);
-  });
+  const Product product = {x, weight, out, float32 != 0, float32_out != 0, num_rows, heads, num_in, num_out};
+  Items items(product.num_items(), threads);
+  run_on_threads(threads, [&](int) { items.each([&](int64_t item) { chosen->products(product, item); }); });
   return 0;
 }
 

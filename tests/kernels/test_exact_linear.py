@@ -104,10 +104,53 @@ def test_a_gate_s_scores_are_exact_by_row_and_right(
     assert (ExactScores(weight, RuleBook())(x) - wanted).norm() / wanted.norm() <= 2e-6
 
 
-def test_a_gate_s_scores_are_the_same_on_every_instruction_set() -> None:
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("num_rows", "heads", "num_out", "num_in"), [(5, 1, 37, 304), (9, 3, 24, 1040), (1, 2, 7, 2064)]
+)
+def test_native_products_are_the_same_on_every_instruction_set(
+    num_rows: int, heads: int, num_out: int, num_in: int, dtype: torch.dtype
+) -> None:
     loaded = load()
     assert isinstance(loaded, Native), loaded
-    for dtype in DTYPES:
-        x, weight = _cancelling(37, 304, 5, dtype)
-        found = [bits_of(loaded.score(x, weight.bfloat16(), name)) for name in loaded.instruction_sets]
+    x, weight = _cancelling(heads * num_out, num_in, num_rows * heads, dtype)
+    x, weight = x.view(num_rows, heads, num_in), weight.view(heads, num_out, num_in).bfloat16()
+    for wanted in DTYPES:
+        found = [bits_of(loaded.multiply(x, weight, wanted, name)) for name in loaded.instruction_sets]
+        assert found[0].any()
         assert all(torch.equal(found[0], other) for other in found)
+
+
+def test_native_products_are_summed_in_16_lanes_along_the_inputs_and_rounded_once(threads: int) -> None:
+    loaded = load()
+    assert isinstance(loaded, Native), loaded
+    x, weight = torch.randn(5, 2, 1072), torch.randn(2, 26, 1072).bfloat16()
+    lanes = torch.zeros(5, 2, 26, 16)
+    for at in range(0, 1072, 16):  # float64 holds a product of these, and its rounded sum is that of a fused operation
+        products = x[:, :, None, at : at + 16].double() * weight[:, :, at : at + 16].double()
+        lanes = (lanes.double() + products).float()
+    while lanes.shape[-1] > 1:
+        lanes = lanes.view(5, 2, 26, 2, -1).sum(3)
+    for name in loaded.instruction_sets:
+        assert torch.equal(loaded.multiply(x, weight, torch.float32, name), lanes[..., 0])
+        assert torch.equal(loaded.multiply(x, weight, torch.bfloat16, name), lanes[..., 0].bfloat16())
+
+
+def test_native_bfloat16_keeps_nan_and_infinity() -> None:
+    loaded = load()
+    assert isinstance(loaded, Native), loaded
+    x = torch.tensor([float("nan"), float("inf"), -float("inf"), 3.4e38])[:, None, None].repeat(1, 1, 16)
+    weight = torch.zeros(1, 1, 16, dtype=torch.bfloat16)
+    weight[..., 0] = 1
+    found = loaded.multiply(x[..., :16] * weight.float(), weight, torch.bfloat16, loaded.instruction_sets[0]).flatten()
+    assert torch.equal(found.isnan(), torch.tensor([True, True, True, False]))  # infinity times 0
+    assert found[3] == float("inf")  # what bfloat16 rounds 3.4e38 to
+
+
+def test_without_instructions_for_bf16_the_compiled_kernel_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for instructions, native in ((None, True), ("amx_bf16", False)):
+        monkeypatch.setattr("expertfleet.kernels.exact_linear.bf16_instructions", lambda found=instructions: found)
+        rules = [piece for _, _, piece in linear_rule(RuleBook(), 64, 32, torch.bfloat16).pieces]
+        rules.append(heads_rule(RuleBook(), 2, 32, 16, torch.bfloat16))
+        assert all((rule.form == "native") is native for rule in rules), rules
+        assert all(rule.form != "native" for _, _, rule in linear_rule(RuleBook(), 64, 24, torch.bfloat16).pieces)
