@@ -30,6 +30,11 @@ class AttentionConfig(WireSettings):
     max_model_len: int | None = option(None, "most positions of a sequence; the checkpoint's own limit if not given")
     max_num_seqs: int = option(64, "most sequences in one forward step")
     max_num_batched_tokens: int = option(512, "most tokens in one forward step")
+    step_target_ms: float = option(
+        100.0,
+        "milliseconds that a step with answers and new prompts may take, or twice a step of answers alone if that is longer; "
+        "prompts are read in smaller chunks to keep to it",
+    )
     max_micro_batches: int = option(1, "forward steps under way at once; 2 hides a remote shard's latency")
     cache_gib: float | None = option(None, "latent cache, GiB; if not given 1 or one full-length sequence, if larger")
     prefix_caching: bool = option(True, "prompts that begin alike share the latents of whole pages of 256 tokens")
@@ -54,6 +59,7 @@ class AttentionConfig(WireSettings):
         within("max_model_len", self.max_model_len if self.max_model_len is not None else 1, 1, 1 << 24)
         within("max_num_seqs", self.max_num_seqs, 1, 1 << 16)
         within("max_num_batched_tokens", self.max_num_batched_tokens, 1, 1 << 20)
+        within("step_target_ms", self.step_target_ms, 1, 3_600_000)
         within("max_micro_batches", self.max_micro_batches, 1, 8)
         within("cache_gib", self.cache_gib if self.cache_gib is not None else 1, 1e-3, 1 << 14)
         within("layer_deadline_s", self.layer_deadline_s, 0.001, 3600)

@@ -8,6 +8,7 @@ publish, repeat.
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ import torch
 from ..proto.errors import Code, FleetError
 from ..proto.reactor import Reactor
 from ..router.dispatch import Dispatch
+from .pace import PromptPace
 from .sampler import sample
 from .scheduler import Chunk, Scheduler
 from .sequence import Sequence
@@ -43,17 +45,26 @@ class Flight:
     """One micro-batch under way."""
 
     chunks: list[Chunk]
+    num_prompt_tokens: int  # of new prompts
     forward: Coroutine[Dispatch, None, torch.Tensor]
+    started_at: float
 
 
 class Engine:
     """``forward`` maps chunks to logits [S, V] fp32, one row for each chunk that samples, in order."""
 
     def __init__(
-        self, scheduler: Scheduler, forward: Forward, max_micro_batches: int, threads: int, spin_s: float = 0.0
+        self,
+        scheduler: Scheduler,
+        forward: Forward,
+        pace: PromptPace,
+        max_micro_batches: int,
+        threads: int,
+        spin_s: float = 0.0,
     ) -> None:
         self.counters = Counters()
         self._scheduler = scheduler
+        self._pace = pace
         self._forward = forward
         self._max_micro_batches = max_micro_batches
         self._threads = threads
@@ -98,11 +109,12 @@ class Engine:
         while not self._stopping and len(self._flights) < self._max_micro_batches:
             for sequence in [each for each in self._scheduler.sequences() if each.expired and not each.in_flight]:
                 self._fail(sequence, FleetError(Code.DEADLINE, "the request's deadline passed"))
-            chunks = self._scheduler.schedule()
+            chunks = self._scheduler.schedule(self._pace.limit)
             if not chunks:
                 return
             self._count(chunks)
-            flight = Flight(chunks, self._forward(chunks))
+            num_prompt_tokens = sum(chunk.count for chunk in chunks if not chunk.sequence.num_generated)
+            flight = Flight(chunks, num_prompt_tokens, self._forward(chunks), time.monotonic())
             self._flights.add(flight)
             self._step(flight)
 
@@ -121,6 +133,8 @@ class Engine:
 
     def _land(self, flight: Flight, logits: torch.Tensor) -> None:
         self._flights.discard(flight)
+        num_answers = sum(chunk.sequence.num_generated > 0 for chunk in flight.chunks)
+        self._pace.took(num_answers, flight.num_prompt_tokens, time.monotonic() - flight.started_at)
         rows = iter(logits)
         for chunk in flight.chunks:
             self._scheduler.landed(chunk)

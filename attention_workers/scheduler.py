@@ -1,7 +1,7 @@
 """The scheduler: which sequences compute how many tokens in the next forward step.
 
-Handles no tensor and no clock beyond deadlines. Decode rows go first, prompts fill what is left of the token budget in
-chunks. A sequence begins with the pages of others that have begun alike. When the cache is full the youngest sequence gives
+Handles no tensor and no clock beyond deadlines. Decode rows go first, then answers that are computed again, then new prompts,
+which fill what is left of the token budget in chunks. A sequence begins with the pages of others that have begun alike. When the cache is full the youngest sequence gives
 its pages back and is computed again later: by contract its tokens come out the same.
 """
 
@@ -75,14 +75,19 @@ class Scheduler:
         elif sequence in self._waiting:
             self._waiting.remove(sequence)
 
-    def schedule(self) -> list[Chunk]:
-        """The next forward step: each chunk has its pages, each sequence is marked in flight."""
+    def schedule(self, prompt_limit: int | None = None) -> list[Chunk]:
+        """The next forward step: each chunk has its pages, each sequence is marked in flight.
+
+        ``prompt_limit`` is how many tokens of new prompts it takes while any answer is under way.
+        """
         self._admit()
-        room = self._max_num_batched_tokens
+        room = prompt_room = self._max_num_batched_tokens
+        if prompt_limit is not None and any(sequence.num_generated for sequence in self._running):
+            prompt_room = prompt_limit
         chunks: list[Chunk] = []
         idle = [sequence for sequence in self._running if not sequence.in_flight]
-        for sequence in sorted(idle, key=lambda sequence: (sequence.num_to_compute > 1, *_urgency(sequence))):
-            count = min(sequence.num_to_compute, room)
+        for sequence in sorted(idle, key=_turn):
+            count = min(sequence.num_to_compute, room, room if sequence.num_generated else prompt_room)
             if not count or len(chunks) == self._max_num_seqs or sequence not in self._running:
                 continue
             if not self._extend(sequence, sequence.num_cached + count, {chunk.sequence for chunk in chunks}):
@@ -92,6 +97,7 @@ class Scheduler:
             chunks.append(Chunk(sequence, sequence.num_cached, count))
             sequence.in_flight = True
             room -= count
+            prompt_room -= 0 if sequence.num_generated else count
         return chunks
 
     def landed(self, chunk: Chunk) -> None:
@@ -161,6 +167,10 @@ class Scheduler:
         self._pages.give_back(sequence.pages)
         sequence.pages = []
         sequence.num_cached = 0
+
+
+def _turn(sequence: Sequence) -> tuple[bool, bool, int, int]:
+    return (sequence.num_to_compute > 1, not sequence.num_generated, *_urgency(sequence))
 
 
 def _urgency(sequence: Sequence) -> tuple[int, int]:

@@ -29,6 +29,7 @@ from .config import AttentionConfig
 from .engine import Engine
 from .kv_cache import PAGE, LatentCache, PageAllocator
 from .model import Batch, Model
+from .pace import PromptPace
 from .scheduler import Chunk, Scheduler
 from .service import GenerateService, Limits
 from .static_shards import describe_shards
@@ -56,8 +57,9 @@ class AttentionServer:
         self.pages = PageAllocator(num_pages)
         self.cache = LatentCache(model.num_layers, num_pages, model.latent_width, self.dtype)
         self.scheduler = Scheduler(self.pages, config.max_num_seqs, config.max_num_batched_tokens, self._bits)
+        pace = PromptPace(config.step_target_ms / 1e3, config.max_num_batched_tokens)
         self.engine = Engine(
-            self.scheduler, self._forward, config.max_micro_batches, config.threads, config.spin_us / 1e6
+            self.scheduler, self._forward, pace, config.max_micro_batches, config.threads, config.spin_us / 1e6
         )
         self._pair = PairSettings(config.pair_transport, config.pair_min_bytes)
         self._pair.check()

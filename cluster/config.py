@@ -56,6 +56,11 @@ class FleetConfig(WireSettings, SlowSettings, PlacingSettings, ResumptionSetting
     max_model_len: int | None = option(None, "most tokens of prompt and answer; the checkpoint's limit if not given")
     max_num_seqs: int = option(64, "most sequences in one forward step")
     max_num_batched_tokens: int = option(512, "most tokens in one forward step")
+    step_target_ms: float = option(
+        100.0,
+        "milliseconds that a step with answers and new prompts may take, or twice a step of answers alone if that is longer; "
+        "prompts are read in smaller chunks to keep to it",
+    )
     max_micro_batches: int = option(1, "forward steps under way at once; 2 hides a remote shard's latency")
     cache_gib: float | None = option(None, "latent cache of an attention worker, GiB; the worker's choice if not given")
     prefix_caching: bool = option(True, "prompts that begin alike share the latents of whole pages of 256 tokens")
@@ -156,6 +161,7 @@ class FleetConfig(WireSettings, SlowSettings, PlacingSettings, ResumptionSetting
             max_model_len=self.max_model_len,
             max_num_seqs=self.max_num_seqs,
             max_num_batched_tokens=self.max_num_batched_tokens,
+            step_target_ms=self.step_target_ms,
             max_micro_batches=self.max_micro_batches,
             cache_gib=self.cache_gib,
             prefix_caching=self.prefix_caching,

@@ -4,12 +4,14 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from expertfleet.attention_workers.engine import Engine
 from expertfleet.attention_workers.kv_cache import PageAllocator
+from expertfleet.attention_workers.pace import PromptPace
 from expertfleet.attention_workers.scheduler import Chunk, Scheduler
 from expertfleet.attention_workers.sequence import SamplingParams, Sequence, Update
 from expertfleet.proto.errors import Code, FleetError
@@ -40,7 +42,7 @@ class Fleet:
         self.hold = False
         self.error: FleetError | None = None
         self.faults: dict[int, FleetError] = {}  # by last token
-        self.engine = Engine(Scheduler(self.pages, 32, 512), self.forward, micro_batches, 1)
+        self.engine = Engine(Scheduler(self.pages, 32, 512), self.forward, PromptPace(0.1, 512), micro_batches, 1)
         self.engine.start()
 
     async def forward(self, chunks: list[Chunk]) -> torch.Tensor:
@@ -55,10 +57,12 @@ class Fleet:
         rows = [chunk.sequence.tokens[-1] + 1 for chunk in chunks if chunk.samples]
         return torch.nn.functional.one_hot(torch.tensor(rows, dtype=torch.int64) % VOCAB, VOCAB).float() * 50
 
-    def submit(self, start: int, max_tokens: int = 5, **more: object) -> tuple[Sequence, "queue.Queue[Update]"]:
+    def submit(
+        self, start: int, max_tokens: int = 5, prompt: int = 1, **more: object
+    ) -> tuple[Sequence, "queue.Queue[Update]"]:
         updates: queue.Queue[Update] = queue.Queue()
         params = SamplingParams(temperature=0.0)
-        sequence = Sequence("r", [start], 1, max_tokens, params, updates.put, **more)
+        sequence = Sequence("r", [start] * prompt, prompt, max_tokens, params, updates.put, **more)
         self.engine.add(sequence)
         return sequence, updates
 
@@ -157,6 +161,34 @@ def test_a_passed_deadline_ends_the_sequence(fleet: Fleet) -> None:
     error = drain(updates)[1]
     assert isinstance(error, FleetError)
     assert error.code is Code.DEADLINE
+
+
+def test_a_long_prompt_is_read_in_small_chunks_while_an_answer_is_under_way(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[list[int]] = []
+    now = 0.0
+
+    async def forward(chunks: list[Chunk]) -> torch.Tensor:
+        nonlocal now
+        taken.append([chunk.count for chunk in chunks])
+        now += 0.002 * sum(taken[-1])
+        return await fleet.forward(chunks)
+
+    monkeypatch.setattr(fleet.engine, "_forward", forward)
+    monkeypatch.setattr("expertfleet.attention_workers.engine.time", SimpleNamespace(monotonic=lambda: now))
+    fleet.hold = True
+    _, first = fleet.submit(10, 150)
+    gate = fleet.gates.get(timeout=10)
+    _, second = fleet.submit(20, 1, prompt=2000)
+    fleet.hold = False
+    gate.open.set()
+    assert drain(second) == ([21], "length")
+    assert len(drain(first)[0]) == 150
+    with_prompt = [counts for counts in taken if len(counts) == 2]
+    assert [counts[0] for counts in with_prompt] == [1] * len(with_prompt)
+    assert with_prompt[0][1] > 400
+    assert all(30 < counts[1] < 60 for counts in with_prompt[10:-1])  # 0.1 s is 50 tokens
 
 
 def test_two_micro_batches_fly_at_once() -> None:

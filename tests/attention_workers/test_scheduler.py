@@ -61,6 +61,23 @@ def test_decode_goes_before_a_long_prompt_that_is_cut() -> None:
     assert [chunk.samples for chunk in chunks] == [True, False]
 
 
+def test_new_prompts_are_limited_while_an_answer_is_under_way_and_answers_computed_again_are_not() -> None:
+    scheduler = make_scheduler()
+    for num_prompt in (300, 600):
+        scheduler.add(make_sequence(num_prompt))
+    chunks = scheduler.schedule(prompt_limit=40)
+    assert [chunk.count for chunk in chunks] == [300, 212]
+    land(scheduler, chunks)
+    assert [chunk.count for chunk in scheduler.schedule(prompt_limit=40)] == [1, 40]
+    moved = make_sequence(200, max_tokens=9)
+    moved.tokens += [1, 2, 3]
+    scheduler = make_scheduler()
+    for sequence in (make_sequence(300), moved, make_sequence(300)):
+        scheduler.add(sequence)
+    chunks = scheduler.schedule(prompt_limit=40)
+    assert [(chunk.sequence is moved, chunk.count) for chunk in chunks] == [(True, 203), (False, 40)]
+
+
 def test_priority_then_arrival_decides_who_is_admitted() -> None:
     scheduler = make_scheduler(max_seqs=2)
     sequences = [make_sequence(3, priority=priority) for priority in (2, 0, 1, 0)]

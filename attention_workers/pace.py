@@ -1,0 +1,36 @@
+"""How many tokens of new prompts a step takes along while answers are being given, so that those do not stall.
+
+Knows nothing of sequences or tensors. A step with both shall take ``target_s``, or twice a step of answers alone if that is
+longer: prompts then get at least half of the time on any machine. The number of tokens follows what steps took.
+"""
+
+_LEAST = 16
+_WEIGHT = 0.2  # of the newest step of answers alone
+_GROWTH, _SHRINKAGE = 1.25, 0.5  # the most that one step changes the number by
+
+
+class PromptPace:
+    """``limit`` is how many tokens of new prompts go into a step with answers."""
+
+    def __init__(self, target_s: float, most: int) -> None:
+        self._target_s, self._least, self._most = target_s, min(_LEAST, most), most
+        self._limit = float(most)
+        self._alone_s = 0.0
+
+    @property
+    def limit(self) -> int:
+        return int(self._limit)
+
+    def took(self, num_answers: int, num_prompt_tokens: int, seconds: float) -> None:
+        """A step of so many answers and tokens of new prompts."""
+        aim = max(self._target_s, 2 * self._alone_s)
+        if not num_prompt_tokens:
+            self._alone_s += (seconds - self._alone_s) * (_WEIGHT if self._alone_s else 1.0)
+        elif seconds > aim:  # a step of prompts alone may have taken many more than the limit, and says more
+            share = max(aim / seconds, _SHRINKAGE if num_answers else 0.0)
+            self._set(min(self._limit, num_prompt_tokens * share))
+        elif num_answers and num_prompt_tokens >= self.limit:
+            self._set(self._limit * min(aim / seconds, _GROWTH))
+
+    def _set(self, limit: float) -> None:
+        self._limit = min(max(limit, self._least), self._most)
