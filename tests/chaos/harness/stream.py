@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 
+_FIRST_S = 300.0  # a prompt waits for those before it
 _SILENCE_S = 60.0
 _TEXTS = {"reasoning_content": "reasoning", "content": "content"}
 
@@ -80,19 +81,23 @@ async def record(client: httpx.AsyncClient, url: str, body: dict[str, Any], reco
     recording.began = time.monotonic()
     loop = asyncio.get_running_loop()
     try:
-        async with asyncio.timeout(_SILENCE_S) as silence:
+        async with asyncio.timeout(_patience_s(recording)) as silence:
             async for chunk in _chunks(client, url, body):
                 recording.take(chunk, time.monotonic())
-                silence.reschedule(loop.time() + _SILENCE_S)
+                silence.reschedule(loop.time() + _patience_s(recording))
         recording.check_end()
     except TimeoutError:
-        recording.error = f"nothing came for {_SILENCE_S:g} s after {len(recording.token_ids)} tokens"
+        recording.error = f"nothing came for {_patience_s(recording):g} s after {len(recording.token_ids)} tokens"
     except httpx.TransportError as error:
         what = f"{type(error).__name__} {error}".strip()
         recording.error = f"{what} after {len(recording.token_ids)} tokens"
     except StreamError as error:
         recording.error = str(error)
     recording.ended = time.monotonic()
+
+
+def _patience_s(recording: Recording) -> float:
+    return _SILENCE_S if recording.token_ids else _FIRST_S
 
 
 async def _chunks(client: httpx.AsyncClient, url: str, body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
