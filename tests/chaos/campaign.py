@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from harness.campaign import Campaign, Part, share
+from harness.campaign import MOST_STREAMS, Campaign, Part, next_streams, share
 from harness.digest import digest
 from harness.plan_file import PlanError, read
 
@@ -26,7 +26,6 @@ from expertfleet import __version__
 HERE = Path(__file__).parent
 _BEYOND_MIN = 12.0  # what the last step of a part may take until it is over, and the fleet to end
 _END_S = 120.0
-_MOST_STREAMS = 64
 
 
 def main() -> int:
@@ -52,7 +51,7 @@ def main() -> int:
 def _run(campaign: Campaign, options: argparse.Namespace) -> int:
     ends_at = time.monotonic() + 60 * options.minutes
     facts, done = _facts(options.minutes), []
-    fewer: list[str] = []
+    asked, fewer = MOST_STREAMS, list[str]()
     for number, part in enumerate(campaign.part):
         left_min = (ends_at - time.monotonic()) / 60
         within_min = share(campaign.part[number:], left_min)
@@ -63,8 +62,8 @@ def _run(campaign: Campaign, options: argparse.Namespace) -> int:
         report = _one(part, [*campaign.flags, *fewer, *part.words(within_min), *options.flags], within_min)
         done.append((part, report))
         if not isinstance(report, str) and not part.has_own_streams:
-            # What was far too much is not tried again; twice as many are, in case the machine was only busy.
-            fewer = [f"--streams={min(_MOST_STREAMS, 2 * report['plan']['load']['streams'])}"]
+            asked = next_streams(asked, report["plan"]["load"]["streams"])
+            fewer = [f"--streams={asked}"]
         options.report.write_text(digest("Chaos", facts, done))
     options.report.write_text(digest("Chaos", facts, done))
     passed = [not isinstance(report, str) and report["passed"] for _, report in done]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import run as run_module
-from harness.campaign import Campaign, Part, share
+from harness.campaign import Campaign, Part, next_streams, share
 from harness.digest import digest
 from harness.plan_file import PlanError, read, read_plan
 
@@ -25,9 +25,9 @@ REPORT: dict[str, Any] = {
     "chaos": {"gaps": {"p999": 200.0, "worst": 500.0}, "num_requests": 16, "num_tokens": 3200},
     "steps": [
         {"step": "kill expert-1", "at_s": 1.0, "pid": 7, "seat_s": 2.0, "whole_s": 3.25, "running": 8, "lost": 0,
-         "different": 0, "worst_gap_ms": 399.0, "note": "", "error": ""},
+         "different": 0, "worst_gap_ms": 399.0, "worst_gap_after_s": 0.25, "note": "", "error": ""},
         {"step": "kill expert-1", "at_s": 9.0, "pid": 8, "seat_s": 2.0, "whole_s": None, "running": 8, "lost": 1,
-         "different": 0, "worst_gap_ms": 500.0, "note": "n", "error": "not over it"},
+         "different": 0, "worst_gap_ms": 500.0, "worst_gap_after_s": -0.25, "note": "n", "error": "not over it"},
     ],
     "processes": [{"seat": "expert-0", "pid": 5, "fds": [9, 9], "rss_mib": [100.0, 101.0], "rss_percent": 1.0, "read_mib": 0.0}],
 }  # fmt: skip
@@ -40,6 +40,14 @@ def test_what_one_part_does_not_need_is_the_others() -> None:
     assert share(parts[2:], 7) == 7
     assert share(parts, 4) == 1.5, "a part that is begun has enough to show something"
     assert share(parts[1:], 1.4) == share(parts[2:], -3) == 0.0
+
+
+def test_what_was_too_many_streams_is_not_tried_again_at_once() -> None:
+    tried, asked = [], 64
+    for left in (8, 8, 16, 8, 4, 4, 8, 16, 32, 64, 64):
+        asked = next_streams(asked, left)
+        tried.append(asked)
+    assert tried == [8, 16, 32, 8, 4, 8, 16, 32, 64, 64, 64]
 
 
 def test_a_step_that_lasts_is_shorter_where_the_time_is() -> None:
@@ -87,8 +95,8 @@ def test_the_page_has_a_line_for_each_plan_and_each_step() -> None:
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[1:9] == ["8", "2", "16", "3200", "0", "0", "100.0", "500.0"]
     assert cells[9:] == ["1 of 2 ≤ calm + 300 ms", "3.2", "12.3", "passed"]
-    assert "| 1.0 | kill expert-1 | 7 | 2.0 | 3.2 | 8 | 0 | 0 | 399.0 |  |" in lines
-    assert "| 9.0 | kill expert-1 | 8 | 2.0 | - | 8 | 1 | 0 | 500.0 | n; not over it |" in lines
+    assert "| 1.0 | kill expert-1 | 7 | 2.0 | 3.2 | 8 | 0 | 0 | 399.0 | 0.2 |  |" in lines
+    assert "| 9.0 | kill expert-1 | 8 | 2.0 | - | 8 | 1 | 0 | 500.0 | -0.2 | n; not over it |" in lines
     assert "| expert-0 | 5 | 9 | 9 | 100.0 | 101.0 | 1.0 | 0.0 |" in lines
     (left_out,) = [line for line in lines if line.startswith("| soak |")]
     assert left_out.endswith("| not run |")

@@ -121,8 +121,8 @@ def test_what_ran_beside_a_step_is_counted_with_it() -> None:
         Happened(Step("kill", "expert-1", after_recovery_s=1), 30.0, whole_s=3.0, over_s=33.0),
     ]
     found = judge(NOTHING, calm, chaos, steps).beside
-    assert [(one.lost, one.different, one.worst_gap_ms) for one in found] == [
-        (1, 0, 4000), (1, 0, 4000), (1, 1, 2000), (0, 0, None),
+    assert [(one.lost, one.different, one.worst_gap_ms, one.worst_gap_after_s) for one in found] == [
+        (1, 0, 4000, -1), (1, 0, 4000, -1), (1, 1, 2000, 1.5), (0, 0, None, None),
     ]  # fmt: skip
 
 

@@ -12,14 +12,15 @@ from .stream import Recording
 
 @dataclass(frozen=True)
 class Beside:
-    """Requests, those that ran at the step's own moment among them, and the longest gap of any stream; None where no gap fell into
-    the time.
+    """Requests, those that ran at the step's own moment among them, and the longest gap of any stream with when it began, seconds after
+    the step; None where no gap fell into the time.
     """
 
     running: int
     lost: int
     different: int
     worst_gap_ms: float | None
+    worst_gap_after_s: float | None
 
 
 def find_beside(
@@ -33,10 +34,16 @@ def find_beside(
             sum(_is_within(recording, (span[0], span[0])) for recording in chaos),
             sum(_is_within(recording, span) for recording in lost),
             sum(_is_within(recording, span) for recording in different),
-            max((1e3 * gap for recording in chaos for gap in _gaps(recording, span)), default=None),
+            *_worst_gap(chaos, span),
         )
         for span in spans
     )
+
+
+def _worst_gap(chaos: Sequence[Recording], span: tuple[float, float]) -> tuple[float | None, float | None]:
+    gaps = [(gap, start) for recording in chaos for gap, start in _gaps(recording, span)]
+    gap, start = max(gaps, default=(None, None))
+    return (None, None) if gap is None or start is None else (1e3 * gap, start - span[0])
 
 
 def _next_s(one: Happened, happened: Sequence[Happened]) -> float:
@@ -50,6 +57,7 @@ def _is_within(recording: Recording, span: tuple[float, float]) -> bool:
     return recording.began <= span[1] and ended > span[0]
 
 
-def _gaps(recording: Recording, span: tuple[float, float]) -> list[float]:
-    starts = zip(recording.stamps, recording.gaps, strict=False)
-    return [gap for start, gap in starts if start < span[1] and start + gap > span[0]]
+def _gaps(recording: Recording, span: tuple[float, float]) -> list[tuple[float, float]]:
+    """Each with when it began."""
+    starts = zip(recording.gaps, recording.stamps, strict=False)
+    return [(gap, start) for gap, start in starts if start < span[1] and start + gap > span[0]]

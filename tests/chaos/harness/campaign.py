@@ -11,6 +11,7 @@ from expertfleet.settings.reader import within
 _AROUND_S = 240.0  # what the start of a fleet, its calm run and its end take beside a step that lasts
 _SHORTEST_S = 20.0
 LEAST_MIN = 1.5
+MOST_STREAMS = 64
 _BOUNDS = ("beyond_calm_ms", "beyond_reload_ms", "worst_gap_ms")
 
 
@@ -79,3 +80,8 @@ def share(parts: Sequence[Part], left_min: float) -> float:
     if left_min < LEAST_MIN:
         return 0.0
     return max(LEAST_MIN, left_min * parts[0].minutes / sum(part.minutes for part in parts))
+
+
+def next_streams(asked: int, left: int) -> int:
+    """What was too much is not tried again at once: that many streams take long to find it out. Where all were left, twice as many are."""
+    return left if left < asked else min(MOST_STREAMS, 2 * left)

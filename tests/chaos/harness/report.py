@@ -70,11 +70,11 @@ def _loads(calm: Summary, chaos: Summary) -> list[str]:
 
 
 def _steps(outcome: Outcome) -> list[str]:
-    heads = ("at, s", "pid", "seat, s", "whole, s", "lost", "different", "gap, ms")
+    heads = ("at, s", "pid", "seat, s", "whole, s", "lost", "different", "gap, ms", "after, s")
     lines = [f"{'step':28}" + "".join(f"{head:>10}" for head in heads)]
     for one, beside in zip(outcome.happened, outcome.judgement.beside, strict=True):
         times = f"{_cell(one.at_s)}{one.pid or '-':>10}{_cell(one.seat_s)}{_cell(one.whole_s)}"
-        found = f"{beside.lost:>10}{beside.different:>10}{_cell(beside.worst_gap_ms)}"
+        found = f"{beside.lost:>10}{beside.different:>10}{_cell(beside.worst_gap_ms)}{_cell(beside.worst_gap_after_s)}"
         lines.append(f"{one.name:28}{times}{found}" + (f"  {one.note}" if one.note else ""))
     return lines
 
