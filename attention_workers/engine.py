@@ -42,11 +42,13 @@ class Counters:
 
 @dataclass(slots=True, eq=False)
 class Flight:
-    """One micro-batch under way."""
+    """One micro-batch under way; ``alone`` if it has one token for each answer and no prompt is read beside it."""
 
     chunks: list[Chunk]
-    num_prompt_tokens: int  # of new prompts
     forward: Coroutine[Dispatch, None, torch.Tensor]
+    num_prompt_tokens: int  # of new prompts,
+    limited: bool  # if answers were under way
+    alone: bool
     started_at: float
 
 
@@ -113,10 +115,19 @@ class Engine:
             if not chunks:
                 return
             self._count(chunks)
-            num_prompt_tokens = sum(chunk.count for chunk in chunks if not chunk.sequence.num_generated)
-            flight = Flight(chunks, num_prompt_tokens, self._forward(chunks), time.monotonic())
+            flight = self._flight(chunks)
             self._flights.add(flight)
             self._step(flight)
+
+    def _flight(self, chunks: list[Chunk]) -> Flight:
+        num_prompt_tokens = sum(chunk.count for chunk in chunks if not chunk.sequence.num_generated)
+        if num_prompt_tokens:
+            for other in self._flights:
+                other.alone = False
+        beside = num_prompt_tokens or any(other.num_prompt_tokens for other in self._flights)
+        alone = not beside and all(chunk.count == 1 for chunk in chunks)
+        limited = self._scheduler.answering
+        return Flight(chunks, self._forward(chunks), num_prompt_tokens, limited, alone, time.monotonic())
 
     def _step(self, flight: Flight) -> None:
         try:
@@ -133,8 +144,11 @@ class Engine:
 
     def _land(self, flight: Flight, logits: torch.Tensor) -> None:
         self._flights.discard(flight)
-        num_answers = sum(chunk.sequence.num_generated > 0 for chunk in flight.chunks)
-        self._pace.took(num_answers, flight.num_prompt_tokens, time.monotonic() - flight.started_at)
+        seconds = time.monotonic() - flight.started_at
+        if flight.alone:
+            self._pace.took_alone(seconds)
+        elif flight.num_prompt_tokens:
+            self._pace.took(flight.num_prompt_tokens, seconds, flight.limited)
         rows = iter(logits)
         for chunk in flight.chunks:
             self._scheduler.landed(chunk)

@@ -21,15 +21,21 @@ class PromptPace:
     def limit(self) -> int:
         return int(self._limit)
 
-    def took(self, num_answers: int, num_prompt_tokens: int, seconds: float) -> None:
-        """A step of so many answers and tokens of new prompts."""
+    def took_alone(self, seconds: float) -> None:
+        """A step of one token for each answer, beside which no prompt was read."""
+        if not self._alone_s:
+            self._alone_s = seconds
+        self._alone_s += (
+            min(seconds, 2 * self._alone_s) - self._alone_s
+        ) * _WEIGHT  # one that waited for a shard counts little
+
+    def took(self, num_prompt_tokens: int, seconds: float, limited: bool) -> None:
+        """A step with so many tokens of new prompts, more than the limit unless it was ``limited``."""
         aim = max(self._target_s, 2 * self._alone_s)
-        if not num_prompt_tokens:
-            self._alone_s += (seconds - self._alone_s) * (_WEIGHT if self._alone_s else 1.0)
-        elif seconds > aim:  # a step of prompts alone may have taken many more than the limit, and says more
-            share = max(aim / seconds, _SHRINKAGE if num_answers else 0.0)
+        if seconds > aim:  # of how many were far too many, an unlimited step says more
+            share = max(aim / seconds, _SHRINKAGE if limited else 0.0)
             self._set(min(self._limit, num_prompt_tokens * share))
-        elif num_answers and num_prompt_tokens >= self.limit:
+        elif limited and num_prompt_tokens >= self.limit:
             self._set(self._limit * min(aim / seconds, _GROWTH))
 
     def _set(self, limit: float) -> None:

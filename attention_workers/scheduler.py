@@ -56,6 +56,10 @@ class Scheduler:
     def num_running(self) -> int:
         return len(self._running)
 
+    @property
+    def answering(self) -> bool:
+        return any(sequence.num_generated for sequence in self._running)
+
     def sequences(self) -> Iterator[Sequence]:
         yield from self._running
         yield from self._waiting
@@ -82,7 +86,7 @@ class Scheduler:
         """
         self._admit()
         room = prompt_room = self._max_num_batched_tokens
-        if prompt_limit is not None and any(sequence.num_generated for sequence in self._running):
+        if prompt_limit is not None and self.answering:
             prompt_room = prompt_limit
         chunks: list[Chunk] = []
         idle = [sequence for sequence in self._running if not sequence.in_flight]

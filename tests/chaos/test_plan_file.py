@@ -172,6 +172,12 @@ def test_the_plans_that_come_along_can_be_read(path: Path) -> None:
             "step[0].target: 'expert-1' is not for 'crash'",
         ),
         ("expert_shards = 3", "disk_mib = 63", "fleet.disk_mib: 63 is not within 64 to"),
+        (
+            "expert_shards = 3",
+            "max_worker_deaths = 3\nnodes = true",
+            "fleet.max_worker_deaths: 3 is for a fleet that serve starts",
+        ),
+        ("expert_shards = 3", "max_worker_deaths = 0", "fleet.max_worker_deaths: 0 is not within 1 to 1000"),
         ("expert_shards = 3", "tls = true", "fleet.tls: True is for a fleet of machines alone"),
         ("max_tokens = 50", "max_tokens = 50\ncalm_gap_ms = 0", "load.calm_gap_ms: 0 is not within 1 to 60000"),
         ('title = "t"', 'title = "t"\nwithin_min = 0', "within_min: 0 is not within 0.1 to 10000"),

@@ -35,7 +35,8 @@ class FleetSize:
     With ``machines`` nothing is started again: each expert shard is a plain process on a machine of its own (a network
     namespace), the others are where the client is. With ``nodes`` there is a head, a node for each worker, and a gateway, as
     ``expertfleet head``, ``node`` and ``gateway`` start them, each with a loopback address of its own. ``tls`` is for machines:
-    every channel has it. With ``disk_mib`` all that the fleet writes is on a disk of that size.
+    every channel has it. With ``disk_mib`` all that the fleet writes is on a disk of that size. ``max_worker_deaths`` is what a
+    request may live through, for plans that kill its worker again and again.
     """
 
     expert_shards: int = 3
@@ -45,6 +46,7 @@ class FleetSize:
     nodes: bool = False
     tls: bool = False
     disk_mib: int = 0
+    max_worker_deaths: int | None = None
 
     def __post_init__(self) -> None:
         if self.machines and self.nodes:
@@ -53,6 +55,10 @@ class FleetSize:
             raise ValueError("tls: True is for a fleet of machines alone; give [fleet] machines = true")
         if self.disk_mib:
             within("disk_mib", self.disk_mib, 64, 1 << 20)
+        if self.max_worker_deaths is not None:
+            within("max_worker_deaths", self.max_worker_deaths, 1, 1000)
+            if self.machines or self.nodes:
+                raise ValueError(f"max_worker_deaths: {self.max_worker_deaths} is for a fleet that serve starts alone")
         within("expert_shards", self.expert_shards, 1, 64)
         within("replicas", self.replicas, 1, self.expert_shards)
         within("attention_workers", self.attention_workers, 1, 64)
@@ -63,6 +69,7 @@ class FleetSize:
             f"--expert-shards={self.expert_shards}",
             f"--replicas={self.replicas}",
             f"--attention-workers={self.attention_workers}",
+            *(() if self.max_worker_deaths is None else (f"--max-worker-deaths={self.max_worker_deaths}",)),
         )
 
 
