@@ -23,11 +23,9 @@ class PromptPace:
 
     def took_alone(self, seconds: float) -> None:
         """A step of one token for each answer, beside which no prompt was read."""
-        if not self._alone_s:
-            self._alone_s = seconds
-        self._alone_s += (
-            min(seconds, 2 * self._alone_s) - self._alone_s
-        ) * _WEIGHT  # one that waited for a shard counts little
+        before = self._alone_s or seconds
+        counted = min(seconds, 2 * before)  # one that waited for a shard says little
+        self._alone_s = before + _WEIGHT * (counted - before)
 
     def took(self, num_prompt_tokens: int, seconds: float, limited: bool) -> None:
         """A step with so many tokens of new prompts, more than the limit unless it was ``limited``."""

@@ -61,17 +61,16 @@ class ExactScores:
     """
 
     def __init__(self, weight: torch.Tensor, book: RuleBook) -> None:
-        self._weight = weight.contiguous()
-        self._native = native_kernel(weight.shape[1]) if weight.dtype is torch.bfloat16 else None
-        if self._native is None:
+        native = native_kernel(weight.shape[1]) if weight.dtype is torch.bfloat16 else None
+        if native is not None:
+            self._call = _native_rows(native, weight.contiguous(), torch.float32)
+        else:
             num_out, num_in = weight.shape
-            rule = linear_rule(book, num_out, num_in, torch.float32)
-            self._linear = ExactLinear(weight.float(), rule)
+            linear = ExactLinear(weight.float(), linear_rule(book, num_out, num_in, torch.float32))
+            self._call = lambda x: linear(x.float())
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        if self._native is None:
-            return self._linear(x.float())
-        return _native_call(self._native, self._weight[None], torch.float32)(x[:, None])[:, 0]
+        return self._call(x)
 
 
 def native_kernel(num_in: int) -> Native | None:
@@ -146,6 +145,12 @@ def _native_call(native: Native, weight: torch.Tensor, dtype: torch.dtype) -> Ro
     return lambda x: native.multiply(x, weight, dtype, native.instruction_sets[0])
 
 
+def _native_rows(native: Native, weight: torch.Tensor, dtype: torch.dtype) -> RowCall:
+    """x [R, in] → [R, out] in ``dtype``; the weight is [out, in]."""
+    call = _native_call(native, weight[None], dtype)
+    return lambda x: call(x[:, None])[:, 0]
+
+
 def _forms(weight: torch.Tensor, passing: bool) -> Iterator[tuple[str, RowCall]]:
     for form in _PLAIN if passing else (*_PACKED, *_PLAIN):
         try:
@@ -157,8 +162,9 @@ def _forms(weight: torch.Tensor, passing: bool) -> Iterator[tuple[str, RowCall]]
 
 def _form_call(form: str, weight: torch.Tensor) -> RowCall:
     if form == "native":
-        call = _heads_call(form, weight.t()[None])
-        return lambda x: call(x[:, None])[:, 0]
+        native = native_kernel(weight.shape[1])
+        assert native is not None
+        return _native_rows(native, weight.contiguous(), weight.dtype)
     if form in _PACKED:
         packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _PACKED[form])
         linear = torch.ops.mkldnn._linear_pointwise.default
