@@ -46,14 +46,16 @@ class Trainer:
             take_vocabulary(arguments.start_from, out)
         config = prepare(out, arguments.vocabulary_dialogues)
         self.pad = config.pad_token_id or 0
+        self._device: torch.device = arguments.device
         torch.manual_seed(arguments.seed)
-        self.model = NanoK2(config, _MAX_LENGTH)
+        with self._device:
+            self.model = NanoK2(config, _MAX_LENGTH)
         self._optimizers = make_optimizers(self.model, arguments.lr, arguments.weight_decay)
         self._renderer = renderer(out)
         self.tokens = self.steps = 0
         self.next_seed = arguments.seed * _SEEDS_OF_A_RUN
         if (out / _STATE).exists():
-            self._restore(torch.load(out / _STATE, weights_only=True))
+            self._restore(torch.load(out / _STATE, map_location=self._device, weights_only=True))
         elif arguments.start_from:
             take_weights(arguments.start_from, self.model)
 
@@ -125,12 +127,13 @@ class Trainer:
         self.tokens, self.steps, self.next_seed = state["progress"]  # type: ignore[misc]
 
     def _loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean cross entropy of the learned tokens, and whether each was the likeliest."""
+        """Mean cross entropy of the learned tokens, and whether each was the likeliest, on the CPU."""
+        batch = batch.to(self._device)
         target = batch.ids[batch.learned]
         # Like all shapes, the number of logits is one of few.
         wanted = F.pad(wanted_places(batch), (0, -len(target) % _LOGITS_STEP))
         logits = self.model(batch.ids, batch.present, wanted)[: len(target)]
-        return F.cross_entropy(logits, target), logits.detach().argmax(-1) == target
+        return F.cross_entropy(logits, target), (logits.detach().argmax(-1) == target).cpu()
 
     def _samples(self) -> Iterator[Sample]:
         pieces = self._renderer.pieces
@@ -170,12 +173,23 @@ class Trainer:
             log.write(line + "\n")
 
 
+def _device(name: str) -> torch.device:
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not (kind == "cuda" and index.isdecimal())):
+        raise argparse.ArgumentTypeError(f"{name!r} is not cpu, cuda or cuda:N")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise argparse.ArgumentTypeError(f"{name!r}: PyTorch can use {torch.cuda.device_count()} GPUs here")
+    return torch.device(name)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m expertfleet.demo.training", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the state, the log and the checkpoint")
     parser.add_argument("--start-from", type=Path, help="folder of a nano-k2 whose weights and vocabulary are taken")
+    best = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", type=_device, default=best, help="cpu, cuda or cuda:N (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=35_000_000, help="how many to train on (default: 35 million)")
     parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--lr", type=float, default=2.5e-3)

@@ -98,7 +98,7 @@ def take_weights(source: Path, model: NanoK2) -> None:
         embedding = model.model.embed_tokens.weight
         embedding /= config.hidden_size**0.5
         head = checkpoint.read("lm_head.weight").double() / SHARPNESS
-        model.output_map.weight.copy_(torch.linalg.lstsq(embedding.double(), head).solution)
+        model.output_map.weight.copy_(torch.linalg.lstsq(embedding.double().cpu(), head).solution)
         for layer, mixture in zip(config.moe_layers, model.mixtures(), strict=True):
             experts = mixture.experts
             for expert in range(config.num_experts):
@@ -111,12 +111,12 @@ def take_weights(source: Path, model: NanoK2) -> None:
 
 
 def _tensors(model: NanoK2, config: ModelConfig) -> dict[str, torch.Tensor]:
-    state = model.state_dict()
+    state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
     tensors = {}
     for name, tensor in state.items():
         if ".experts." not in name and name != "output_map.weight":
             tensors[name] = tensor if name.endswith("_bias") else tensor.bfloat16()
-    embed, head = model.embed_and_head()
+    embed, head = (tensor.cpu() for tensor in model.embed_and_head())
     tensors["model.embed_tokens.weight"], tensors["lm_head.weight"] = embed.bfloat16(), SHARPNESS * head.bfloat16()
     for layer in config.moe_layers:
         prefix = f"model.layers.{layer}.mlp.experts"

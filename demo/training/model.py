@@ -59,7 +59,7 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.randn(rows, columns) * _INIT)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x.to(product_dtype()), as_stored(self.weight))
+        return F.linear(x.to(product_dtype(x.device)), as_stored(self.weight))
 
 
 class FeedForward(nn.Module):
@@ -69,7 +69,7 @@ class FeedForward(nn.Module):
         self.down_proj = Linear(width, hidden)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x.to(product_dtype())
+        x = x.to(product_dtype(x.device))
         down: torch.Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
         return down
 
@@ -97,7 +97,7 @@ class Attention(nn.Module):
         query = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x))).view(rows, length, -1, nope + rope)
         latent, shared_key = self.kv_a_proj_with_mqa(x).split([config.kv_lora_rank, rope], dim=-1)
         keys_values = self.kv_b_proj(self.kv_a_layernorm(latent)).view(rows, length, -1, nope + value)
-        positions = torch.arange(length).repeat(rows)
+        positions = torch.arange(length, device=x.device).repeat(rows)
         turned_query = apply_rope(query[..., nope:].flatten(0, 1), positions, self._table).view(rows, length, -1, rope)
         turned_key = apply_rope(shared_key.flatten(0, 1), positions, self._table).view(rows, length, 1, rope)
         query = torch.cat((query[..., :nope], turned_query), dim=-1).transpose(1, 2)
@@ -158,7 +158,7 @@ class Experts(nn.Module):
         """x [N, hidden]; chosen and weights [N, top_k] → [N, hidden]."""
         top_k = chosen.shape[1]
         route_of, place_of, filled = _slots(chosen.flatten(), len(self.down))
-        spread = _take(x.to(product_dtype()), route_of // top_k, place_of, top_k).view(len(self.down), -1, x.shape[1])
+        spread = _take(x.to(product_dtype(x.device)), route_of // top_k, place_of, top_k).view(len(self.down), -1, x.shape[1])
         gate, up = torch.bmm(spread, self._used(self.gate_up)).chunk(2, dim=-1)
         # A weight of nothing keeps the empty places out of every gradient.
         weighted = _take(weights.flatten()[:, None], route_of, place_of, 1) * filled[:, None]

@@ -66,7 +66,7 @@ def make_optimizers(model: nn.Module, lr: float, weight_decay: float) -> list[to
 
 def _orthogonal(matrix: torch.Tensor) -> torch.Tensor:
     """[matrices, rows, columns] with singular values near 1."""
-    x = matrix.to(product_dtype())
+    x = matrix.to(product_dtype(matrix.device))
     wide = x.shape[-2] <= x.shape[-1]
     x = x if wide else x.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)

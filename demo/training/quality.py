@@ -63,7 +63,7 @@ def main() -> int:
     arguments = parser.parse_args()
     config = ModelConfig.from_dir(arguments.out / FOLDER)
     model = NanoK2(config, _MAX_LENGTH)
-    model.load_state_dict(torch.load(arguments.out / "state.pt", weights_only=True)["model"])
+    model.load_state_dict(torch.load(arguments.out / "state.pt", map_location="cpu", weights_only=True)["model"])
     samples = held_out(arguments.out, arguments.seed, arguments.dialogues)
     data = batches(samples, _BATCH_TOKENS, config.pad_token_id or 0, lambda ready: None)
     print(json.dumps({"seed": arguments.seed, **compare(model, data)}, indent=2))

@@ -38,6 +38,9 @@ class Batch:
     present: torch.Tensor
     kinds: list[str]
 
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(self.ids.to(device), self.learned.to(device), self.present.to(device), self.kinds)
+
 
 class Renderer:
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate) -> None:
@@ -97,7 +100,7 @@ def wanted_places(batch: Batch) -> torch.Tensor:
 
 def answered_right(batch: Batch, hits: torch.Tensor) -> list[bool]:
     """By row: whether every learned token was hit; ``hits`` [learned tokens] bool."""
-    wrong = torch.zeros(batch.ids.shape, dtype=torch.bool)
+    wrong = torch.zeros_like(batch.learned)
     wrong[batch.learned] = ~hits
     return (~wrong.any(1)).tolist()
 

@@ -25,7 +25,7 @@ from expertfleet.demo.training.vocabulary import train_ranks
 OPTIONS = {
     "tokens": 200_000, "batch_tokens": 1024, "lr": 3e-3, "weight_decay": 0.05, "decay_share": 0.4,
     "quantized_share": 0.2, "exercise_tokens": 0, "vocabulary_dialogues": 30_000, "seed": 0, "check_every": 10**9, "save_every": 1e9,
-    "start_from": None,
+    "start_from": None, "device": torch.device("cpu"),
 }  # fmt: skip
 
 
@@ -61,7 +61,7 @@ def test_the_model_is_the_oracles(out: Path, oracle: ModuleType, monkeypatch: py
     take_weights(out / "nano-k2", model)
     reference = oracle.load_oracle(out / "nano-k2")
     ids = torch.randint(config.vocab_size, (1, 100))
-    monkeypatch.setattr("expertfleet.demo.training.model.product_dtype", lambda: torch.float32)
+    monkeypatch.setattr("expertfleet.demo.training.model.product_dtype", lambda device: torch.float32)
     monkeypatch.setattr("expertfleet.demo.training.model.as_stored", lambda weight: weight)
     with torch.no_grad():
         ours = model.hidden(ids, torch.ones_like(ids, dtype=torch.bool))
@@ -99,6 +99,16 @@ def test_a_run_goes_on_from_an_exported_checkpoint(out: Path, tmp_path_factory: 
         used = dequantize(*quantize(theirs.experts.down.detach(), 32), 32)
         assert torch.equal(mine.experts.down, used)
         assert torch.equal(mine.gate.weight, theirs.gate.weight.bfloat16())
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "cuda:x", "cpu:1"])
+def test_a_device_that_is_not_there_is_refused_by_name(
+    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["training", "--out", str(tmp_path), "--device", device])
+    with pytest.raises(SystemExit):
+        training.main()
+    assert device in capsys.readouterr().err
 
 
 def test_learned_are_the_words_of_the_assistant_after_the_users_last(out: Path) -> None:
