@@ -18,6 +18,7 @@ class FakeApi:
     def __init__(self) -> None:
         self.fault = ""
         self.url = ""
+        self.salts: list[str] = []
         self._answers: list[asyncio.Task[Any]] = []
 
     @contextlib.asynccontextmanager
@@ -49,6 +50,7 @@ class FakeApi:
             self._head(writer, 503)
             writer.write(b'{"error": {"message": "no replica", "code": "no_replica"}}')
         else:
+            self.salts.append(body["cache_salt"])
             self._head(writer, 200)
             async for frame in self._frames(body["seed"]):
                 writer.write(f"data: {frame}\n\n".encode())

@@ -28,3 +28,5 @@ def test_half_the_streams_are_left_out_until_gaps_are_small_or_few_are_left(
     assert asyncio.run(scenario()) == (left, left)
     assert said[0] == f"{streams} streams in calm"
     assert said[-1] == f"{left} streams in calm"
+    num_runs = sum(line.endswith("streams in calm") for line in said)
+    assert len(set(fake_api.salts)) == num_runs, "no run may find its prompts in the cache of the one before"

@@ -25,9 +25,11 @@ REPORT: dict[str, Any] = {
     "chaos": {"gaps": {"p999": 200.0, "worst": 500.0}, "num_requests": 16, "num_tokens": 3200},
     "steps": [
         {"step": "kill expert-1", "at_s": 1.0, "pid": 7, "seat_s": 2.0, "whole_s": 3.25, "running": 8, "lost": 0,
-         "different": 0, "worst_gap_ms": 399.0, "worst_gap_after_s": 0.25, "note": "", "error": ""},
+         "different": 0, "worst_gap_ms": 399.0, "worst_gap_after_s": 0.25,
+         "beyond_prefill_ms": 299.0, "note": "", "error": ""},
         {"step": "kill expert-1", "at_s": 9.0, "pid": 8, "seat_s": 2.0, "whole_s": None, "running": 8, "lost": 1,
-         "different": 0, "worst_gap_ms": 500.0, "worst_gap_after_s": -0.25, "note": "n", "error": "not over it"},
+         "different": 0, "worst_gap_ms": 500.0, "worst_gap_after_s": -0.25,
+         "beyond_prefill_ms": 301.0, "note": "n", "error": "not over it"},
     ],
     "processes": [{"seat": "expert-0", "pid": 5, "fds": [9, 9], "rss_mib": [100.0, 101.0], "rss_percent": 1.0, "read_mib": 0.0}],
 }  # fmt: skip
@@ -108,6 +110,7 @@ def test_the_page_has_a_line_for_each_plan_and_each_step() -> None:
         ({"worst_gap_ms": 400}, "1 of 2 ≤ 400 ms"),
         ({"beyond_calm_ms": 400}, "2 of 2 ≤ calm + 400 ms"),
         ({"beyond_reload_ms": 1000}, "2 of 2 ≤ reload + 1000 ms"),
+        ({"beyond_prefill_ms": 300}, "1 of 2 ≤ 1.2 prefills + 300 ms"),
         ({}, ""),
     ],
 )

@@ -126,6 +126,17 @@ def test_what_ran_beside_a_step_is_counted_with_it() -> None:
     ]  # fmt: skip
 
 
+def test_a_gap_is_held_against_the_first_token_of_its_own_stream_in_calm() -> None:
+    calm = [Recording(0, began=5.0, stamps=[15.0, 15.1], ended=16.0), Recording(1, stamps=[1.0, 1.1], ended=2.0)]
+    chaos = [
+        Recording(0, began=100.0, stamps=[101.0, 105.0], ended=105.0),
+        Recording(1, began=100.0, stamps=[101.0, 103.0], ended=106.5),
+    ]
+    steps = [Happened(Step("kill", "attention-0", at_s=1), 2.0, whole_s=3.0, over_s=5.0)]
+    (found,) = judge(NOTHING, calm, chaos, steps).beside
+    assert found.beyond_prefill_ms == pytest.approx(2000 - 1200)
+
+
 def test_without_a_gap_nothing_was_measured() -> None:
     calm = [Recording(0, stamps=[0.0], ended=0.2)]
     assert judge(NOTHING, calm, calm, []).failures == ("no stream had two chunks, so no gap was measured",)

@@ -3,17 +3,20 @@
 Knows nothing of what is tolerated. A request counts beside every step during whose time it ran.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .steps import Happened
 from .stream import Recording
 
+_PREFILLS = 1.2
+
 
 @dataclass(frozen=True)
 class Beside:
     """Requests, those that ran at the step's own moment among them, and the longest gap of any stream with when it began, seconds after
-    the step; None where no gap fell into the time.
+    the step. ``beyond_prefill_ms`` is the most that a gap was longer than 1.2 times the wait for that stream's first token in calm,
+    when all prompts were read at once. None where no gap fell into the time.
     """
 
     running: int
@@ -21,12 +24,17 @@ class Beside:
     different: int
     worst_gap_ms: float | None
     worst_gap_after_s: float | None
+    beyond_prefill_ms: float | None
 
 
 def find_beside(
-    happened: Sequence[Happened], chaos: Sequence[Recording], lost: Sequence[Recording], different: Sequence[Recording]
+    happened: Sequence[Happened],
+    chaos: Sequence[Recording],
+    lost: Sequence[Recording],
+    different: Sequence[Recording],
+    prefill_s: Mapping[int, float],
 ) -> tuple[Beside, ...]:
-    """One for each step."""
+    """One for each step; ``prefill_s``: by request, how long its first token took in calm."""
     began = min(recording.began for recording in chaos)
     spans = [(began + one.at_s, began + _next_s(one, happened)) for one in happened]
     return tuple(
@@ -35,6 +43,7 @@ def find_beside(
             sum(_is_within(recording, span) for recording in lost),
             sum(_is_within(recording, span) for recording in different),
             *_worst_gap(chaos, span),
+            _beyond_prefill(chaos, span, prefill_s),
         )
         for span in spans
     )
@@ -44,6 +53,13 @@ def _worst_gap(chaos: Sequence[Recording], span: tuple[float, float]) -> tuple[f
     gaps = [(gap, start) for recording in chaos for gap, start in _gaps(recording, span)]
     gap, start = max(gaps, default=(None, None))
     return (None, None) if gap is None or start is None else (1e3 * gap, start - span[0])
+
+
+def _beyond_prefill(
+    chaos: Sequence[Recording], span: tuple[float, float], prefill_s: Mapping[int, float]
+) -> float | None:
+    beyond = (gap - _PREFILLS * prefill_s[each.request] for each in chaos for gap, _ in _gaps(each, span))
+    return max((1e3 * seconds for seconds in beyond), default=None)
 
 
 def _next_s(one: Happened, happened: Sequence[Happened]) -> float:

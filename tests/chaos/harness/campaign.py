@@ -12,7 +12,7 @@ _AROUND_S = 240.0  # what the start of a fleet, its calm run and its end take be
 _SHORTEST_S = 20.0
 LEAST_MIN = 1.5
 MOST_STREAMS = 64
-_BOUNDS = ("beyond_calm_ms", "beyond_reload_ms", "worst_gap_ms")
+_BOUNDS = ("beyond_calm_ms", "beyond_reload_ms", "beyond_prefill_ms", "worst_gap_ms")
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Part:
     """``[[part]]``: a plan, the flags of ``run.py`` that lay other values over it, and its share of the time.
 
     ``for_s`` is that of the plan's steps that last, and less where the time is short. ``beyond_calm_ms`` (beyond calm's 99.9th
-    percentile), ``beyond_reload_ms`` (beyond the time until the seat was ready again) and ``worst_gap_ms`` are what a step's worst gap
-    is held against in the report; they decide nothing.
+    percentile), ``beyond_reload_ms`` (beyond the time until the seat was ready again), ``beyond_prefill_ms`` (see ``Beside``) and
+    ``worst_gap_ms`` are what the gaps beside a step are held against in the report; they decide nothing.
     """
 
     plan: str
@@ -30,6 +30,7 @@ class Part:
     for_s: float | None = None
     beyond_calm_ms: float | None = None
     beyond_reload_ms: float | None = None
+    beyond_prefill_ms: float | None = None
     worst_gap_ms: float | None = None
 
     def __post_init__(self) -> None:

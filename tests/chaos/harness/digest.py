@@ -49,6 +49,9 @@ def _held(part: Part, report: Mapping[str, Any]) -> str:
         reloads = [1e3 * step["seat_s"] if step["seat_s"] is not None else float("-inf") for step in steps]
         held = sum(gap <= reload + part.beyond_reload_ms for gap, reload in zip(gaps, reloads, strict=True))
         return f"{held} of {len(gaps)} ≤ reload + {part.beyond_reload_ms:g} ms"
+    if part.beyond_prefill_ms is not None:
+        held = sum((step["beyond_prefill_ms"] or 0.0) <= part.beyond_prefill_ms for step in steps)
+        return f"{held} of {len(gaps)} ≤ 1.2 prefills + {part.beyond_prefill_ms:g} ms"
     if part.worst_gap_ms is not None:
         return f"{sum(gap <= part.worst_gap_ms for gap in gaps)} of {len(gaps)} ≤ {part.worst_gap_ms:g} ms"
     return ""

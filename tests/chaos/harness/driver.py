@@ -27,6 +27,7 @@ class Driver:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         self._client = httpx.AsyncClient(trust_env=False, timeout=_TIMEOUT, limits=limits)
         self._url, self._bodies = url, bodies
+        self._num_runs = 0
 
     async def __aenter__(self) -> Self:
         names = (await self._client.get(f"{self._url}/v1/models", timeout=_NAMES_S)).raise_for_status().json()
@@ -51,7 +52,10 @@ class Driver:
         return recording.error
 
     def new_run(self) -> "Run":
-        return Run(self._client, self._url, self._bodies)
+        """No worker has its prompts in a cache from a run before."""
+        self._num_runs += 1
+        salt = {"cache_salt": f"run {self._num_runs}"}
+        return Run(self._client, self._url, [body | salt for body in self._bodies])
 
 
 class Run:

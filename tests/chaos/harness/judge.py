@@ -80,7 +80,8 @@ def judge(
         *_gap_failures(expect, *summaries),
         *_step_failures(expect, happened),
     )
-    beside = find_beside(happened, chaos, lost_ones, different_ones)
+    prefill_s = {request: original.first_token_s or 0.0 for request, original in originals.items()}
+    beside = find_beside(happened, chaos, lost_ones, different_ones, prefill_s)
     return Judgement(*summaries, tuple(lost), tuple(different), beside, failures)
 
 
