@@ -158,7 +158,9 @@ class Experts(nn.Module):
         """x [N, hidden]; chosen and weights [N, top_k] → [N, hidden]."""
         top_k = chosen.shape[1]
         route_of, place_of, filled = _slots(chosen.flatten(), len(self.down))
-        spread = _take(x.to(product_dtype(x.device)), route_of // top_k, place_of, top_k).view(len(self.down), -1, x.shape[1])
+        spread = _take(x.to(product_dtype(x.device)), route_of // top_k, place_of, top_k).view(
+            len(self.down), -1, x.shape[1]
+        )
         gate, up = torch.bmm(spread, self._used(self.gate_up)).chunk(2, dim=-1)
         # A weight of nothing keeps the empty places out of every gradient.
         weighted = _take(weights.flatten()[:, None], route_of, place_of, 1) * filled[:, None]

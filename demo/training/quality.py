@@ -6,6 +6,7 @@ distributions in the answers.
 """
 
 import argparse
+import itertools
 import json
 import random
 import sys
@@ -23,6 +24,8 @@ from .tally import Tally
 
 _MAX_LENGTH = 8192
 _BATCH_TOKENS = 4096
+_LOOP = "loop"
+_ALL_KINDS_WITHIN = 1000
 
 
 @torch.no_grad()
@@ -47,10 +50,19 @@ def compare(model: NanoK2, data: Iterator[Batch]) -> dict[str, object]:
     }
 
 
-def held_out(out: Path, seed: int, dialogues: int) -> Iterator[Sample]:
+def held_out(out: Path, seed: int, cases: int, loops: int) -> Iterator[Sample]:
+    """So many of each kind of dialogue that comes up among many."""
     render = renderer(out).render
     seeds = random.Random(seed)
-    return (render(make_dialogue(seeds.getrandbits(60), held_out=True)) for _ in range(dialogues))
+    left: dict[str, int] = {}
+    for drawn in itertools.count():
+        if drawn >= _ALL_KINDS_WITHIN and not any(left.values()):
+            return
+        dialogue = make_dialogue(seeds.getrandbits(60), held_out=True)
+        kind = dialogue.last.kind
+        if left.setdefault(kind, loops if kind == _LOOP else cases):
+            left[kind] -= 1
+            yield render(dialogue)
 
 
 def main() -> int:
@@ -59,12 +71,13 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of a training run")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6), help="(default: random)")
-    parser.add_argument("--dialogues", type=int, default=8000)
+    parser.add_argument("--cases", type=int, default=500, help="dialogues of each kind (default: 500)")
+    parser.add_argument("--loops", type=int, default=100, help="tool loops (default: 100)")
     arguments = parser.parse_args()
     config = ModelConfig.from_dir(arguments.out / FOLDER)
     model = NanoK2(config, _MAX_LENGTH)
     model.load_state_dict(torch.load(arguments.out / "state.pt", map_location="cpu", weights_only=True)["model"])
-    samples = held_out(arguments.out, arguments.seed, arguments.dialogues)
+    samples = held_out(arguments.out, arguments.seed, arguments.cases, arguments.loops)
     data = batches(samples, _BATCH_TOKENS, config.pad_token_id or 0, lambda ready: None)
     print(json.dumps({"seed": arguments.seed, **compare(model, data)}, indent=2))
     return 0
