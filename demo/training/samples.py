@@ -4,6 +4,7 @@ Knows nothing of the model. A row is the chat as the template renders it and the
 learned are the tokens of the assistant after the user's last words, as these alone keep their thinking in the prompt.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -81,7 +82,7 @@ def batches(
     samples: Iterator[Sample], tokens: int, pad: int, shuffle: Callable[[list[Batch]], None]
 ) -> Iterator[Batch]:
     """Endless as ``samples``; each batch has about ``tokens`` places (or one longer row)."""
-    while pool := [sample for sample, _ in zip(samples, range(_POOL_ROWS), strict=False)]:
+    while pool := list(itertools.islice(samples, _POOL_ROWS)):
         pool.sort(key=lambda sample: len(sample.ids))
         ready = []
         while pool:

@@ -128,7 +128,8 @@ def test_learned_are_the_words_of_the_assistant_after_the_users_last(out: Path) 
         assert said == expected
 
 
-def test_batches_hold_every_sample_once(out: Path) -> None:
+def test_batches_hold_every_sample_once(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("expertfleet.demo.training.samples._POOL_ROWS", 64)
     _prepared(out)
     render = renderer(out)
     samples = [render.render(make_dialogue(seed)) for seed in range(200)]
