@@ -1,7 +1,7 @@
 """The scheduler: which sequences compute how many tokens in the next forward step.
 
-Handles no tensor and no clock beyond deadlines. Decode rows go first, then answers that are computed again, then new prompts,
-which fill what is left of the token budget in chunks. A sequence begins with the pages of others that have begun alike. When
+Handles no tensor and no clock beyond deadlines. Decode rows go first, then answers that are computed again, those that lack least
+before the others, which hardly wait longer for it, then new prompts, which fill what is left of the token budget in chunks. A sequence begins with the pages of others that have begun alike. When
 the cache is full the youngest sequence gives its pages back and is computed again later: by contract its tokens come out the same.
 """
 
@@ -173,8 +173,9 @@ class Scheduler:
         sequence.num_cached = 0
 
 
-def _turn(sequence: Sequence) -> tuple[bool, bool, int, int]:
-    return (sequence.num_to_compute > 1, not sequence.num_generated, *_urgency(sequence))
+def _turn(sequence: Sequence) -> tuple[bool, bool, int, int, int]:
+    lacks, is_answer = sequence.num_to_compute, sequence.num_generated > 0
+    return (lacks > 1, not is_answer, sequence.priority, lacks if is_answer else 0, sequence.arrival)
 
 
 def _urgency(sequence: Sequence) -> tuple[int, int]:

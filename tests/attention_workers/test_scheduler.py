@@ -78,6 +78,17 @@ def test_new_prompts_are_limited_while_an_answer_is_under_way_and_answers_comput
     assert [(chunk.sequence is moved, chunk.count) for chunk in chunks] == [(True, 203), (False, 40)]
 
 
+def test_of_answers_computed_again_those_that_lack_least_go_first() -> None:
+    scheduler = make_scheduler(max_tokens=100)
+    answers = [make_sequence(size) for size in (300, 30, 60, 10)]
+    for answer in answers:
+        answer.tokens.append(7)  # came to the client from a worker that is gone
+        scheduler.add(answer)
+    answers[3].priority = 1
+    chunks = scheduler.schedule()
+    assert [(chunk.sequence, chunk.count) for chunk in chunks] == [(answers[1], 31), (answers[2], 61), (answers[0], 8)]
+
+
 def test_priority_then_arrival_decides_who_is_admitted() -> None:
     scheduler = make_scheduler(max_seqs=2)
     sequences = [make_sequence(3, priority=priority) for priority in (2, 0, 1, 0)]

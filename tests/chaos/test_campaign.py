@@ -97,8 +97,8 @@ def test_the_page_has_a_line_for_each_plan_and_each_step() -> None:
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[1:9] == ["8", "2", "16", "3200", "0", "0", "100.0", "500.0"]
     assert cells[9:] == ["1 of 2 ≤ calm + 300 ms", "3.2", "12.3", "passed"]
-    assert "| 1.0 | kill expert-1 | 7 | 2.0 | 3.2 | 8 | 0 | 0 | 399.0 | 0.2 |  |" in lines
-    assert "| 9.0 | kill expert-1 | 8 | 2.0 | - | 8 | 1 | 0 | 500.0 | -0.2 | n; not over it |" in lines
+    assert "| 1.0 | kill expert-1 | 7 | 2.0 | 3.2 | 8 | 0 | 0 | 399.0 | 0.2 | 299.0 |  |" in lines
+    assert "| 9.0 | kill expert-1 | 8 | 2.0 | - | 8 | 1 | 0 | 500.0 | -0.2 | 301.0 | n; not over it |" in lines
     assert "| expert-0 | 5 | 9 | 9 | 100.0 | 101.0 | 1.0 | 0.0 |" in lines
     (left_out,) = [line for line in lines if line.startswith("| soak |")]
     assert left_out.endswith("| not run |")

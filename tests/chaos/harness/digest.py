@@ -12,7 +12,10 @@ _PLANS = (
     "plan", "streams", "steps", "requests", "tokens", "lost", "different", "calm p99.9, ms", "worst gap, ms", "held",
     "slowest recovery, s", "client late, ms", "result",
 )  # fmt: skip
-_STEPS = ("at, s", "step", "pid", "seat, s", "whole, s", "ran", "lost", "different", "worst gap, ms", "after, s", "")
+_STEPS = (
+    "at, s", "step", "pid", "seat, s", "whole, s", "ran", "lost", "different", "worst gap, ms", "after, s",
+    "beyond prefill, ms", "",
+)  # fmt: skip
 _PROCESSES = ("process", "pid", "files", "later", "MiB", "later", "grown, %", "read, MiB")
 
 
@@ -77,7 +80,7 @@ def _section(part: Part, report: Mapping[str, Any]) -> list[str]:
 
 def _step_row(step: Mapping[str, Any]) -> list[Any]:
     figures = [step[name] for name in ("seat_s", "whole_s", "running", "lost", "different", "worst_gap_ms")]
-    figures.append(step["worst_gap_after_s"])
+    figures += [step["worst_gap_after_s"], step["beyond_prefill_ms"]]
     return [step["at_s"], step["step"], step["pid"], *figures, "; ".join(filter(None, (step["note"], step["error"])))]
 
 
