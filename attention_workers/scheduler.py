@@ -1,8 +1,9 @@
 """The scheduler: which sequences compute how many tokens in the next forward step.
 
 Handles no tensor and no clock beyond deadlines. Decode rows go first, then answers that are computed again, those that lack least
-before the others, which hardly wait longer for it, then new prompts, which fill what is left of the token budget in chunks. A sequence begins with the pages of others that have begun alike. When
-the cache is full the youngest sequence gives its pages back and is computed again later: by contract its tokens come out the same.
+before the others, which hardly wait longer for it, then new prompts, which fill what is left of the token budget in chunks. A
+sequence begins with the pages of others that have begun alike. When the cache is full the youngest sequence gives its pages back and
+is computed again later: by contract its tokens come out the same.
 """
 
 from collections.abc import Callable, Iterator

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from .steps import Happened
 from .stream import Recording
 
-_PREFILLS = 1.2
+PREFILLS = 1.2
 
 
 @dataclass(frozen=True)
 class Beside:
     """Requests, those that ran at the step's own moment among them, and the longest gap of any stream with when it began, seconds after
-    the step. ``beyond_prefill_ms`` is the most that a gap was longer than 1.2 times the wait for that stream's first token in calm,
+    the step. ``beyond_prefill_ms`` is the most that a gap was longer than ``PREFILLS`` times the wait for that stream's first token in calm,
     when all prompts were read at once. None where no gap fell into the time.
     """
 
@@ -58,7 +58,7 @@ def _worst_gap(chaos: Sequence[Recording], span: tuple[float, float]) -> tuple[f
 def _beyond_prefill(
     chaos: Sequence[Recording], span: tuple[float, float], prefill_s: Mapping[int, float]
 ) -> float | None:
-    beyond = (gap - _PREFILLS * prefill_s[each.request] for each in chaos for gap, _ in _gaps(each, span))
+    beyond = (gap - PREFILLS * prefill_s[each.request] for each in chaos for gap, _ in _gaps(each, span))
     return max((1e3 * seconds for seconds in beyond), default=None)
 
 

@@ -6,6 +6,7 @@ Knows nothing of how they came about: the JSON that ``run.py`` writes goes in.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .beside import PREFILLS
 from .campaign import Part
 
 _PLANS = (
@@ -54,7 +55,7 @@ def _held(part: Part, report: Mapping[str, Any]) -> str:
         return f"{held} of {len(gaps)} ≤ reload + {part.beyond_reload_ms:g} ms"
     if part.beyond_prefill_ms is not None:
         held = sum((step["beyond_prefill_ms"] or 0.0) <= part.beyond_prefill_ms for step in steps)
-        return f"{held} of {len(gaps)} ≤ 1.2 prefills + {part.beyond_prefill_ms:g} ms"
+        return f"{held} of {len(gaps)} ≤ {PREFILLS:g} prefills + {part.beyond_prefill_ms:g} ms"
     if part.worst_gap_ms is not None:
         return f"{sum(gap <= part.worst_gap_ms for gap in gaps)} of {len(gaps)} ≤ {part.worst_gap_ms:g} ms"
     return ""
