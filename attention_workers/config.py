@@ -43,9 +43,10 @@ class AttentionConfig(WireSettings):
         120.0,
         "seconds that a layer waits for an expert which no live shard holds, before its requests end with an error",
     )
-    local_lanes: bool = option(True, "reach expert shards of this machine through shared memory instead of gRPC")
+    local_lanes: bool = option(True, "reach expert shards of this machine through shared memory")
+    tcp_lanes: bool = option(True, "send lanes' frames over TCP beside gRPC, where the shard takes them")
     pair_transport: Literal["none", "gloo", "nccl"] = option(
-        "none", "how large rows travel between machines: none (all over gRPC), gloo or nccl; both ends must name it"
+        "none", "how large rows travel between machines: none (as all frames), gloo or nccl; both ends must name it"
     )
     pair_min_kib: int = option(256, "rows from this size on go by --pair-transport, KiB")
     max_frame_mib: int = option(64, "largest frame accepted, MiB")

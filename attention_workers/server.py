@@ -91,6 +91,7 @@ class AttentionServer:
             config.layer_deadline_s,
             config.lost_expert_wait_s,
             local_lanes=config.local_lanes,
+            tcp_lanes=config.tcp_lanes,
             pair=self._pair,
             loads=ExpertLoads(model.num_layers, model.num_experts, _LOAD_HALF_LIFE_S),
         )

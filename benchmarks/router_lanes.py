@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import closing
+from typing import Any
 
 import torch
 
@@ -23,7 +24,7 @@ from expertfleet.router.dispatch import Dispatch
 from expertfleet.router.heap import keep_large_blocks
 from expertfleet.router.router import Router
 
-KINDS = ("local", "grpc")
+KINDS = ("local", "tcp", "grpc")
 _LIMIT = 64 << 20
 _PATIENCE_S = 60.0
 _TICK_S = 0.05
@@ -32,7 +33,7 @@ Draw = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # rows [T, H], ids and w
 
 
 class Lanes:
-    """``kind`` is local (sockets and shared memory), grpc, or gloo (``pair`` beside gRPC); ready when built."""
+    """``kind`` is local (sockets and shared memory), tcp (beside gRPC), grpc, or gloo (``pair`` beside gRPC); ready when built."""
 
     def __init__(
         self,
@@ -48,17 +49,20 @@ class Lanes:
         self._layers = checkpoint.config.moe_layers
         self._reactor = Reactor(spin_us / 1e6)
         hello = Hello("attention-0", checkpoint.fingerprint, "bfloat16", _LIMIT, pair=pair.transport)
-        self.router = Router(io, self._reactor, hello, _PATIENCE_S, local_lanes=kind == "local", pair=pair)
+        allowed = {"local_lanes": kind == "local", "tcp_lanes": kind == "tcp"}
+        self.router = Router(io, self._reactor, hello, _PATIENCE_S, **allowed, pair=pair)
         self.router.set_epoch(Epoch(EpochId(1, 1), checkpoint.fingerprint, "bfloat16", tuple(members), (), True))
         ends_at = time.monotonic() + _PATIENCE_S
-        while not (self.router.usable and self._pairs_usable()):
+        while not (self.router.usable and self._beside_usable()):
             assert time.monotonic() < ends_at, f"no {kind} lane to some shard"
             self._reactor.step(_TICK_S)  # a pair forms on a thread of its own and wakes nobody
 
-    def _pairs_usable(self) -> bool:
+    def _beside_usable(self) -> bool:
         """Whether all rows go the way that they shall."""
-        lanes = self.router._lanes.values()
-        return self.kind != "gloo" or all(lane.up and lane._connection._pairs.pair.usable for lane in lanes)  # type: ignore[union-attr]
+        connections: list[Any] = [lane._connection for lane in self.router._lanes.values() if lane.up]
+        if self.kind == "tcp":
+            return all(connection._tcp.is_usable for connection in connections)
+        return self.kind != "gloo" or all(connection._pairs.pair.usable for connection in connections)
 
     def wait(self, dispatch: Dispatch) -> None:
         """Until it is answered."""

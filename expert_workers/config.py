@@ -25,6 +25,8 @@ class ExpertConfig(WireSettings):
     experts: str = option("all", "experts of every MoE layer to hold when no controller assigns them: all, or 0-15,40")
     host: str = option("127.0.0.1", "address to listen on")
     port: int = option(0, "port to listen on; 0 takes any free one")
+    tcp_lanes: bool = option(True, "take lanes' frames over TCP beside gRPC, which is faster")
+    lane_port: int = option(0, "port to listen on for that; 0 takes any free one")
     node: str = option("", "name of the machine in status; the host name if empty")
     dtype: Literal["bfloat16", "float32"] = option("bfloat16", "dtype of hidden rows")
     device: str = option("cpu", "where experts are computed: cpu, cuda or cuda:INDEX")
@@ -40,7 +42,7 @@ class ExpertConfig(WireSettings):
         None, "memory for experts, GiB, those of lost shards included; 90 % of what is free at the start if not given"
     )
     pair_transport: Literal["none", "gloo", "nccl"] = option(
-        "none", "how large rows travel between machines: none (all over gRPC), gloo or nccl; both ends must name it"
+        "none", "how large rows travel between machines: none (as all frames), gloo or nccl; both ends must name it"
     )
     pair_min_kib: int = option(256, "rows from this size on go by --pair-transport, KiB")
     max_frame_mib: int = option(64, "largest frame accepted, MiB")
@@ -63,6 +65,7 @@ class ExpertConfig(WireSettings):
         if self.memory_gib is not None:
             within("memory_gib", self.memory_gib, 0.001, 1 << 20)
         within("port", self.port, 0, 65535)
+        within("lane_port", self.lane_port, 0, 65535)
         within("max_frame_mib", self.max_frame_mib, 1, 1024)
         within("max_queued_frames", self.max_queued_frames, 1, 1 << 20)
         within("slice_ms", self.slice_ms, 0.1, 10_000)

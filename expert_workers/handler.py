@@ -1,8 +1,9 @@
 """The wire side of a shard: lanes in, answers out, and the control calls.
 
 Knows nothing of kernels. A lane over gRPC is one bidirectional stream on the IO loop: HELLO both ways, then DISPATCH and CANCEL
-in, RESULT and ERROR out, with one writer task a lane (two concurrent writes would end the stream). A lane over a local
-socket is the runtime's thread's: PLACED and CANCEL in, FILLED and ERROR out.
+in, RESULT and ERROR out, with one writer task a lane (two concurrent writes would end the stream). Frames may come over TCP
+beside it, to the runtime's thread, and are answered where they came. A lane over a local socket is that thread's, too: PLACED and
+CANCEL in, FILLED and ERROR out.
 """
 
 import asyncio
@@ -28,6 +29,7 @@ from ..proto.codec import (
     encode_filled,
     encode_hello,
     encode_result,
+    result_parts,
     result_rows,
 )
 from ..proto.errors import Code, FleetError
@@ -38,6 +40,7 @@ from ..proto.pair_frames import PairFrame
 from ..proto.pair_group import PairSettings
 from ..proto.reactor import Reactor
 from ..proto.shared_memory import SharedMemory
+from ..proto.tcp_lane import METADATA_KEY, TcpSocket, Ticket
 from .giving import ExpertGiver
 from .holdings import Holdings
 from .pairs import ShardPairs
@@ -52,8 +55,9 @@ class GrpcLane:
     def __init__(self, handler: "LaneHandler", send: Callable[[bytes], None]) -> None:
         self.send = send  # from any thread
         self.version = 0  # of this lane's frames; 0 until the worker has greeted
+        self.beside: list[TcpLane] = []  # connections for frames of this lane
         self._handler = handler
-        self._pairs: ShardPairs | None = None
+        self.pairs: ShardPairs | None = None
 
     def receive(self, data: Buffer) -> FleetError | None:
         """The refusal after which the lane must end, if there is one."""
@@ -63,10 +67,10 @@ class GrpcLane:
                 self._greet(frame)
             elif isinstance(frame, Cancel):
                 self._handler.pool.cancel(self, frame.frame_id)
-                if self._pairs is not None:
-                    self._pairs.cancel(frame.frame_id)
-            elif isinstance(frame, PairFrame) and self._pairs is not None:
-                self._pairs.received(frame)
+                if self.pairs is not None:
+                    self.pairs.cancel(frame.frame_id)
+            elif isinstance(frame, PairFrame) and self.pairs is not None:
+                self.pairs.received(frame)
             elif isinstance(frame, Dispatch):
                 self._handler.admit(self, frame)
             else:
@@ -79,23 +83,25 @@ class GrpcLane:
         return None
 
     def deliver(self, job: Job, first_route: int, rows: torch.Tensor) -> None:
-        if self._pairs is None:
+        if self.pairs is None:
             self._over_stream(job, first_route, rows)
         else:
-            self._pairs.deliver(job, first_route, rows)
+            self.pairs.deliver(job, first_route, rows)
 
     def close(self) -> None:
         """The stream has ended."""
         self._handler.pool.cancel(self)
-        if self._pairs is not None:
-            self._pairs.close()
+        for lane in self.beside:
+            self._handler.reactor.post(lane.close)
+        if self.pairs is not None:
+            self.pairs.close()
 
     def _greet(self, frame: Frame) -> None:
         handler = self._handler
         hello, self.version = handler.greet(frame)
         if self.version >= PAIRS_SINCE and hello.pair == handler.hello.pair != NO_PAIR:
             limit = hello.max_frame_bytes
-            self._pairs = ShardPairs(
+            self.pairs = ShardPairs(
                 handler.pair, hello.seat, limit, self.version, self.send, self._over_stream, self._admit
             )
         self.send(encode_hello(handler.hello))
@@ -114,6 +120,54 @@ class GrpcLane:
         for start in range(0, len(rows), step):
             piece = rows[start : start + step]
             self.send(encode_result(job.frame.frame_id, first_route + start, job.num_routes, piece, self.version))
+
+
+class TcpLane:
+    """Frames of a lane that come over TCP, on the runtime's thread."""
+
+    def __init__(self, handler: "LaneHandler", lane: GrpcLane, connection: TcpSocket) -> None:
+        self.version = lane.version
+        self._handler, self._lane = handler, lane
+        self._connection = connection
+        connection.limit = handler.hello.max_frame_bytes
+        connection.on_frame, connection.on_end = self._receive, self._end
+        handler.tcp_lanes.add(self)
+        lane.beside.append(self)
+        self.send(encode_hello(handler.hello))
+
+    def send(self, frame: bytes) -> None:
+        self._connection.send((frame,))
+
+    def deliver(self, job: Job, first_route: int, rows: torch.Tensor) -> None:
+        pairs, (count, hidden) = self._lane.pairs, rows.shape
+        if pairs is not None and job.num_routes * hidden * rows.itemsize >= self._handler.pair.least_bytes:
+            pairs.deliver(job, first_route, rows)  # all pieces of a frame one way: that keeps their order
+            return
+        step = result_rows(hidden, rows.itemsize)
+        for start in range(0, count, step):
+            piece = rows if count <= step else rows[start : start + step]
+            parts = result_parts(job.frame.frame_id, first_route + start, job.num_routes, piece, self.version)
+            self._connection.send(parts)
+
+    def close(self) -> None:
+        self._connection.end(FleetError(Code.LANE_LOST, "the lane's stream has ended"))
+
+    def _receive(self, data: Buffer) -> None:
+        try:
+            frame = self._handler.decode(data, self.version)
+            if isinstance(frame, Dispatch):
+                self._handler.admit(self, frame)
+            elif isinstance(frame, Cancel):
+                self._handler.pool.cancel(self, frame.frame_id)
+            else:
+                raise _unwanted(frame)
+        except FleetError as error:
+            self._handler.num_refused += 1
+            self.send(encode_error(frame_id_of(data), error, self.version))
+
+    def _end(self, error: FleetError) -> None:
+        self._handler.pool.cancel(self)
+        self._handler.tcp_lanes.discard(self)
 
 
 class LocalLane:
@@ -171,20 +225,28 @@ class LocalLane:
 
 
 class LaneHandler:
-    """Serves every lane of the shard, over gRPC and over local sockets."""
+    """Serves every lane of the shard, over gRPC, TCP beside it and local sockets; ``tcp_port`` is 0 where there is none."""
 
-    def __init__(self, holdings: Holdings, pool: Pool, hello: Hello, pair: PairSettings) -> None:
+    def __init__(self, holdings: Holdings, pool: Pool, reactor: Reactor, hello: Hello, pair: PairSettings) -> None:
         self.pool = pool
+        self.reactor = reactor
         self.hello = hello
         self.pair = pair
         self.num_refused = 0
         self.local_lanes: set[LocalLane] = set()
+        self.tcp_lanes: set[TcpLane] = set()
+        self.tcp_port = 0
+        self._tickets: dict[str, GrpcLane] = {}
         self._holdings = holdings
 
     async def stream(self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> None:
         """A lane over gRPC, from greeting to end."""
         outgoing = Outgoing(asyncio.get_running_loop())
         lane = GrpcLane(self, outgoing.put)
+        ticket = Ticket.draw(self.tcp_port)
+        if self.tcp_port:
+            self._tickets[ticket.secret] = lane
+            await context.send_initial_metadata(((METADATA_KEY, str(ticket)),))
         writer = asyncio.create_task(outgoing.write_all(context))
         try:
             async for frame in requests:
@@ -192,8 +254,17 @@ class LaneHandler:
                     await context.abort(refusal.status, refusal.details)
         finally:
             outgoing.closed = True
+            self._tickets.pop(ticket.secret, None)
             lane.close()
             writer.cancel()
+
+    def connect(self, ticket: str, connection: TcpSocket) -> bool:
+        """On the runtime's thread: whether a connection belongs to a lane that has greeted."""
+        lane = self._tickets.get(ticket)
+        if lane is None or not lane.version:
+            return False
+        TcpLane(self, lane, connection)
+        return True
 
     def decode(self, data: Buffer, version: int) -> Frame:
         return decode(data, self.hello.max_frame_bytes, version or self.hello.newest)

@@ -30,9 +30,10 @@ from ..proto.lane import server_options, stream_handler
 from ..proto.local_lane import LocalServer
 from ..proto.pair_group import PairSettings
 from ..proto.reactor import Reactor
+from ..proto.tcp_lane import TcpServer
 from .config import ExpertConfig, parse_experts
 from .giving import ExpertGiver
-from .handler import ControlService, LaneHandler, LocalLane
+from .handler import ControlService, LaneHandler, LocalLane, TcpLane
 from .holdings import Holdings
 from .memory import available_memory
 from .numa import keep_to
@@ -126,7 +127,10 @@ class ExpertServer:
         self._loader.join()
         if self._local is not None:
             self._local.close()
-        for lane in list(self.lanes.local_lanes):
+        if self._tcp is not None:
+            self._tcp.close()
+        lanes: list[LocalLane | TcpLane] = [*self.lanes.local_lanes, *self.lanes.tcp_lanes]
+        for lane in lanes:
             lane.close()
         self._io.submit(self._close())
         self.tenancy.close()
@@ -145,6 +149,15 @@ class ExpertServer:
         except OSError as error:
             logger.warning("%s has no local lanes: %s", self.config.seat, error)
             return None
+
+    def _listen_beside(self) -> TcpServer | None:
+        config = self.config
+        if not config.tcp_lanes:
+            return None
+        secure = partial(wire.socket_context, server_side=True)
+        server = TcpServer(self.reactor, self._io, config.host, config.lane_port, self.lanes.connect, secure)
+        self.lanes.tcp_port = server.port
+        return server
 
     def _on_order(self, order: membership_pb2.Order) -> None:
         """On the IO thread."""
@@ -239,11 +252,12 @@ class ExpertServer:
         hello = Hello(
             config.seat, self.checkpoint.fingerprint, config.dtype, config.max_frame_bytes, pair=config.pair_transport
         )
-        self.lanes = LaneHandler(self.holdings, self.pool, hello, self._pair)
+        self.lanes = LaneHandler(self.holdings, self.pool, self.reactor, hello, self._pair)
         self._server = wire.make_server(server_options(config.max_frame_bytes))
         self._server.add_generic_rpc_handlers((stream_handler(self.lanes.stream),))
         control = ControlService(self.holdings, self.giver, self.tenancy.report, self._ending.asked)
         expert_pb2_grpc.add_ExpertShardServicer_to_server(control, self._server)
+        self._tcp = self._listen_beside()
         self.address = await listen(self._server, config.host, config.port)
 
     def _fill(self, report: membership_pb2.WorkerReport) -> None:

@@ -9,6 +9,8 @@ that certificates can be renewed while serving. The token travels with every cal
 import hmac
 import ipaddress
 import logging
+import socket
+import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -127,6 +129,31 @@ def add_port(server: grpc.aio.Server, host: str, port: int) -> int:
     if _security.tls_dir is None:
         return int(server.add_insecure_port(f"{host}:{port}"))
     return int(server.add_secure_port(f"{host}:{port}", _server_credentials(_security)))
+
+
+def socket_context(server_side: bool) -> ssl.SSLContext | None:
+    """For a connection that gRPC does not make: certificates of both ends, as on channels; None without TLS.
+
+    Raises OSError for files that cannot be used.
+    """
+    if _security.tls_dir is None:
+        return None
+    authority, certificate, key = (str(_security.tls_dir / name) for name in _FILES)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server_side else ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(authority)
+    context.load_cert_chain(certificate, key)
+    return context
+
+
+def secure_socket(connected: socket.socket, timeout_s: float) -> socket.socket:
+    """The client's end of such a connection, secured if channels are. Blocks; raises OSError."""
+    context = socket_context(server_side=False)
+    if context is None:
+        return connected
+    connected.settimeout(timeout_s)
+    return context.wrap_socket(connected, server_hostname=_NAME)
 
 
 def _client_credentials(files: Files) -> grpc.ChannelCredentials:

@@ -158,10 +158,16 @@ def encode_hello(hello: Hello) -> bytes:
 
 
 def encode_dispatch(frame: Dispatch, version: int = WIRE_VERSION) -> bytes:
+    return b"".join(dispatch_parts(frame, version))
+
+
+def dispatch_parts(frame: Dispatch, version: int) -> tuple[Buffer, ...]:
+    """The frame in parts, its tensors uncopied."""
     num_rows, hidden = frame.rows.shape
     header = pack_asked(frame, frame.rows.dtype, num_rows, len(frame.route_rows), hidden)
-    begin = prefix(version, Kind.DISPATCH, frame.frame_id)
-    return b"".join((begin, header, tensor_bytes(frame.rows), frame.route_rows.data, frame.route_experts.data))
+    begin = prefix(version, Kind.DISPATCH, frame.frame_id) + header
+    routes = (frame.route_rows.data.cast("B"), frame.route_experts.data.cast("B"))
+    return begin, tensor_bytes(frame.rows), *routes
 
 
 def encode_placed(frame: Placed, version: int = WIRE_VERSION) -> bytes:
@@ -190,9 +196,16 @@ def encode_result(
     frame_id: int, first_route: int, num_routes: int, rows: torch.Tensor, version: int = WIRE_VERSION
 ) -> bytes:
     """One piece: ``rows`` [n, H] answer the routes from ``first_route`` on, of ``num_routes`` in all."""
+    return b"".join(result_parts(frame_id, first_route, num_routes, rows, version))
+
+
+def result_parts(
+    frame_id: int, first_route: int, num_routes: int, rows: torch.Tensor, version: int
+) -> tuple[Buffer, ...]:
+    """The same in parts, its tensor uncopied."""
     piece, hidden = rows.shape
     header = _RESULT.pack(first_route, piece, num_routes, hidden, DTYPE_CODES[rows.dtype])
-    return b"".join((prefix(version, Kind.RESULT, frame_id), header, tensor_bytes(rows)))
+    return prefix(version, Kind.RESULT, frame_id) + header, tensor_bytes(rows)
 
 
 def encode_error(frame_id: int, error: FleetError, version: int = WIRE_VERSION) -> bytes:
@@ -288,7 +301,7 @@ def _decode_error(frame: Buffer, frame_id: int) -> Error:
         raise bad(f"error message of {len(frame) - start} bytes; the limit is {MAX_MESSAGE_BYTES}")
     (code,) = _ERROR.unpack_from(frame, PREFIX.size)
     known = Code(code) if code in Code._value2member_map_ else Code.INTERNAL
-    return Error(frame_id, known, frame[start:].decode(errors="replace"))
+    return Error(frame_id, known, bytes(frame[start:]).decode(errors="replace"))
 
 
 def _decode_hello(frame: Buffer, newest: int) -> Hello:

@@ -6,6 +6,7 @@ Knows nothing of what runs on it. All gRPC objects of a process live on this loo
 
 import asyncio
 import concurrent.futures
+import socket
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
@@ -35,6 +36,13 @@ class IoThread:
         """Calls ``call(*args)`` on the loop soon; nothing happens once the loop is closed."""
         if not self.loop.is_closed():
             self.loop.call_soon_threadsafe(call, *args)
+
+    def watch(self, watched: socket.socket, readable: Callable[[], object]) -> None:
+        """Until ``unwatch``, which is for the loop's own thread."""
+        self.post(self.loop.add_reader, watched.fileno(), readable)
+
+    def unwatch(self, watched: socket.socket) -> None:
+        self.loop.remove_reader(watched.fileno())
 
     def stop(self) -> None:
         if self.loop.is_closed():

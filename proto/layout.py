@@ -24,7 +24,7 @@ PREFIX = struct.Struct("<4sBBHQ")
 _DTYPES = {1: torch.bfloat16, 2: torch.float32}
 DTYPE_CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
-Buffer: TypeAlias = bytes | bytearray
+Buffer: TypeAlias = bytes | bytearray | memoryview  # of bytes
 
 
 class Kind(enum.IntEnum):
@@ -55,7 +55,7 @@ def frame_id_of(frame: Buffer) -> int:
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     """The memory of a contiguous CPU tensor, uncopied."""
     assert tensor.is_contiguous(), tensor.stride()
-    return tensor.view(torch.uint8).numpy().data
+    return tensor.view(torch.uint8).numpy().reshape(-1).data
 
 
 def view(frame: Buffer, dtype: torch.dtype, count: int, offset: int) -> torch.Tensor:

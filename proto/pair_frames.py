@@ -111,7 +111,7 @@ def _decode_pair(frame: Buffer) -> PairAt:
     if len(frame) > start + MAX_ADDRESS_BYTES:
         raise bad(f"address of {len(frame) - start} bytes; the limit is {MAX_ADDRESS_BYTES}")
     (generation,) = _PAIR.unpack_from(frame, PREFIX.size)
-    address = frame[start:].decode(errors="replace")
+    address = bytes(frame[start:]).decode(errors="replace")
     host, _, port = address.rpartition(":")
     if not host or not (port.isascii() and port.isdecimal()) or not 0 < int(port) < 1 << 16:
         raise bad(f"{address!r} is not HOST:PORT")

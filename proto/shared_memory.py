@@ -50,7 +50,7 @@ class SharedMemory:
     def put(self, offset: int, rows: torch.Tensor) -> None:
         """Copies contiguous rows to a place inside. Raises FleetError LANE_LOST once this is closed."""
         data = tensor_bytes(rows)
-        self._open()[offset : offset + rows.nbytes] = data.cast("B")
+        self._open()[offset : offset + rows.nbytes] = data
 
     def _open(self) -> mmap.mmap:
         if self._memory is None:

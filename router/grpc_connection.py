@@ -1,6 +1,7 @@
-"""A lane's connection over gRPC: a stream on the IO loop, through which frames go and come as they are.
+"""A lane's connection over gRPC: a stream on the IO loop, and what may go beside it.
 
-Large rows may take another way (``pairs.py``). Knows nothing of routes' meaning. Frames are encoded and decoded on the reactor's thread; the loop only carries them.
+Frames take TCP connections where the shard offers them (``tcp_beside.py``), large rows a pair (``pairs.py``), all else the stream.
+Knows nothing of routes' meaning. Frames are encoded and decoded on the reactor's thread; the loop only carries them.
 """
 
 import asyncio
@@ -14,13 +15,16 @@ import torch
 from ..membership import wire
 from ..proto.codec import Dispatch, Hello, Result, dispatch_rows, encode_cancel, encode_dispatch
 from ..proto.errors import Code, FleetError, from_details
+from ..proto.io_thread import IoThread
 from ..proto.lane import PATH, channel_options
 from ..proto.layout import NO_PAIR, PAIRS_SINCE
 from ..proto.pair_frames import PairFrame
 from ..proto.pair_group import PairSettings
 from ..proto.reactor import Reactor
+from ..proto.tcp_lane import METADATA_KEY, Ticket
 from .connection import Owner, settle
 from .pairs import WorkerPairs
+from .tcp_beside import TcpBeside
 
 logger = logging.getLogger(__name__)
 
@@ -28,15 +32,26 @@ logger = logging.getLogger(__name__)
 class GrpcConnection:
     """A stream on the IO loop; frames go and come through it as they are."""
 
-    def __init__(self, lane: Owner, reactor: Reactor, max_frame_bytes: int, pair: PairSettings) -> None:
+    def __init__(
+        self,
+        lane: Owner,
+        io: IoThread,
+        reactor: Reactor,
+        max_frame_bytes: int,
+        pair: PairSettings,
+        *,
+        tcp: bool,
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[FleetError] = self._loop.create_future()
         self._lane, self._reactor, self._max_frame_bytes = lane, reactor, max_frame_bytes
         self._outgoing: asyncio.Queue[bytes] = asyncio.Queue()
         self._pair = pair
         self._pairs: WorkerPairs | None = None
+        self._tcp = TcpBeside(lane, self, io, reactor, max_frame_bytes) if tcp else None
         self._version = 0  # until the shard has greeted
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._stream: grpc.aio.StreamStreamCall | None = None
 
     def open(self, hello: bytes) -> None:
         self._send(hello)
@@ -48,6 +63,8 @@ class GrpcConnection:
             self._pairs = WorkerPairs(self._pair, self._lane, self, self._reactor, self._send, version)
         elif self._pair.transport != NO_PAIR:
             logger.warning("%s exchanges rows by %s, not %s: over gRPC", hello.seat, hello.pair, self._pair.transport)
+        if self._tcp is not None:
+            self._post(self._begin_beside, self._tcp)
 
     def max_rows(self, hello: Hello, row_bytes: int, top_k: int) -> int:
         return dispatch_rows(hello.max_frame_bytes, row_bytes, top_k)
@@ -55,7 +72,9 @@ class GrpcConnection:
     def post(self, frame: Dispatch, row_ids: torch.Tensor | None) -> None:
         if row_ids is not None:
             frame = frame.with_rows(frame.rows[row_ids])
-        if self._pairs is None or not self._pairs.post(frame):
+        if self._pairs is not None and self._pairs.post(frame):
+            return
+        if self._tcp is None or not self._tcp.post(frame, self._version):
             self._send(encode_dispatch(frame, self._version))
 
     def answer(self, frame: object) -> Result | None:
@@ -67,14 +86,19 @@ class GrpcConnection:
         self._pairs.received(frame)
 
     def cancel(self, frame_id: int) -> bool:
-        self._send(encode_cancel(frame_id, self._version))
+        if self._tcp is None or not self._tcp.cancel(frame_id, self._version):
+            self._send(encode_cancel(frame_id, self._version))
         return False
 
     def free(self, frame_id: int) -> None:
+        if self._tcp is not None:
+            self._tcp.free(frame_id)
         if self._pairs is not None:
             self._pairs.free(frame_id)
 
     def end(self, error: FleetError) -> None:
+        if self._tcp is not None:
+            self._tcp.close()
         if self._pairs is not None:
             self._pairs.close()
         self._post(self._end, error)
@@ -92,17 +116,32 @@ class GrpcConnection:
     # From here on everything runs on the IO loop.
 
     def _begin(self) -> None:
-        self._task = self._loop.create_task(self._run())
+        self._tasks.append(self._loop.create_task(self._run()))
+
+    def _begin_beside(self, tcp: TcpBeside) -> None:
+        self._tasks.append(self._loop.create_task(self._connect_beside(tcp)))
 
     def _end(self, error: FleetError) -> None:
         settle(self.ended, error)
-        if self._task is not None:
-            self._task.cancel()
+        for task in self._tasks:
+            task.cancel()
+
+    async def _connect_beside(self, tcp: TcpBeside) -> None:
+        """If the shard has said where; a stream that ends says why to its reader."""
+        assert self._stream is not None
+        try:
+            offered = dict(await self._stream.initial_metadata()).get(METADATA_KEY)
+            if offered is not None:
+                await tcp.connect(Ticket.parse(str(offered)))
+        except grpc.aio.AioRpcError:
+            return
+        except FleetError as error:
+            self._end(error)
 
     async def _run(self) -> None:
         options = channel_options(self._max_frame_bytes)
         async with wire.open_channel(self._lane.address, options) as channel:
-            stream = channel.stream_stream(PATH)()
+            self._stream = stream = channel.stream_stream(PATH)()
             writer = self._loop.create_task(_write_all(stream, self._outgoing))
             try:
                 while (data := await stream.read()) is not grpc.aio.EOF:

@@ -46,7 +46,7 @@ class _Sent:
 
 
 class Lane:
-    """``on_change`` is called whenever the lane goes up or down; ``local`` forbids or allows local sockets."""
+    """``on_change`` is called whenever the lane goes up or down; ``local`` allows local sockets, ``tcp`` frames beside gRPC."""
 
     def __init__(
         self,
@@ -58,6 +58,7 @@ class Lane:
         on_change: Callable[[], None],
         *,
         local: bool = True,
+        tcp: bool = True,
         pair: PairSettings,
     ) -> None:
         self.seat = seat
@@ -71,9 +72,9 @@ class Lane:
         self.limits = hello  # the shard's, once it has greeted
         self.version = hello.newest  # of the lane's frames, once both ends have greeted
         self._hello = hello
-        self._reactor = reactor
+        self._io, self._reactor = io, reactor
         self._on_change = on_change
-        self._local = local
+        self._local, self._tcp = local, tcp
         self._pair = pair
         self._sent: dict[int, _Sent] = {}
         self._connection: Connection | None = None
@@ -182,7 +183,9 @@ class Lane:
     def _connect(self) -> Connection:
         """On the IO loop; the reactor's thread greets."""
         connection = self._connect_locally() if self._local else None
-        connection = connection or GrpcConnection(self, self._reactor, self._hello.max_frame_bytes, self._pair)
+        if connection is None:
+            limit = self._hello.max_frame_bytes
+            connection = GrpcConnection(self, self._io, self._reactor, limit, self._pair, tcp=self._tcp)
         self._reactor.post(self.begin, connection)
         return connection
 

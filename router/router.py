@@ -60,6 +60,7 @@ class Router:
         lost_expert_wait_s: float = 0.0,
         *,
         local_lanes: bool = True,
+        tcp_lanes: bool = True,
         pair: PairSettings = ALL_ON_THE_LANE,
         loads: ExpertLoads | None = None,
     ) -> None:
@@ -73,7 +74,7 @@ class Router:
         self._fingerprint = short_fingerprint(hello.fingerprint)
         self._layer_deadline_s = layer_deadline_s
         self._lost_expert_wait_s = lost_expert_wait_s
-        self._local_lanes = local_lanes
+        self._local_lanes, self._tcp_lanes = local_lanes, tcp_lanes
         self._pair = pair
         self._epoch: Epoch | None = None
         self._lanes: dict[tuple[str, str], Lane] = {}
@@ -201,6 +202,7 @@ class Router:
                 self._reactor,
                 self._replan,
                 local=self._local_lanes,
+                tcp=self._tcp_lanes,
                 pair=self._pair,
             )
         logger.info("epoch %s: %d expert shards, complete: %s", epoch.id, len(epoch.experts), epoch.complete)

@@ -1,4 +1,4 @@
-"""Dispatches to a real shard over shared memory: the bits of gRPC, and no memory that is used too early or never again."""
+"""Dispatches to a real shard over lanes of every kind, above all over shared memory: the same bits, no memory used too early or never again."""
 
 import dataclasses
 import gc
@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,28 +32,38 @@ from expertfleet.router.router import Router
 LAYER = 1
 
 
+KINDS = ("local", "tcp", "grpc")
+
+
 class End:
-    """A router with one kind of lanes; ``versions`` are the oldest and the newest that it speaks."""
+    """A router with one kind of lanes; ``versions`` are the oldest and the newest that it speaks.
+
+    It is ready when the lane is up, or has been ``refused``; with TCP when frames take it, unless ``beside`` is false.
+    """
 
     def __init__(
         self,
         io: IoThread,
         server: ExpertServer,
-        local: bool,
+        kind: str,
         deadline_s: float = 20.0,
         versions: tuple[int, int] = (OLDEST_WIRE_VERSION, WIRE_VERSION),
         refused: bool = False,
+        beside: bool = True,
     ) -> None:
         self.config = server.checkpoint.config
         self.reactor = Reactor()
         hello = Hello("attention-0", server.checkpoint.fingerprint, "bfloat16", 1 << 24, *versions)
-        self.router = Router(io, self.reactor, hello, deadline_s, local_lanes=local)
+        allowed = {"local_lanes": kind == "local", "tcp_lanes": kind == "tcp"}
+        self.router = Router(io, self.reactor, hello, deadline_s, **allowed)
         member = Member("expert-0", server.address, server.numerics, server.holdings.held)
         self.router.set_epoch(Epoch(EpochId(1, 1), server.checkpoint.fingerprint, "bfloat16", (member,), (), True))
         self.reactor.step(0)
         ((self.lane),) = self.router._lanes.values()
         assert self.reactor.run(lambda: self.lane.last_error is not None if refused else self.router.usable, 20)
-        self.connection = self.lane._connection
+        self.connection: Any = self.lane._connection
+        if kind == "tcp" and beside and not refused:
+            assert self.reactor.run(lambda: self.connection._tcp.is_usable, 20)
 
     def dispatch(self, x: torch.Tensor, ids: torch.Tensor) -> Dispatch:
         return self.router.dispatch(LAYER, x, ids, torch.ones(ids.shape))
@@ -93,7 +104,7 @@ def server(small_checkpoint: Path) -> Iterator[ExpertServer]:
 
 @pytest.fixture
 def end(io: IoThread, server: ExpertServer) -> Iterator[End]:
-    end = End(io, server, local=True)
+    end = End(io, server, kind="local")
     yield end
     end.close()
 
@@ -104,15 +115,17 @@ def drawn(checkpoint: Checkpoint, tokens: int) -> tuple[torch.Tensor, torch.Tens
     return torch.randn(tokens, config.hidden_size).bfloat16(), ids
 
 
-def test_both_kinds_of_lanes_give_the_same_bits_and_all_memory_comes_back(
+def test_all_kinds_of_lanes_give_the_same_bits_and_all_memory_comes_back(
     io: IoThread, server: ExpertServer, end: End
 ) -> None:
-    with closing(End(io, server, local=False)) as other:
+    with closing(End(io, server, "tcp")) as over_tcp, closing(End(io, server, "grpc")) as over_grpc:
         assert isinstance(end.connection, LocalConnection)
-        assert isinstance(other.connection, GrpcConnection)
+        assert isinstance(over_grpc.connection, GrpcConnection)
         for tokens in (1, 2, 33, 300):
             x, ids = drawn(server.checkpoint, tokens)
-            assert torch.equal(end.ask(x, ids), other.ask(x, ids))
+            found = end.ask(x, ids)
+            assert torch.equal(found, over_tcp.ask(x, ids))
+            assert torch.equal(found, over_grpc.ask(x, ids))
             assert end.areas == 0
 
 
@@ -121,7 +134,7 @@ def test_a_lane_that_is_gone_keeps_no_memory_at_either_end(io: IoThread, server:
     gc.disable()
     try:
         before = num_shared_files()
-        with closing(End(io, server, local=True)) as end:
+        with closing(End(io, server, kind="local")) as end:
             x, ids = drawn(server.checkpoint, 4)
             end.ask(x, ids)
             unanswered = end.dispatch(x, ids)
@@ -142,20 +155,20 @@ def num_shared_files() -> int:
     return sum("expertfleet-lane" in os.readlink(file) for file in files if file.is_symlink())
 
 
-@pytest.mark.parametrize("local", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("worker", "shard", "version"), [((4, 5), (3, 4), 4), ((3, 4), (4, 5), 4), ((4, 5), (4, 5), 5), ((4, 5), (4, 4), 4)]
 )
 def test_ends_of_neighbouring_versions_talk_in_the_older(
     io: IoThread,
     server: ExpertServer,
-    local: bool,
+    kind: str,
     worker: tuple[int, int],
     shard: tuple[int, int],
     version: int,
 ) -> None:
     server.lanes.hello = dataclasses.replace(server.lanes.hello, oldest=shard[0], newest=shard[1])
-    with closing(End(io, server, local, versions=worker)) as end:
+    with closing(End(io, server, kind, versions=worker)) as end:
         assert end.lane.version == version
         x, ids = drawn(server.checkpoint, 33)
         assert torch.isfinite(end.ask(x, ids)).all()
@@ -166,13 +179,13 @@ def test_ends_of_neighbouring_versions_talk_in_the_older(
             assert "STALE_EPOCH" in dispatch._refusal
 
 
-@pytest.mark.parametrize("local", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("worker", "shard"), [((4, 5), (2, 3)), ((2, 3), (4, 5)), ((4, 5), (6, 6)), ((4, 4), (5, 6))])
 def test_ends_without_a_common_version_refuse_each_other_and_say_why(
-    io: IoThread, server: ExpertServer, local: bool, worker: tuple[int, int], shard: tuple[int, int]
+    io: IoThread, server: ExpertServer, kind: str, worker: tuple[int, int], shard: tuple[int, int]
 ) -> None:
     server.lanes.hello = dataclasses.replace(server.lanes.hello, oldest=shard[0], newest=shard[1])
-    with closing(End(io, server, local, versions=worker, refused=True)) as end:
+    with closing(End(io, server, kind, versions=worker, refused=True)) as end:
         assert not end.lane.up
         error = end.lane.last_error
         assert error is not None
@@ -202,7 +215,7 @@ def test_memory_of_a_frame_that_nobody_waits_for_is_kept_until_the_shard_has_end
         return real(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(runtime, "grouped_gemm", slow)
-    with closing(End(io, server, local=True, deadline_s=0.3)) as end:
+    with closing(End(io, server, kind="local", deadline_s=0.3)) as end:
         x, ids = drawn(server.checkpoint, 2)
         with pytest.raises(FleetError, match="no answer from expert-0") as caught:
             end.ask(x, ids)
@@ -241,7 +254,7 @@ def test_without_shared_memory_the_lane_goes_over_grpc_and_says_so(
         raise OSError("not here")
 
     monkeypatch.setattr(lane_module, "Arena", missing)
-    with closing(End(io, server, local=True)) as end:
+    with closing(End(io, server, kind="local")) as end:
         assert isinstance(end.connection, GrpcConnection)
     assert "expert-0 is reached over gRPC, as there is no shared memory: not here" in caplog.text
 

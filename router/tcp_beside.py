@@ -1,0 +1,142 @@
+"""The worker's end of the TCP connections beside a lane's gRPC stream: one for what is soon answered, one for bulk.
+
+Knows nothing of routes' meaning. Small dispatches and their answers take a connection that the reactor's thread reads itself, so
+that an answer wakes one thread. Large ones take another, which the IO thread reads while the reactor's thread computes. Until the
+shard has greeted on a connection, and where it offers none, frames take the stream.
+"""
+
+import asyncio
+import logging
+import socket
+
+from ..membership import wire
+from ..proto.codec import Dispatch, Hello, decode, dispatch_parts, encode_cancel
+from ..proto.errors import Code, FleetError
+from ..proto.io_thread import IoThread
+from ..proto.layout import Buffer
+from ..proto.reactor import Reactor
+from ..proto.tcp_lane import TcpSocket, Ticket
+from .connection import Connection, Owner
+
+_log = logging.getLogger(__name__)
+_CONNECT_S = 5.0
+_SMALL_BYTES = 512 << 10  # of the answers to a dispatch
+
+
+class TcpBeside:
+    """Belongs to the reactor's thread, but for ``connect``."""
+
+    def __init__(
+        self, lane: Owner, connection: Connection, io: IoThread, reactor: Reactor, max_frame_bytes: int
+    ) -> None:
+        self._lane, self._connection = lane, connection
+        self._io, self._reactor, self._max_frame_bytes = io, reactor, max_frame_bytes
+        self._small: _Way | None = None
+        self._large: _Way | None = None
+        self._taken: dict[int, _Way] = {}  # by frame id
+        self._closed = False
+
+    async def connect(self, ticket: Ticket) -> None:
+        """On the IO loop, once the lane is up."""
+        host = self._lane.address.rpartition(":")[0].strip("[]")
+        connected: list[socket.socket] = []
+        try:
+            async with asyncio.timeout(_CONNECT_S):
+                for _ in ("small", "large"):
+                    connected.append(await _connect(host, ticket.port))
+        except OSError as error:  # as is running out of time
+            for each in connected:
+                each.close()
+            what = f"{self._lane.seat} cannot be reached over TCP at {host}:{ticket.port}"
+            _log.warning("%s, frames take gRPC: %s", what, error or f"no answer in {_CONNECT_S} s")
+            return
+        self._reactor.post(self._begin, *connected, ticket)
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether no frame of a dispatch takes the stream any more."""
+        return all(way is not None and way.usable for way in (self._small, self._large))
+
+    def post(self, frame: Dispatch, version: int) -> bool:
+        """Whether the frame went this way."""
+        answer_bytes = frame.route_rows.shape[0] * frame.rows.shape[1] * frame.rows.itemsize
+        way = self._small if answer_bytes <= _SMALL_BYTES else self._large
+        if way is None or not way.usable:
+            return False
+        self._taken[frame.frame_id] = way
+        way.socket.send(dispatch_parts(frame, version))
+        return True
+
+    def cancel(self, frame_id: int, version: int) -> bool:
+        """Whether the frame had gone this way, as the word of its end does."""
+        way = self._taken.get(frame_id)
+        if way is None:
+            return False
+        way.socket.send((encode_cancel(frame_id, version),))
+        return True
+
+    def free(self, frame_id: int) -> None:
+        self._taken.pop(frame_id, None)
+
+    def close(self) -> None:
+        """Also from another thread, when the reactor's has ended."""
+        self._closed = True
+        error = FleetError(Code.LANE_LOST, f"the lane to {self._lane.seat} ends")
+        small, large, self._small, self._large = self._small, self._large, None, None
+        if small is not None:
+            small.socket.end(error)
+        if large is not None:
+            self._io.post(large.socket.end, error)
+
+    def _begin(self, small: socket.socket, large: socket.socket, ticket: Ticket) -> None:
+        if self._closed:
+            small.close()
+            large.close()
+            return
+        self._small = self._open(small, self._reactor, ticket)
+        self._large = self._open(large, self._io, ticket)
+
+    def _open(self, connected: socket.socket, watcher: Reactor | IoThread, ticket: Ticket) -> "_Way":
+        def on_frame(data: Buffer) -> None:
+            if watcher is self._reactor:
+                self._received(way, data)
+            else:
+                self._reactor.post(self._received, way, data)
+
+        def on_end(error: FleetError) -> None:
+            self._reactor.post(self._connection.end, error)
+
+        way = _Way(TcpSocket(connected, watcher, self._io, self._max_frame_bytes, on_frame, on_end))
+        way.socket.send((ticket.secret.encode(),))
+        return way
+
+    def _received(self, way: "_Way", data: Buffer) -> None:
+        if way.usable:
+            self._lane.received(self._connection, data)
+            return
+        try:
+            way.usable = isinstance(decode(data, self._max_frame_bytes), Hello)
+        except FleetError as error:
+            self._connection.end(error)
+
+
+class _Way:
+    """A connection, usable once the shard has greeted on it."""
+
+    def __init__(self, connected: TcpSocket) -> None:
+        self.socket = connected
+        self.usable = False
+
+
+async def _connect(host: str, port: int) -> socket.socket:
+    """Raises OSError."""
+    loop = asyncio.get_running_loop()
+    family, kind, protocol, _, address = (await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM))[0]
+    connected = socket.socket(family, kind, protocol)
+    try:
+        connected.setblocking(False)
+        await loop.sock_connect(connected, address)
+        return await loop.run_in_executor(None, wire.secure_socket, connected, _CONNECT_S)
+    except BaseException:
+        connected.close()
+        raise
