@@ -182,10 +182,10 @@ class LocalLane:
 
     def deliver(self, job: Job, first_route: int, rows: torch.Tensor) -> None:
         assert job.results is not None
-        row_bytes = rows.shape[1] * rows.itemsize
-        if rows.data_ptr() != job.results.data_ptr() + first_route * row_bytes:
-            job.results[first_route : first_route + len(rows)] = rows
-        self.send(encode_filled(Filled(job.frame.frame_id, first_route, len(rows), job.num_routes), self.version))
+        count, hidden = rows.shape
+        if rows.data_ptr() != job.results.data_ptr() + first_route * hidden * rows.itemsize:
+            job.results[first_route : first_route + count] = rows
+        self.send(encode_filled(Filled(job.frame.frame_id, first_route, count, job.num_routes), self.version))
 
     def close(self) -> None:
         self._socket.end(FleetError(Code.DRAINING, "the shard ends"))

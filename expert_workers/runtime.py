@@ -147,6 +147,11 @@ class Runtime:
 
 def _merge(batch: list[Slice]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Rows [R, H], route_rows [N] and route_experts [N] of all slices together."""
+    if len(batch) == 1:
+        piece, frame = batch[0], batch[0].job.frame
+        mine = slice(piece.first, piece.first + piece.count)
+        ours, asked = frame.route_rows[mine].astype(np.int64), frame.route_experts[mine].astype(np.int64)
+        return frame.rows, torch.from_numpy(ours), torch.from_numpy(asked)
     rows = [piece.job.frame.rows for piece in batch]
     num_routes = sum(piece.count for piece in batch)
     routes = np.empty((2, num_routes), dtype=np.int64)  # of one block, as each tensor of its own costs
@@ -155,6 +160,6 @@ def _merge(batch: list[Slice]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor
         frame, mine = piece.job.frame, slice(piece.first, piece.first + piece.count)
         np.add(frame.route_rows[mine], base, out=routes[0, at : at + piece.count])
         routes[1, at : at + piece.count] = frame.route_experts[mine]
-        base, at = base + len(frame.rows), at + piece.count
+        base, at = base + frame.rows.shape[0], at + piece.count
     route_rows, route_experts = torch.from_numpy(routes).unbind()
-    return rows[0] if len(rows) == 1 else torch.cat(rows), route_rows, route_experts
+    return torch.cat(rows), route_rows, route_experts

@@ -1,4 +1,5 @@
-"""The compiled kernel for experts on CPUs (``cpp/``), called through ctypes: packing, and experts applied to routes.
+"""The compiled kernel for experts on CPUs (``cpp/``), called through ctypes: packing, and experts applied to routes,
+and for routers: the exact combine, and who of several is asked.
 
 Knows nothing of layers or routes' origin. What it computes is exact where order could matter: a row is read as integers,
 32 values with one power-of-two step and 14 bits beside the sign (22 for float32 rows), sums over 32 inputs are int32, and
@@ -43,7 +44,7 @@ class Native:
         library.expertfleet_multiply.argtypes = [ctypes.c_char_p, integer, integer, pointer, *[count] * 2]
         library.expertfleet_multiply.argtypes += [pointer, count, count, integer, pointer]
         library.expertfleet_combine.argtypes = [integer, integer, pointer, pointer, *[count] * 3, pointer]
-        library.expertfleet_finite.argtypes = [integer, pointer, count]
+        library.expertfleet_spread.argtypes = [pointer, *[count] * 3, pointer, count, pointer]
         library.expertfleet_pin.argtypes = [pointer, integer]
         library.expertfleet_read.argtypes = [ctypes.c_char_p, integer, pointer, count]
         library.expertfleet_read.restype = count
@@ -121,8 +122,13 @@ class Native:
         assert not problem, f"instruction set {instruction_set!r}"
         return out
 
-    def combine(self, rows: torch.Tensor, weights: torch.Tensor, hidden: int, dtype: torch.dtype) -> torch.Tensor:
-        """int64 addresses [T, K] of rows [hidden] in ``dtype``, weights [T, K] → float32 [T, hidden], summed in K's order."""
+    def combine(
+        self, rows: torch.Tensor, weights: torch.Tensor, hidden: int, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, bool]:
+        """int64 addresses [T, K] of rows [hidden] in ``dtype``, weights [T, K] → float32 [T, hidden], summed in K's order.
+
+        And whether all of that is finite.
+        """
         assert dtype in _DTYPES, f"rows are {dtype}"
         assert rows.dtype is torch.int64, f"addresses are {rows.dtype}"
         assert weights.dtype is torch.float32, f"weights are {weights.dtype}"
@@ -130,18 +136,26 @@ class Native:
         (num_tokens, top_k), weights = rows.shape, weights.contiguous()
         out = torch.empty(num_tokens, hidden)
         threads = torch.get_num_threads() if rows.numel() * hidden >= _WORTH_THREADS else 1
-        self._library.expertfleet_combine(
+        is_finite = self._library.expertfleet_combine(
             threads, dtype is torch.float32, rows.contiguous().data_ptr(), weights.data_ptr(), num_tokens, top_k, hidden,
             out.data_ptr(),
         )  # fmt: skip
-        return out
+        return out, bool(is_finite)
 
-    def finite(self, values: torch.Tensor) -> bool:
-        """Whether all of these contiguous values, bf16 or float32, are finite."""
-        assert values.dtype in _DTYPES, f"values are {values.dtype}"
-        assert values.is_contiguous(), f"values have strides {values.stride()}"
-        found = self._library.expertfleet_finite(values.dtype is torch.float32, values.data_ptr(), values.numel())
-        return bool(found)
+    def spread(self, replicas: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
+        """bool [S, E], contiguous rows of them, int64 [N] below E → int64 [N], as ``router.plan.spread`` says."""
+        assert replicas.dtype is torch.bool, f"replicas are {replicas.dtype}"
+        assert replicas.stride(1) == 1, f"replicas have strides {replicas.stride()}"
+        assert experts.dtype is torch.int64, f"experts are {experts.dtype}"
+        assert experts.is_contiguous(), f"experts have strides {experts.stride()}"
+        owners, (num_shards, num_experts) = torch.empty_like(experts), replicas.shape
+        problem = self._library.expertfleet_spread(
+            replicas.data_ptr(), num_shards, replicas.stride(0), num_experts, experts.data_ptr(), experts.shape[0],
+            owners.data_ptr(),
+        )  # fmt: skip
+        if problem:
+            raise IndexError(f"an expert of {experts.tolist()} is not below {num_experts}")
+        return owners
 
     def pin(self, processors: Sequence[int]) -> None:
         """From now on each thread of a call keeps to one of these, the calling thread to the first."""
@@ -163,12 +177,6 @@ class Native:
         while name := self._library.expertfleet_instruction_set(len(found)):
             found.append(name.decode())
         return found
-
-
-def all_finite(values: torch.Tensor) -> bool:
-    """Whether all of these contiguous values, bf16 or float32, are finite; torch takes ten times as long."""
-    native = load()
-    return native.finite(values) if isinstance(native, Native) else bool(torch.isfinite(values).all())
 
 
 @cache

@@ -19,7 +19,7 @@ Indices: TypeAlias = npt.NDArray[np.int32]
 _Fields: TypeAlias = tuple[bytes, tuple[int, int], int, int, int]  # of ``Asked``, after the frame id
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Asked:
     """What every dispatch says, wherever its rows are."""
 

@@ -77,7 +77,7 @@ class Hello:
         return version
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Dispatch(Asked):
     """Hidden rows for one layer of one shard, each row once, and the (row, expert) routes over them."""
 
@@ -89,7 +89,7 @@ class Dispatch(Asked):
         return dataclasses.replace(self, rows=rows)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Result:
     """One output row per route, for a contiguous piece of a DISPATCH frame's routes."""
 
@@ -111,7 +111,7 @@ class Cancel:
     frame_id: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Placed(Asked):
     """A DISPATCH whose rows [num_rows, hidden] lie in shared memory; results [N, hidden] belong there as well."""
 
@@ -130,7 +130,7 @@ class Placed(Asked):
         )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Filled:
     """Results that the shard has written to shared memory."""
 

@@ -33,7 +33,7 @@ class PairAt:
     address: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Paired(Asked):
     """A DISPATCH whose rows [num_rows, hidden] come as transfer ``number`` of a generation."""
 

@@ -6,7 +6,6 @@ shrink it once it is made, so a mapped page never vanishes under a reader.
 """
 
 import fcntl
-import math
 import mmap
 import os
 from bisect import insort
@@ -14,7 +13,6 @@ from bisect import insort
 import torch
 
 from .errors import Code, FleetError
-from .layout import tensor_bytes
 
 ALIGNMENT = 64
 _SIZE = 1 << 36
@@ -39,18 +37,20 @@ class SharedMemory:
         except (OSError, ValueError) as error:
             raise FleetError(Code.BAD_FRAME, f"the shared memory cannot be mapped: {error}") from error
 
-    def tensor(self, offset: int, dtype: torch.dtype, *shape: int, alignment: int = ALIGNMENT) -> torch.Tensor:
-        """A view. Raises FleetError BAD_FRAME for what does not lie inside, LANE_LOST once this is closed."""
-        count = math.prod(shape)
+    def tensor(
+        self, offset: int, dtype: torch.dtype, rows: int, width: int, alignment: int = ALIGNMENT
+    ) -> torch.Tensor:
+        """A view [rows, width]. Raises FleetError BAD_FRAME for what does not lie inside, LANE_LOST once this is closed."""
+        count = rows * width
         if offset < 0 or offset % alignment or offset + count * dtype.itemsize > self.size:
             what = f"{count} values of {dtype} at {offset}"
             raise FleetError(Code.BAD_FRAME, f"{what} do not lie in the {self.size} bytes of shared memory")
-        return torch.frombuffer(self._open(), dtype=dtype, count=count, offset=offset).view(shape)
+        return torch.frombuffer(self._open(), dtype=dtype, count=count, offset=offset).view(rows, width)
 
     def put(self, offset: int, rows: torch.Tensor) -> None:
         """Copies contiguous rows to a place inside. Raises FleetError LANE_LOST once this is closed."""
-        data = tensor_bytes(rows)
-        self._open()[offset : offset + rows.nbytes] = data
+        count, width = rows.shape
+        self.tensor(offset, rows.dtype, count, width, rows.itemsize).copy_(rows)
 
     def _open(self) -> mmap.mmap:
         if self._memory is None:

@@ -30,6 +30,7 @@ _LENGTH = struct.Struct("<Q")
 _TICKET_BYTES = 32
 _SCRATCH_BYTES = 256 << 10
 _WHOLE_BYTES = 32 << 10  # a frame that has not come whole and is larger gets memory of its own
+_GLANCE_BYTES = 4 << 10
 _MOST_READ = 16
 _MOST_PARTS = 64
 _MAX_WAITING_BYTES = 1 << 30
@@ -98,6 +99,9 @@ class TcpSocket:
         self._scratch = memoryview(bytearray(_SCRATCH_BYTES))
         self._body: memoryview | None = None  # of a frame under way that has memory of its own
         self._have = 0  # bytes in the body, if there is one, else in the scratch
+        self._reach = (
+            _SCRATCH_BYTES  # how far the scratch is read into: little after a large frame, as another may follow
+        )
         self._is_tls = isinstance(connected, ssl.SSLSocket)  # whose calls must not meet
         connected.setblocking(False)
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -194,7 +198,7 @@ class TcpSocket:
 
     def _receive(self) -> bool:
         """Whether there may be more."""
-        space = (self._scratch if self._body is None else self._body)[self._have :]
+        space = self._scratch[self._have : self._reach] if self._body is None else self._body[self._have :]
         if self._is_tls:
             with self._lock:
                 size = self._socket.recv_into(space)
@@ -206,7 +210,7 @@ class TcpSocket:
         if self._body is None:
             self._cut()
         elif self._have == len(self._body):
-            body, self._body, self._have = self._body, None, 0
+            body, self._body, self._have, self._reach = self._body, None, 0, _GLANCE_BYTES
             self.on_frame(body)
         return self._is_tls or size == len(space)
 
@@ -220,7 +224,7 @@ class TcpSocket:
                 raise FleetError(Code.FRAME_TOO_LARGE, f"frame of {size} bytes; the limit is {self.limit}")
             begin = at + _LENGTH.size
             if begin + size <= end:
-                at = begin + size
+                at, self._reach = begin + size, _SCRATCH_BYTES
                 self.on_frame(bytes(self._scratch[begin:at]))
                 continue
             if size > _WHOLE_BYTES:
@@ -228,6 +232,7 @@ class TcpSocket:
                 self._have = end - begin
                 self._body[: self._have] = self._scratch[begin:end]
                 return
+            self._reach = _SCRATCH_BYTES
             break
         self._have = end - at
         self._scratch[: self._have] = self._scratch[at:end]

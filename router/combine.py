@@ -18,20 +18,25 @@ Piece = tuple[npt.NDArray[np.int64], torch.Tensor]  # routes [n], each t·K + k,
 _TILE_VALUES = 1 << 16
 
 
-def combine_pieces(pieces: Sequence[Piece], topk_weights: torch.Tensor) -> torch.Tensor:
-    """Pieces that together have every route, the last one that has it counting, ``topk_weights`` [T, K] fp32, to [T, H] fp32."""
+def combine_pieces(pieces: Sequence[Piece], topk_weights: torch.Tensor) -> tuple[torch.Tensor, bool]:
+    """Pieces that together have every route, the last one that has it counting, ``topk_weights`` [T, K] fp32, to [T, H] fp32.
+
+    And whether all of that is finite.
+    """
     hidden, dtype = pieces[0][1].shape[1], pieces[0][1].dtype
     native = load()
     if isinstance(native, Native):
         addresses = np.empty(topk_weights.shape, dtype=np.int64)
         for routes, rows in pieces:
             stride = rows.stride(0) * rows.itemsize
-            addresses.reshape(-1)[routes] = np.arange(len(routes)) * stride + rows.data_ptr()
+            begin = rows.data_ptr()
+            addresses.put(routes, np.arange(begin, begin + stride * routes.shape[0], stride))
         return native.combine(torch.from_numpy(addresses), topk_weights, hidden, dtype)
     gathered = torch.empty(topk_weights.numel(), hidden, dtype=dtype)
     for routes, rows in pieces:
         gathered.index_copy_(0, torch.from_numpy(routes), rows)
-    return combine(gathered.view(*topk_weights.shape, hidden), topk_weights)
+    total = combine(gathered.view(*topk_weights.shape, hidden), topk_weights)
+    return total, bool(torch.isfinite(total).all())
 
 
 def combine(rows: torch.Tensor, topk_weights: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..kernels.native import all_finite
 from ..proto.codec import Dispatch as Frame
 from ..proto.codec import Result
 from ..proto.errors import Code, FleetError
@@ -39,6 +38,8 @@ _RETRYABLE = {
 }
 _FIRST_PAUSE_S = 0.02
 _MAX_PAUSE_S = 0.5
+_NO_ROUTES: Routes = np.empty(0, dtype=np.int64)
+_NOTHING = torch.empty(0)
 
 
 class Part:
@@ -106,7 +107,7 @@ class Dispatch:
         self.x = x  # [T, H]
         self.topk_weights = topk_weights  # [T, K] fp32
         self.top_k = topk_ids.shape[1]
-        self.experts: npt.NDArray[np.int64] = topk_ids.reshape(-1).numpy()  # [T·K], route t·K + k
+        self.experts: npt.NDArray[np.int64] = topk_ids.numpy().reshape(-1)  # [T·K], route t·K + k
         self.failed_seats: set[str] = set()
         self.error: FleetError | None = None
         self.faults: dict[int, FleetError] = {}  # rows whose output is not finite, and is zero in ``combined``
@@ -117,14 +118,14 @@ class Dispatch:
         self._router = router
         self._parts: dict[int, Part] = {}  # without an end
         self._answered: list[Part] = []  # whose answers are still needed
-        self._waiting: Routes = np.empty(0, dtype=np.int64)
+        self._waiting = _NO_ROUTES
         self._pause_s = _FIRST_PAUSE_S
         self._refusal = ""
         self._pieces: list[Piece] = []  # where several are of one route, the last one counts
-        self._total = torch.empty(0)
+        self._total = _NOTHING
         self._doubts: list[Doubt[Lane]] | None = None  # None until all routes were answered for the first time
         self._num_first_pieces = 0
-        self._num_left = len(self.experts)
+        self._num_left = self.experts.shape[0]
         self._when_done: Callable[[], None] | None = None
 
     def __await__(self) -> Generator["Dispatch", None, None]:
@@ -160,7 +161,7 @@ class Dispatch:
 
     def retry_waiting(self) -> None:
         """Somebody may be usable by now: whoever failed before is asked again, too."""
-        waiting, self._waiting = self._waiting, np.empty(0, dtype=np.int64)
+        waiting, self._waiting = self._waiting, _NO_ROUTES
         self.failed_seats.clear()
         if not len(waiting) or self.done:
             return
@@ -303,8 +304,8 @@ class Dispatch:
 
     def _review(self) -> None:
         """Every route is answered, some of them perhaps a second time."""
-        self._total = combine_pieces(self._pieces, self.topk_weights)
-        if self._doubts is None and not all_finite(self._total):
+        self._total, is_finite = combine_pieces(self._pieces, self.topk_weights)
+        if self._doubts is None and not is_finite:
             self._doubt()
         else:
             self._conclude()

@@ -19,7 +19,7 @@ from ..proto.shared_memory import ALIGNMENT, Arena
 from .connection import Owner, settle
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Area:
     """What belongs to one frame: its rows, and from ``results_at`` on its results."""
 
@@ -54,9 +54,10 @@ class LocalConnection:
         return placed_rows(MAX_MESSAGE_BYTES, top_k)
 
     def post(self, frame: Dispatch, row_ids: torch.Tensor | None) -> None:
-        rows, num_routes = frame.rows, len(frame.route_rows)
-        hidden = rows.shape[1]
-        num_rows = len(rows) if row_ids is None else len(row_ids)
+        rows, num_routes = frame.rows, frame.route_rows.shape[0]
+        num_rows, hidden = rows.shape
+        if row_ids is not None:
+            num_rows = row_ids.shape[0]
         rows_bytes = -(-num_rows * hidden * rows.itemsize // ALIGNMENT) * ALIGNMENT
         begin = self._arena.allocate(rows_bytes + num_routes * hidden * rows.itemsize)
         if row_ids is None:

@@ -9,7 +9,9 @@ from collections.abc import Collection
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from ..kernels.native import Native, load
 from ..membership.epoch import EpochId, Member
 
 NOBODY = -1
@@ -48,6 +50,7 @@ class Plan:
         self._trusted = self._replicas.copy()
         self._pass_over(suspected)
         self._owners = self._sole_owners()
+        self._is_shared: list[bool] = (self._owners == _SEVERAL).any(1).tolist()  # by layer, whether some expert is
         self.numerics = self._name()
         # Grows whenever tokens come out with other bits than under the plan before.
         self.bits: int = before.bits + (before.numerics != self.numerics) if before is not None else 0
@@ -60,8 +63,8 @@ class Plan:
             return np.full(len(experts), NOBODY)
         if excluded:
             return spread(self._without(self._replicas[:, layer], excluded), experts)
-        owners: npt.NDArray[np.int64] = self._owners[layer][experts]
-        if (owners == _SEVERAL).any():
+        owners: npt.NDArray[np.int64] = self._owners[layer].take(experts)
+        if self._is_shared[layer] and (owners == _SEVERAL).any():
             return spread(self._replicas[:, layer], experts)
         return owners
 
@@ -127,16 +130,19 @@ def spread(replicas: npt.NDArray[np.bool_], experts: npt.NDArray[np.int64]) -> n
 
     ``replicas`` [S, E], ``experts`` [N] -> member index [N]. Decode reads each activated expert's weights once, however
     many tokens it serves, so experts are what is evened out, not tokens (METRO, arXiv 2512.09277). Experts with the
-    fewest replicas choose first; ties go to the lower index.
+    fewest replicas choose first; ties go to the lower index. The compiled choice and numpy's are the same.
     """
+    native = load()
+    if isinstance(native, Native) and experts.shape[0]:
+        return native.spread(torch.from_numpy(replicas), torch.from_numpy(experts)).numpy()
     activated = np.unique(experts)
     choices = replicas[:, activated]  # [S, A]
-    load = np.zeros(len(replicas), dtype=np.int64)
+    loads = np.zeros(len(replicas), dtype=np.int64)
     chosen = np.full(replicas.shape[1], NOBODY, dtype=np.int64)
     for column in np.argsort(choices.sum(0), kind="stable"):
         holders = np.flatnonzero(choices[:, column])
         if len(holders):
-            best = holders[load[holders].argmin()]
-            load[best] += 1
+            best = holders[loads[holders].argmin()]
+            loads[best] += 1
             chosen[activated[column]] = best
     return chosen[experts]

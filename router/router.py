@@ -139,14 +139,16 @@ class Router:
     def build_parts(self, dispatch: Dispatch, routes: Routes, slow: str = "") -> tuple[list[Part], Routes]:
         """Frames for ``routes`` under the current plan, and the routes that nobody (but ``slow``) can answer now."""
         excluded = {*dispatch.failed_seats, slow} if slow else dispatch.failed_seats
-        return self._parts_for(dispatch, routes, self.plan.assign(dispatch.layer, dispatch.experts[routes], excluded))
+        owners = self.plan.assign(dispatch.layer, dispatch.experts.take(routes), excluded)
+        return self._parts_for(dispatch, routes, owners)
 
     def _parts_for(
         self, dispatch: Dispatch, routes: Routes, owners: npt.NDArray[np.int64]
     ) -> tuple[list[Part], Routes]:
         plan, lanes = self._snapshot
-        order = np.argsort(owners * _MOST_EXPERTS + dispatch.experts[routes], kind="stable")
-        routes, owners = routes[order], owners[order]
+        experts = dispatch.experts.take(routes)
+        order = (owners * _MOST_EXPERTS + experts).argsort(kind="stable")
+        routes, owners, experts = routes.take(order), owners.take(order), experts.take(order)
         parts, orphans = [], routes[:0]
         ends = (owners[1:] != owners[:-1]).nonzero()[0] + 1
         for begin, end in itertools.pairwise((0, *ends.tolist(), len(owners))):

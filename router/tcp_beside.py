@@ -34,23 +34,24 @@ class TcpBeside:
         self._small: _Way | None = None
         self._large: _Way | None = None
         self._taken: dict[int, _Way] = {}  # by frame id
+        self._connected: list[socket.socket] = []  # not begun
         self._closed = False
 
     async def connect(self, ticket: Ticket) -> None:
         """On the IO loop, once the lane is up."""
         host = self._lane.address.rpartition(":")[0].strip("[]")
-        connected: list[socket.socket] = []
         try:
             async with asyncio.timeout(_CONNECT_S):
                 for _ in ("small", "large"):
-                    connected.append(await _connect(host, ticket.port))
+                    self._connected.append(await _connect(host, ticket.port))
         except OSError as error:  # as is running out of time
-            for each in connected:
-                each.close()
+            self._discard()
             what = f"{self._lane.seat} cannot be reached over TCP at {host}:{ticket.port}"
-            _log.warning("%s, frames take gRPC: %s", what, error or f"no answer in {_CONNECT_S} s")
-            return
-        self._reactor.post(self._begin, *connected, ticket)
+            _log.warning("%s, frames take gRPC: %s", what, str(error) or f"no answer in {_CONNECT_S} s")
+        else:
+            self._reactor.post(self._begin, ticket)
+        if self._closed:
+            self._discard()
 
     @property
     def is_usable(self) -> bool:
@@ -81,6 +82,7 @@ class TcpBeside:
     def close(self) -> None:
         """Also from another thread, when the reactor's has ended."""
         self._closed = True
+        self._discard()
         error = FleetError(Code.LANE_LOST, f"the lane to {self._lane.seat} ends")
         small, large, self._small, self._large = self._small, self._large, None, None
         if small is not None:
@@ -88,13 +90,17 @@ class TcpBeside:
         if large is not None:
             self._io.post(large.socket.end, error)
 
-    def _begin(self, small: socket.socket, large: socket.socket, ticket: Ticket) -> None:
-        if self._closed:
-            small.close()
-            large.close()
-            return
-        self._small = self._open(small, self._reactor, ticket)
-        self._large = self._open(large, self._io, ticket)
+    def _discard(self) -> None:
+        """Closes what has not begun."""
+        while self._connected:
+            self._connected.pop().close()
+
+    def _begin(self, ticket: Ticket) -> None:
+        if not self._closed:
+            small, large = self._connected
+            self._connected.clear()
+            self._small = self._open(small, self._reactor, ticket)
+            self._large = self._open(large, self._io, ticket)
 
     def _open(self, connected: socket.socket, watcher: Reactor | IoThread, ticket: Ticket) -> "_Way":
         def on_frame(data: Buffer) -> None:

@@ -135,6 +135,17 @@ FOR_EVERY_PROCESSOR void add(const float* row, float weight, int64_t count, bool
   add_row(row, weight, count, first, sum);
 }
 
+// Whether none has an exponent of ones alone.
+FOR_EVERY_PROCESSOR bool all_finite(const float* values, int64_t count) {
+  uint32_t wrong = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, values + i, sizeof bits);
+    wrong |= uint32_t((bits & 0x7f800000u) == 0x7f800000u);
+  }
+  return !wrong;
+}
+
 // Items 0 .. total - 1 for threads that take runs of them, long ones first: memory is read in long stretches, and no
 // thread waits long for another.
 class Items {
@@ -268,9 +279,10 @@ int expertfleet_multiply(const char* instruction_set, int threads, int float32, 
 }
 
 // out[token] = the sum over k, in this order, of weights[token][k] times the row at rows[token * top_k + k]; rows are bf16 or
-// float32, multiplication and addition round apart.
-void expertfleet_combine(int threads, int float32, const uintptr_t* rows, const float* weights, int64_t num_tokens,
-                         int64_t top_k, int64_t hidden, float* out) {
+// float32, multiplication and addition round apart. Returns whether all of it is finite.
+int expertfleet_combine(int threads, int float32, const uintptr_t* rows, const float* weights, int64_t num_tokens,
+                        int64_t top_k, int64_t hidden, float* out) {
+  int finite = 1;
   Items tokens(num_tokens, threads);
   run_on_threads(threads, [&](int) {
     tokens.each([&](int64_t token) {
@@ -286,24 +298,41 @@ void expertfleet_combine(int threads, int float32, const uintptr_t* rows, const 
             add(reinterpret_cast<const uint16_t*>(mine[k]) + first, weight[k], count, k == 0, sum + first);
           }
         }
+        if (!all_finite(sum + first, count)) __atomic_store_n(&finite, 0, __ATOMIC_RELAXED);
       }
     });
   });
+  return finite;
 }
 
-// Whether all values, float32 or bf16, are finite: none has an exponent of ones alone.
-int expertfleet_finite(int float32, const void* values, int64_t count) {
-  uint32_t wrong = 0;
-  if (float32) {
-    const uint32_t* bits = static_cast<const uint32_t*>(values);
-    for (int64_t i = 0; i < count; ++i) wrong |= uint32_t((bits[i] & 0x7f800000u) == 0x7f800000u);
-  } else {
-    const uint16_t* bits = static_cast<const uint16_t*>(values);
-    uint16_t any = 0;
-    for (int64_t i = 0; i < count; ++i) any |= uint16_t(uint16_t(bits[i] & 0x7f80u) == 0x7f80u);
-    wrong = any;
+// Chooses a holder for each activated expert: those with the fewest holders first, in the order of their ids, each the holder that
+// was chosen least, the first of several. replicas[shard * stride + expert] says who holds whom; owners[route] is -1 for nobody.
+// Returns 1 for an expert that there is not.
+int expertfleet_spread(const uint8_t* replicas, int64_t num_shards, int64_t stride, int64_t num_experts,
+                       const int64_t* experts, int64_t num_routes, int64_t* owners) {
+  std::vector<int64_t> holders(num_experts, -1), load(num_shards, 0), activated;
+  for (int64_t route = 0; route < num_routes; ++route) {
+    const int64_t expert = experts[route];
+    if (expert < 0 || expert >= num_experts) return 1;
+    if (holders[expert] >= 0) continue;
+    holders[expert] = 0;
+    for (int64_t shard = 0; shard < num_shards; ++shard) holders[expert] += replicas[shard * stride + expert] != 0;
+    activated.push_back(expert);
   }
-  return !wrong;
+  std::sort(activated.begin(), activated.end(), [&](int64_t a, int64_t b) {
+    return holders[a] != holders[b] ? holders[a] < holders[b] : a < b;
+  });
+  std::vector<int64_t> chosen(num_experts, -1);
+  for (const int64_t expert : activated) {
+    int64_t best = -1;
+    for (int64_t shard = 0; shard < num_shards; ++shard) {
+      if (replicas[shard * stride + expert] && (best < 0 || load[shard] < load[best])) best = shard;
+    }
+    if (best >= 0) ++load[best];
+    chosen[expert] = best;
+  }
+  for (int64_t route = 0; route < num_routes; ++route) owners[route] = chosen[experts[route]];
+  return 0;
 }
 
 // From now on each thread of a call keeps to one of these processors.

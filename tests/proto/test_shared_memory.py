@@ -65,13 +65,13 @@ def test_areas_never_overlap_and_the_first_free_one_is_used_again(arena: Arena) 
 def test_what_is_closed_lasts_as_long_as_its_views() -> None:
     arena = Arena()
     other = SharedMemory.received(arena.file)
-    seen = other.tensor(0, torch.float32, 3)
+    seen = other.tensor(0, torch.float32, 1, 3)
     before = len(os.listdir("/proc/self/fd"))
     arena.close()
     other.close()
     for end in (arena, other):
         with pytest.raises(FleetError) as caught:
-            end.tensor(0, torch.float32, 1)
+            end.tensor(0, torch.float32, 1, 1)
         assert caught.value.code is Code.LANE_LOST
     assert not seen.any()
     assert len(os.listdir("/proc/self/fd")) == before - 2
@@ -82,7 +82,7 @@ def test_what_is_closed_lasts_as_long_as_its_views() -> None:
 @pytest.mark.parametrize(("offset", "count"), [(1, 1), (0, 1 << 60), (1 << 62, 1), (-64, 1)])
 def test_a_view_beyond_the_memory_is_refused(arena: Arena, offset: int, count: int) -> None:
     with pytest.raises(FleetError, match="do not lie in the") as caught:
-        arena.tensor(offset, torch.float32, count)
+        arena.tensor(offset, torch.float32, 1, count)
     assert caught.value.code is Code.BAD_FRAME
 
 
@@ -96,7 +96,7 @@ def test_without_room_it_says_so(arena: Arena) -> None:
 
 def test_a_burst_s_pages_go_back_to_the_system(arena: Arena) -> None:
     begin = arena.allocate(200 << 20)
-    arena.tensor(begin, torch.uint8, 200 << 20).fill_(1)
+    arena.tensor(begin, torch.uint8, 1, 200 << 20).fill_(1)
     assert os.fstat(arena.file).st_blocks * 512 >= 200 << 20
     arena.free(begin)
     assert os.fstat(arena.file).st_blocks * 512 <= 65 << 20

@@ -53,12 +53,14 @@ def test_pieces_in_any_order_give_the_bits_of_the_whole(
     routes = torch.randperm(tokens * top_k)
     cuts = sorted(random.sample(range(1, tokens * top_k), min(5, tokens * top_k - 1)))
     pieces = [(part.numpy(), rows.view(-1, hidden)[part].contiguous()) for part in routes.tensor_split(cuts)]
-    found = combine_pieces(pieces, weights)
+    found, is_finite = combine_pieces(pieces, weights)
+    assert is_finite
     assert torch.equal(bits_of(found), bits_of(combine(rows, weights)))
 
 
 def test_what_is_not_finite_stays_so(kernel: None) -> None:
     rows, weights = torch.randn(4, 8, 64), torch.rand(4, 8)
     rows[1, 3, 5], rows[2, 0, 6] = float("nan"), float("inf")
-    found = combine_pieces([(np.arange(32), rows.view(32, 64))], weights)
+    found, is_finite = combine_pieces([(np.arange(32), rows.view(32, 64))], weights)
+    assert not is_finite
     assert (~found.isfinite()).nonzero().tolist() == [[1, 5], [2, 6]]

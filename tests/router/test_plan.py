@@ -3,8 +3,11 @@
 import random
 
 import numpy as np
+import pytest
 
+from expertfleet.kernels import native
 from expertfleet.membership.epoch import EpochId, ExpertSet, Member
+from expertfleet.router import plan as plan_module
 from expertfleet.router.plan import NOBODY, Plan, spread
 
 
@@ -49,6 +52,22 @@ def test_one_lost_replica_of_one_leaves_a_hole() -> None:
     plan = Plan(EpochId(1, 1), members, {"expert-0", "expert-1"})
     assert not plan.covers_everything()
     assert (plan.assign(1, np.arange(16)) == NOBODY).any()
+
+
+def test_the_compiled_choice_is_numpys(monkeypatch: pytest.MonkeyPatch) -> None:
+    if isinstance(native.load(), str):
+        pytest.skip("the native kernel was not built")
+    rng = np.random.default_rng()
+    for _ in range(300):
+        num_shards, num_experts, num_routes = rng.integers(1, 20), rng.integers(1, 90), rng.integers(1, 200)
+        replicas = rng.random((num_shards, 3, num_experts)) < rng.random()
+        experts = rng.integers(0, num_experts, num_routes)
+        compiled = spread(replicas[:, 1], experts)
+        with monkeypatch.context() as patch:
+            patch.setattr(plan_module, "load", lambda: "not here")
+            assert compiled.tolist() == spread(replicas[:, 1], experts).tolist()
+    with pytest.raises(IndexError, match=r"an expert of \[0, 9\] is not below 9"):
+        spread(np.ones((2, 9), dtype=bool), np.array([0, 9]))
 
 
 def test_spread_evens_out_activated_experts_not_tokens() -> None:
