@@ -2,18 +2,21 @@
 
 Everything is as in serving (routing to parts, frames, the shards' handler, pool and runtime, answers, the exact combine) but
 the experts, which return their rows, after a sleep if one is asked for. Kinds of lanes take turns, round by round: ``local``
-(sockets and shared memory), ``grpc``, and ``gloo`` (gRPC, with rows from ``--pair-min-kib`` on beside it); so does ``bare``, one
-gRPC stream of all the bytes with nothing around it. CPU is what processes burnt per layer, all threads.
+(sockets and shared memory), ``tcp`` (beside gRPC), ``grpc`` alone, and ``gloo`` (gRPC, with rows from ``--pair-min-kib`` on
+beside it); so do ``raw``, one TCP connection, and ``bare``, one gRPC stream, with as many bytes as rows and answers have and nothing
+around them. CPU is what processes burnt per layer, all threads.
 Prints a CSV line per kind, number of tokens and of shards.
 """
 
 import argparse
 import os
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Thread
 
 import grpc
 import torch
@@ -74,6 +77,49 @@ class Bare:
         self._server.stop(None)
 
 
+class Raw:
+    """The same over a TCP connection."""
+
+    kind = "raw"
+
+    def __init__(self) -> None:
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connected, _ = self._listening.accept()
+            except OSError:
+                return
+            with connected:
+                self._answer(connected)
+
+    @staticmethod
+    def _answer(connected: socket.socket) -> None:
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        bytes_out, bytes_in = (int.from_bytes(connected.recv(8, socket.MSG_WAITALL), "little") for _ in range(2))
+        request, answer = memoryview(bytearray(bytes_out)), bytes(bytes_in)
+        while connected.recv_into(request, bytes_out, socket.MSG_WAITALL):
+            connected.sendall(answer)
+
+    def times(self, bytes_out: int, bytes_in: int, count: int) -> list[float]:
+        with socket.create_connection(self._listening.getsockname()) as connected:
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connected.sendall(bytes_out.to_bytes(8, "little") + bytes_in.to_bytes(8, "little"))
+            request, answer = bytes(bytes_out), memoryview(bytearray(bytes_in))
+            times = []
+            for _ in range(count + 1):
+                began = time.perf_counter()
+                connected.sendall(request)
+                connected.recv_into(answer, bytes_in, socket.MSG_WAITALL)
+                times.append(time.perf_counter() - began)
+            return times[1:]
+
+    def end(self) -> None:
+        self._listening.close()
+
+
 def measure(options: argparse.Namespace, folder: Path) -> None:
     model = folder / "model"
     make_tiny(
@@ -91,12 +137,11 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
         everybody = members(shards, checkpoint.config)
         paths = [Lanes(kind, checkpoint, everybody, io, spin_us=spin_us) for kind in KINDS]
         paths.append(Lanes("gloo", checkpoint, everybody, io, pair, spin_us))
-        bare = Bare(io)
+        plain: list[Bare | Raw] = [Raw(), Bare(io)]
         for tokens in options.tokens:
-            _compare(paths, bare, shards, tokens, checkpoint, options)
-        for path in paths:
+            _compare(paths, plain, shards, tokens, checkpoint, options)
+        for path in (*paths, *plain):
             path.end()
-        bare.end()
         for shard in shards:
             shard.end()
     io.stop()
@@ -104,14 +149,14 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
 
 def _compare(
     paths: list[Lanes],
-    bare: Bare,
+    plain: list[Bare | Raw],
     shards: list[ShardProcess],
     tokens: int,
     checkpoint: Checkpoint,
     options: argparse.Namespace,
 ) -> None:
     config = checkpoint.config
-    times: dict[str, list[float]] = {each.kind: [] for each in (*paths, bare)}
+    times: dict[str, list[float]] = {each.kind: [] for each in (*paths, *plain)}
     spent: dict[str, list[float]] = {path.kind: [0.0, 0.0, 0.0] for path in paths}  # wall, CPU here, CPU of the shards
     bytes_out = tokens * config.hidden_size * 2
     draws = [random_draw(tokens, config) for _ in range(_DRAWS)]
@@ -122,7 +167,8 @@ def _compare(
             after = time.perf_counter(), cpu_seconds(), sum(shard.cpu_seconds() for shard in shards)
             for index in range(3):
                 spent[path.kind][index] += after[index] - before[index]
-        times["bare"] += bare.times(bytes_out, bytes_out * config.top_k, options.layers)
+        for each in plain:
+            times[each.kind] += each.times(bytes_out, bytes_out * config.top_k, options.layers)
     for kind, seconds in times.items():
         ordered, count = sorted(seconds), len(seconds)
         median, p99 = (f"{1e6 * each:.0f}" for each in (ordered[count // 2], ordered[int(0.99 * (count - 1))]))

@@ -5,7 +5,7 @@ link, which everything passes. Before a network is used, a plain connection meas
 asked is passed over, and listed as "not made" with that as its limit. Where the kernel has no ``netem``, an emulator of ours holds
 packets back, which takes processor time from what is measured: of a core, 0.1 to 0.2 s for a gigabit.
 
-Each machine runs one expert shard, the first one also the attention worker, which asks all of them over gRPC. For every rate and
+Each machine runs one expert shard, the first one also the attention worker, which asks all of them over the network. For every rate and
 round trip it prints decoded tokens/s of 1 and of --concurrency sequences and prefilled tokens/s, and each as a share of the floor:
 the smaller of what the same processes reach with no limit and of what the attention worker's link can carry.
 

@@ -2,7 +2,7 @@
 
 Expert shards are plain processes, each with a stretch of the experts. This process is the router of an attention worker: the
 checkpoint's own gate, dispatch, lanes and combine; the shared expert, which a worker computes while it waits, is left out, and so
-are attention and head. Lanes over shared memory (``local``) and over gRPC take turns, call by call, each with rows of its own, so
+are attention and head. Lanes over shared memory (``local``), TCP and gRPC take turns, call by call, each with rows of its own, so
 that no experts' weights lie in a cache. A call's parts: ``gate``; ``dispatch`` (plan, packing, and sending as far as this thread
 does it); ``wait``, until the last result is here; ``combine``. ``slowest_shard`` is the largest of the shards' compute seconds of
 that call, from their own reports before and after it, ``all_shards`` their sum. ``overhead_percent`` is the layer beyond the
@@ -44,6 +44,7 @@ from expertfleet.router.gate import Gate
 _COLUMNS = "figure,lanes,tokens,count,median,p10,p90"
 _WARM_UP = 3
 _PAUSE_S = 0.01  # after the shards' reports, so that nobody still works on them
+_AWAKE_S = 0.002
 _LOADED_WITHIN_S = 1800.0
 
 
@@ -70,7 +71,7 @@ class Slice:
         """One layer's figures."""
         x = torch.randn(tokens, self._config.hidden_size).bfloat16()
         before = self._reports.compute_seconds()
-        time.sleep(_PAUSE_S)
+        self._pause()
         times = [time.perf_counter()]
         topk_ids, topk_weights = self._gate(x)
         times.append(time.perf_counter())
@@ -82,6 +83,13 @@ class Slice:
         times.append(time.perf_counter())
         shards = [now - then for now, then in zip(self._reports.compute_seconds(), before, strict=True)]
         return figures_of(times, shards)
+
+    def _pause(self) -> None:
+        """This thread works at its end, as attention would: a processor that has just been woken computes at a fraction of its speed."""
+        time.sleep(_PAUSE_S - _AWAKE_S)
+        ends_at = time.perf_counter() + _AWAKE_S
+        while time.perf_counter() < ends_at:
+            pass
 
     def use_every_expert(self) -> None:
         """Each once, over lanes of both kinds."""

@@ -5,6 +5,7 @@ and nothing else; 2. ``read_bytes`` copies from a file (no mapping, so a checkpo
 served weight) in one of its folders; 3. ``ranges_read`` tells what was read. All of it may be used from many threads.
 """
 
+import contextlib
 import hashlib
 import json
 import threading
@@ -116,6 +117,14 @@ class CheckpointFiles:
             if len(self._ranges) >= self._merge_at:  # a shard may read the same experts again and again
                 self._ranges = list(_merged(self._ranges))
                 self._merge_at = 2 * len(self._ranges) + _FIRST_MERGE
+
+    def expect(self, name: str) -> None:
+        """``name`` will soon be read: its bytes begin to come from the first folder that has them, while others are worked on."""
+        for number in range(self.num_folders):
+            with contextlib.suppress(CheckpointError, OSError):  # who reads it is told
+                info = self.info(name)
+                self._folders.expect(number, info.file, info.start, info.num_bytes)
+                return
 
     def tell(self, fault: CheckpointError) -> None:
         """That what could not be read has to come from elsewhere; once for every file."""

@@ -74,6 +74,12 @@ class Folders:
         except OSError as error:
             raise CheckpointError(path, name, error.strerror or str(error)) from error
 
+    def expect(self, number: int, file: str, start: int, num_bytes: int) -> None:
+        """These bytes will soon be filled in: the system may read them meanwhile. Raises CheckpointError or OSError."""
+        descriptor = self._descriptor(self.paths[number] / file)
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(descriptor, start, num_bytes, os.POSIX_FADV_WILLNEED)
+
     def tell(self, fault: CheckpointError) -> None:
         """That another source has to be asked: once for every file."""
         with self._lock:

@@ -20,6 +20,8 @@ from ..proto.codec import DTYPE_NAMES, Dispatch, short_fingerprint
 from ..proto.errors import Code, FleetError
 from .sources import ExpertSources, NoSourceError
 
+_READ_AHEAD = 2  # experts that are on their way from the disk while one is packed
+
 
 class Holdings:
     """The experts of one shard; filled by one loader thread, read by the others."""
@@ -69,9 +71,12 @@ class Holdings:
             _return_free_memory()
         missing = wanted.mask & ~self._mask
         failures: list[NoSourceError] = []
-        for layer, expert in self._sources.rarest_first(np.argwhere(missing)).tolist():
+        order = self._sources.rarest_first(np.argwhere(missing)).tolist()
+        for number, (layer, expert) in enumerate(order):
             if is_stale():
                 return False
+            for ahead in order[number + _READ_AHEAD : number + _READ_AHEAD + 1] if number else order[: _READ_AHEAD + 1]:
+                self._sources.expect(*ahead)
             try:
                 self._load_expert(layer, expert, backend)
             except NoSourceError as error:

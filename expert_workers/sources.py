@@ -46,6 +46,12 @@ class ExpertSources:
         self.counters.loads[source] += 1
         return weights
 
+    def expect(self, layer: int, expert: int) -> None:
+        """It will soon be read: files begin to be read now."""
+        for names in self._checkpoint.expert_names(layer, expert):
+            for name in names:
+                self._checkpoint.expect(name)
+
     def read_files(self, layer: int, expert: int) -> Three:
         """From this machine's folders alone. Raises NoSourceError."""
         return self._read_files(layer, expert)[0]

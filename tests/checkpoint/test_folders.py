@@ -48,6 +48,18 @@ def test_missing_files_are_read_from_the_shared_folder(tiny: Path, copy: Path) -
             content(files, last_of(files, SECOND), folder=0)
 
 
+def test_what_no_folder_can_give_is_not_expected_and_nothing_is_said(
+    tiny: Path, copy: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (copy / SECOND).unlink()
+    with CheckpointFiles.open(copy, ask=heads_of(tiny)) as files:
+        caplog.clear()
+        for name in (*files.tensors, "no.such.tensor"):
+            files.expect(name)
+        assert not files.ranges_read
+        assert not caplog.text
+
+
 def test_a_truncated_file_is_named_once_and_read_from_the_shared_folder(
     tiny: Path, copy: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

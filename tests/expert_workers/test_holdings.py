@@ -103,6 +103,40 @@ def test_a_shard_becomes_what_it_is_told_and_reads_only_what_is_new(minute_check
         holdings.become(ExpertSet.empty(1, 1), backend, give_back, lambda: False)
 
 
+def test_the_next_experts_are_on_their_way_while_one_is_packed_and_nothing_else_is(
+    minute_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = Checkpoint.open(minute_checkpoint)
+    config = checkpoint.config
+    events: list[tuple[str, str]] = []  # what happened to which tensor
+    names = {(info.file, info.start, info.num_bytes): name for name, info in checkpoint.tensors.items()}
+
+    def expect(descriptor: int, start: int, num_bytes: int, advice: int) -> None:
+        assert advice == os.POSIX_FADV_WILLNEED
+        file = Path(f"/proc/self/fd/{descriptor}").readlink().name
+        events.append(("expected", names[file, start, num_bytes]))
+
+    def read(name: str, *more: object) -> torch.Tensor:
+        events.append(("read", name))
+        return real(name, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "posix_fadvise", expect)
+    real = checkpoint.read
+    monkeypatch.setattr(checkpoint, "read", read)
+    backend = make_backend("reference", "cpu", torch.bfloat16, config.hidden_size, config.moe_intermediate_size, 32)
+    holdings = Holdings(checkpoint, "bfloat16", ExpertSources(checkpoint))
+    wanted = ExpertSet.from_pairs([(1, expert) for expert in range(5)], config.num_layers, config.num_experts)
+    assert holdings.become(wanted, backend, lambda layer, experts: None, lambda: False)
+    by_expert = [[name for pair in checkpoint.expert_names(1, expert) for name in pair] for expert in range(5)]
+    for what in ("expected", "read"):
+        assert [name for event, name in events if event == what] == [name for mine in by_expert for name in mine]
+    for expert in range(5):
+        expected = {
+            name for event, name in events[: events.index(("read", by_expert[expert][0]))] if event == "expected"
+        }
+        assert len(expected) == 6 * min(5, expert + 3)
+
+
 def test_an_attention_worker_reads_everything_but_routed_experts(minute_checkpoint: Path) -> None:
     server = AttentionServer(AttentionConfig(minute_checkpoint, shards=("127.0.0.1:1",), max_model_len=512))
     server.start()
