@@ -44,7 +44,6 @@ from expertfleet.router.gate import Gate
 _COLUMNS = "figure,lanes,tokens,count,median,p10,p90"
 _WARM_UP = 3
 _PAUSE_S = 0.01  # after the shards' reports, so that nobody still works on them
-_AWAKE_S = 0.002
 _LOADED_WITHIN_S = 1800.0
 
 
@@ -71,7 +70,7 @@ class Slice:
         """One layer's figures."""
         x = torch.randn(tokens, self._config.hidden_size).bfloat16()
         before = self._reports.compute_seconds()
-        self._pause()
+        time.sleep(_PAUSE_S)
         times = [time.perf_counter()]
         topk_ids, topk_weights = self._gate(x)
         times.append(time.perf_counter())
@@ -83,13 +82,6 @@ class Slice:
         times.append(time.perf_counter())
         shards = [now - then for now, then in zip(self._reports.compute_seconds(), before, strict=True)]
         return figures_of(times, shards)
-
-    def _pause(self) -> None:
-        """This thread works at its end, as attention would: a processor that has just been woken computes at a fraction of its speed."""
-        time.sleep(_PAUSE_S - _AWAKE_S)
-        ends_at = time.perf_counter() + _AWAKE_S
-        while time.perf_counter() < ends_at:
-            pass
 
     def use_every_expert(self) -> None:
         """Each once, over lanes of both kinds."""
