@@ -44,6 +44,7 @@ from expertfleet.proto.generated import generate_pb2, generate_pb2_grpc
 
 _PROMPT = 16
 _READY_WITHIN_S = 1800.0
+_LAID_AT_MOST = 3  # times: what a busy machine measures may be off
 
 
 @contextlib.contextmanager
@@ -158,7 +159,10 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
         unlimited: dict[str, float] = {}
         for round_trip, gbit in [(0.0, 0.0), *itertools.product(sorted(options.round_trip_ms), options.gbit)]:
             loss_percent = options.loss_percent if unlimited else 0.0
-            link = lay(network, options.machines, gbit, round_trip, loss_percent)
+            for _ in range(_LAID_AT_MOST):
+                link = lay(network, options.machines, gbit, round_trip, loss_percent)
+                if link.is_made(gbit, round_trip):
+                    break
             if not link.is_made(gbit, round_trip):
                 print(f"# {gbit:g} Gbit/s, round trip {round_trip:g} ms: not made: limit {link}", flush=True)
                 continue
