@@ -34,7 +34,7 @@ class Worker:
         self.address = member.address
         self.numerics = member.numerics
         self.max_model_len = member.max_model_len
-        self.running: set[object] = set()  # sequences
+        self.running: dict[object, int] = {}  # sequences, and how many tokens of each it had to read
         self.last_used = 0
         self.retired = False
         self._victims: frozenset[object] | None = None
@@ -45,6 +45,10 @@ class Worker:
     @property
     def num_running(self) -> int:
         return len(self.running)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(self.running.values())
 
     def victims(self) -> frozenset[object]:
         """The sequences that ran when its process died; whoever is told of the death first asks first."""
@@ -108,7 +112,7 @@ class Backend:
     def pick(
         self, prompt_ids: Sequence[int], *, salt: str = "", numerics: str = "", avoid: Collection[Worker] = ()
     ) -> Worker:
-        """The least loaded worker, or a nearly as idle one that has seen more of the prompt."""
+        """The worker with the fewest sequences, and among equals the fewest tokens, or a nearly as idle one that has seen more of the prompt."""
         fitting = [
             worker for worker in self._workers.values() if worker not in avoid and numerics in ("", worker.numerics)
         ]
@@ -119,7 +123,12 @@ class Backend:
         idle_enough = min(worker.num_running for worker in fitting) + _SLACK
         best = max(
             (worker for worker in fitting if worker.num_running <= idle_enough),
-            key=lambda worker: (worker.seen.num_matching(hashes), -worker.num_running, -worker.last_used),
+            key=lambda worker: (
+                worker.seen.num_matching(hashes),
+                -worker.num_running,
+                -worker.num_tokens,
+                -worker.last_used,
+            ),
         )
         self._num_picks += 1
         best.last_used = self._num_picks
@@ -127,13 +136,13 @@ class Backend:
         return best
 
     @contextmanager
-    def running(self, worker: Worker, sequence: object) -> Iterator[None]:
-        """``sequence`` is one more on the worker."""
-        worker.running.add(sequence)
+    def running(self, worker: Worker, sequence: object, num_tokens: int) -> Iterator[None]:
+        """``sequence`` is one more on the worker, which has to read so many tokens before it goes on."""
+        worker.running[sequence] = num_tokens
         try:
             yield
         finally:
-            worker.running.discard(sequence)
+            worker.running.pop(sequence, None)
             self._close_if_done(worker)
 
     async def close(self) -> None:

@@ -151,9 +151,10 @@ class _Sequence:
     async def run_on(self, worker: Worker) -> AsyncGenerator[pb.GenerateReply, None]:
         is_resumption = bool(self._request.generated_ids)
         self._set_deadline()
-        with self._backend.running(worker, self):
-            deadline_s = self._request.deadline_s
-            call = worker.generate(self._request, deadline_s + _GRACE_S if deadline_s else None)
+        request = self._request
+        with self._backend.running(worker, self, len(request.prompt_ids) + len(request.generated_ids)):
+            deadline_s = request.deadline_s
+            call = worker.generate(request, deadline_s + _GRACE_S if deadline_s else None)
             try:
                 async for reply in call:
                     self._note(reply, is_resumption)

@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 # Parts asked a second time because the first shard is slow: at most this share of all, but for a few.
 _HEDGED_SHARE = 0.05
 _HEDGES_AT_ONCE = 8
+_FIRST_ROW: Routes = np.zeros(1, dtype=np.int64)
 _MOST_EXPERTS = 1 << 32  # of a layer: makes one key of owner and expert
 
 
@@ -149,16 +150,48 @@ class Router:
         experts = dispatch.experts.take(routes)
         order = (owners * _MOST_EXPERTS + experts).argsort(kind="stable")
         routes, owners, experts = routes.take(order), owners.take(order), experts.take(order)
+        num_rows, rows = dispatch.x.shape[0], routes // dispatch.top_k
+        if num_rows > 1:
+            # A key for each shard and row; counted over those that are asked for they give the rows' places in the shards' frames.
+            keys = owners * num_rows + rows
+            asked = np.zeros(num_rows * len(lanes), dtype=np.bool_)
+            asked[keys] = True
+            places, row_ids = asked.cumsum(), asked.nonzero()[0] % num_rows
         parts, orphans = [], routes[:0]
         ends = (owners[1:] != owners[:-1]).nonzero()[0] + 1
-        for begin, end in itertools.pairwise((0, *ends.tolist(), len(owners))):
-            number, stretch = int(owners[begin]), routes[begin:end]
+        for begin, end in itertools.pairwise((0, *ends.tolist(), owners.shape[0])):
+            number, stretch = int(owners[begin]), slice(begin, end)
             if number == NOBODY:
-                orphans = stretch
-            else:
-                pieces = _split(stretch, dispatch, lanes[number])
-                parts += [self._part(dispatch, plan.epoch, lanes[number], mine) for mine in pieces]
+                orphans = routes[stretch]
+                continue
+            at, mine = rows[stretch], _FIRST_ROW
+            if num_rows > 1:
+                first = int(places[number * num_rows - 1]) if number else 0
+                at = places.take(keys[stretch]) - (first + 1)
+                mine = row_ids[first : int(places[(number + 1) * num_rows - 1])]
+            parts += self._cut(dispatch, plan.epoch, lanes[number], routes[stretch], experts[stretch], at, mine)
         return parts, orphans
+
+    def _cut(
+        self,
+        dispatch: Dispatch,
+        epoch: EpochId,
+        lane: Lane,
+        routes: Routes,
+        experts: Routes,
+        at: Routes,  # [N] which of the rows each route is for
+        row_ids: Routes,  # [R] the rows
+    ) -> list[Part]:
+        """One shard's part, or several if not all its rows fit a frame."""
+        limit = lane.max_rows(dispatch.x.shape[1] * dispatch.x.itemsize, dispatch.top_k)
+        if row_ids.shape[0] <= limit:
+            return [self._part(dispatch, epoch, lane, routes, experts, at, row_ids)]
+        parts = []
+        for first in range(0, row_ids.shape[0], limit):
+            inside = (at >= first) & (at < first + limit)
+            piece = routes[inside], experts[inside], at[inside] - first
+            parts.append(self._part(dispatch, epoch, lane, *piece, row_ids[first : first + limit]))
+        return parts
 
     def build_second_parts(self, dispatch: Dispatch, routes: Routes, doubted: set[str]) -> tuple[list[Part], Routes]:
         """As ``build_parts``, for others than those ``doubted`` and those that have failed."""
@@ -252,15 +285,16 @@ class Router:
             self.counters.failed_dispatches += 1
         self.counters.faulty_rows += len(dispatch.faults)
 
-    def _part(self, dispatch: Dispatch, epoch: EpochId, lane: Lane, routes: Routes) -> Part:
-        num_rows = dispatch.x.shape[0]
-        route_rows, row_ids = routes // dispatch.top_k, None
-        if num_rows > 1:
-            used = np.zeros(num_rows, dtype=bool)
-            used[route_rows] = True
-            if not used.all():
-                row_ids = torch.from_numpy(np.flatnonzero(used))
-                route_rows = (used.cumsum() - 1)[route_rows]
+    def _part(
+        self,
+        dispatch: Dispatch,
+        epoch: EpochId,
+        lane: Lane,
+        routes: Routes,
+        experts: Routes,
+        at: Routes,
+        row_ids: Routes,
+    ) -> Part:
         frame = Frame(
             next(self._frame_ids),
             self._fingerprint,
@@ -269,11 +303,12 @@ class Router:
             dispatch.priority,
             int((dispatch.deadline - time.monotonic()) * 1e6),
             dispatch.x,
-            route_rows.astype(np.int32),
-            dispatch.experts[routes].astype(np.int32),
+            at.astype(np.int32),
+            experts.astype(np.int32),
         )
         self.counters.frames += 1
-        return Part(lane, frame, row_ids, routes)
+        all_rows = row_ids.shape[0] == dispatch.x.shape[0]
+        return Part(lane, frame, None if all_rows else torch.from_numpy(row_ids), routes)
 
     def _replan(self) -> None:
         epoch = self._epoch
@@ -295,13 +330,3 @@ class Router:
         if dispatch in self._parked:
             self._parked.discard(dispatch)
             dispatch.retry_waiting()
-
-
-def _split(routes: Routes, dispatch: Dispatch, lane: Lane) -> list[Routes]:
-    """``routes`` to one shard, cut so that the rows of each piece fit a frame."""
-    T, H = dispatch.x.shape
-    limit = lane.max_rows(H * dispatch.x.itemsize, dispatch.top_k)
-    if limit >= T:
-        return [routes]
-    distinct, place = np.unique(routes // dispatch.top_k, return_inverse=True)
-    return [routes[place // limit == piece] for piece in range(-(-len(distinct) // limit))]

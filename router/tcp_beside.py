@@ -69,7 +69,7 @@ class TcpBeside:
         return True
 
     def cancel(self, frame_id: int, version: int) -> bool:
-        """Whether the frame had gone this way, as the word of its end does."""
+        """Whether the frame went this way, as now its cancel does."""
         way = self._taken.get(frame_id)
         if way is None:
             return False

@@ -42,8 +42,20 @@ def test_a_known_prefix_wins_until_its_worker_is_too_busy() -> None:
         home = backend.pick(prompt)
         assert all(backend.pick([*prompt, 7]) is home for _ in range(5))
         assert {backend.pick([*prompt, 7], salt="other").address for _ in range(4)} != {home.address}
-        home.running.update(range(5))
+        home.running.update(dict.fromkeys(range(5), 1))
         assert backend.pick(prompt) is not home
+
+    with_backend(check, *PAIR)
+
+
+def test_of_workers_with_as_many_sequences_the_one_with_less_to_read_is_chosen() -> None:
+    def check(backend: Backend) -> None:
+        first, second = backend.workers
+        with backend.running(first, "long", 4000), backend.running(second, "short", 32):
+            assert [backend.pick([1]) for _ in range(3)] == [second] * 3
+            with backend.running(second, "shorter", 3):
+                assert backend.pick([1]) is first
+        assert first.num_tokens == second.num_tokens == 0
 
     with_backend(check, *PAIR)
 
@@ -62,7 +74,7 @@ def test_numerics_and_avoided_workers_limit_the_choice() -> None:
 def test_a_worker_that_left_finishes_what_it_runs_before_its_channel_closes() -> None:
     def check(backend: Backend) -> None:
         leaving = backend.workers[0]
-        with backend.running(leaving, object()):
+        with backend.running(leaving, object(), 7):
             backend.update(epoch(PAIR[1]))
             assert [worker.address for worker in backend.workers] == ["127.0.0.1:2"]
             assert leaving.retired
