@@ -147,11 +147,8 @@ def socket_context(server_side: bool) -> ssl.SSLContext | None:
     return context
 
 
-def secure_socket(connected: socket.socket, timeout_s: float) -> socket.socket:
-    """The client's end of such a connection, secured if channels are. Blocks; raises OSError."""
-    context = socket_context(server_side=False)
-    if context is None:
-        return connected
+def secure_socket(context: ssl.SSLContext, connected: socket.socket, timeout_s: float) -> socket.socket:
+    """The client's end of such a connection. Blocks; raises OSError."""
     connected.settimeout(timeout_s)
     return context.wrap_socket(connected, server_hostname=_NAME)
 

@@ -30,7 +30,7 @@ _LENGTH = struct.Struct("<Q")
 _TICKET_BYTES = 32
 _SCRATCH_BYTES = 256 << 10
 _WHOLE_BYTES = 32 << 10  # a frame that has not come whole and is larger gets memory of its own
-_GLANCE_BYTES = 4 << 10
+_GLANCE_BYTES = 4 << 10  # of the scratch are read after such a frame, as another may follow
 _MOST_READ = 16
 _MOST_PARTS = 64
 _MAX_WAITING_BYTES = 1 << 30
@@ -99,9 +99,7 @@ class TcpSocket:
         self._scratch = memoryview(bytearray(_SCRATCH_BYTES))
         self._body: memoryview | None = None  # of a frame under way that has memory of its own
         self._have = 0  # bytes in the body, if there is one, else in the scratch
-        self._reach = (
-            _SCRATCH_BYTES  # how far the scratch is read into: little after a large frame, as another may follow
-        )
+        self._reach = _SCRATCH_BYTES  # how far the scratch is read into
         self._is_tls = isinstance(connected, ssl.SSLSocket)  # whose calls must not meet
         connected.setblocking(False)
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -2,7 +2,7 @@
 
 Knows nothing of routes' meaning. Small dispatches and their answers take a connection that the reactor's thread reads itself, so
 that an answer wakes one thread. Large ones take another, which the IO thread reads while the reactor's thread computes. Until the
-shard has greeted on a connection, and where it offers none, frames take the stream.
+shard has greeted on a connection, and where it offers none or lets nobody in, frames take the stream.
 """
 
 import asyncio
@@ -110,11 +110,23 @@ class TcpBeside:
                 self._reactor.post(self._received, way, data)
 
         def on_end(error: FleetError) -> None:
-            self._reactor.post(self._connection.end, error)
+            self._reactor.post(self._ended, way, error)
 
         way = _Way(TcpSocket(connected, watcher, self._io, self._max_frame_bytes, on_frame, on_end))
         way.socket.send((ticket.secret.encode(),))
         return way
+
+    def _ended(self, way: "_Way", error: FleetError) -> None:
+        """The lane ends with a connection that has carried frames, and does without one that never did."""
+        if way.usable:
+            self._connection.end(error)
+            return
+        if not self._closed:
+            _log.warning("%s lets nobody in over TCP, frames take gRPC: %s", self._lane.seat, error)
+        if way is self._small:
+            self._small = None
+        if way is self._large:
+            self._large = None
 
     def _received(self, way: "_Way", data: Buffer) -> None:
         if way.usable:
@@ -142,7 +154,10 @@ async def _connect(host: str, port: int) -> socket.socket:
     try:
         connected.setblocking(False)
         await loop.sock_connect(connected, address)
-        return await loop.run_in_executor(None, wire.secure_socket, connected, _CONNECT_S)
+        context = wire.socket_context(server_side=False)
+        if context is None:
+            return connected
+        return await loop.run_in_executor(None, wire.secure_socket, context, connected, _CONNECT_S)
     except BaseException:
         connected.close()
         raise

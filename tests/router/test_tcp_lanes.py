@@ -129,6 +129,26 @@ def test_without_the_port_frames_take_the_stream_and_the_log_says_so(
     assert over_stream == [Kind.HELLO, Kind.DISPATCH]
 
 
+def test_a_shard_that_lets_nobody_in_is_asked_over_the_stream_and_the_lane_stays_up(
+    io: IoThread,
+    server: ExpertServer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    over_stream: list[Kind],
+) -> None:
+    """As when strangers take all its places."""
+    assert server._tcp is not None
+    monkeypatch.setattr(server._tcp, "_on_ticket", lambda secret, connection: False)
+    with closing(End(io, server, "tcp", beside=False)) as end:
+        ends_at = time.monotonic() + 10
+        while caplog.text.count("lets nobody in over TCP, frames take gRPC") < 2:
+            assert time.monotonic() < ends_at
+            end.reactor.step(0.02)
+        end.ask(*drawn(server.checkpoint, 2))
+        assert end.lane.last_error is None
+    assert over_stream == [Kind.HELLO, Kind.DISPATCH]
+
+
 def test_a_shard_that_offers_none_is_asked_over_the_stream(
     io: IoThread, small_checkpoint: Path, over_stream: list[Kind]
 ) -> None:
