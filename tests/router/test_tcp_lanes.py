@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -90,17 +91,20 @@ def test_a_cancelled_dispatch_is_taken_from_the_shards_queue(
     io: IoThread, server: ExpertServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     computed: list[int] = []
+    go = threading.Event()
     real = runtime.grouped_gemm
 
     def slow(x: torch.Tensor, *more: Any) -> torch.Tensor:
         computed.append(len(x))
-        time.sleep(0.2)
+        go.wait(20)
         return real(x, *more)
 
     monkeypatch.setattr(runtime, "grouped_gemm", slow)
     with closing(End(io, server, "tcp")) as end:
-        first, second = (end.dispatch(*drawn(server.checkpoint, tokens)) for tokens in (1, 2))
-        second.close()
+        first = end.dispatch(*drawn(server.checkpoint, 1))
+        assert eventually(lambda: computed == [1])
+        end.dispatch(*drawn(server.checkpoint, 2)).close()
+        go.set()
         assert end.reactor.run(lambda: first.done, 20)
         first.close()
         x, ids = drawn(server.checkpoint, 3)
