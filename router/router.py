@@ -150,6 +150,11 @@ class Router:
         experts = dispatch.experts.take(routes)
         order = (owners * _MOST_EXPERTS + experts).argsort(kind="stable")
         routes, owners, experts = routes.take(order), owners.take(order), experts.take(order)
+        orphans = routes[: np.count_nonzero(owners == NOBODY)]
+        if num_orphans := orphans.shape[0]:
+            routes, owners, experts = routes[num_orphans:], owners[num_orphans:], experts[num_orphans:]
+            if not routes.shape[0]:
+                return [], orphans
         num_rows, rows = dispatch.x.shape[0], routes // dispatch.top_k
         if num_rows > 1:
             # A key for each shard and row; counted over those that are asked for they give the rows' places in the shards' frames.
@@ -157,13 +162,10 @@ class Router:
             asked = np.zeros(num_rows * len(lanes), dtype=np.bool_)
             asked[keys] = True
             places, row_ids = asked.cumsum(), asked.nonzero()[0] % num_rows
-        parts, orphans = [], routes[:0]
+        parts: list[Part] = []
         ends = (owners[1:] != owners[:-1]).nonzero()[0] + 1
         for begin, end in itertools.pairwise((0, *ends.tolist(), owners.shape[0])):
             number, stretch = int(owners[begin]), slice(begin, end)
-            if number == NOBODY:
-                orphans = routes[stretch]
-                continue
             at, mine = rows[stretch], _FIRST_ROW
             if num_rows > 1:
                 first = int(places[number * num_rows - 1]) if number else 0

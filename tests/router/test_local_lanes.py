@@ -17,7 +17,7 @@ from expertfleet.checkpoint.tensors import Checkpoint
 from expertfleet.expert_workers import runtime
 from expertfleet.expert_workers.config import ExpertConfig
 from expertfleet.expert_workers.server import ExpertServer
-from expertfleet.membership.epoch import Epoch, EpochId, Member
+from expertfleet.membership.epoch import Epoch, EpochId, ExpertSet, Member
 from expertfleet.proto.codec import Hello
 from expertfleet.proto.errors import Code, FleetError
 from expertfleet.proto.io_thread import IoThread
@@ -271,3 +271,32 @@ def test_an_answer_that_was_not_asked_for_ends_the_lane(server: ExpertServer, en
         assert end.reactor.run(lambda: end.lane.up, 10)
         assert end.reactor.run(lambda: dispatch.done, 10)
         assert dispatch.error is None
+
+
+def test_rows_whose_experts_nobody_holds_wait_and_the_others_go_out_alone(io: IoThread, server: ExpertServer) -> None:
+    with closing(End(io, server, "local")) as end:
+        for held in (range(0), range(3)):
+            config = end.config
+            pairs = [(LAYER, expert) for expert in held]
+            mask = ExpertSet.from_pairs(pairs, config.num_layers, config.num_experts)
+            members = (Member("expert-0", server.address, server.numerics, mask),) if pairs else ()
+            end.router.set_epoch(Epoch(EpochId(1, 2), server.checkpoint.fingerprint, "bfloat16", members, (), False))
+            end.reactor.step(0)
+            is_there = bool(pairs)
+            assert end.reactor.run(
+                lambda want=is_there: want == any(lane.up for lane in end.router._lanes.values()), 20
+            )
+            x, ids = drawn(server.checkpoint, 33)
+            with closing(end.dispatch(x, ids)) as dispatch:
+                asked = ids.reshape(-1).numpy()
+                sent = [
+                    (part, part.row_ids if part.row_ids is not None else torch.arange(33))
+                    for part in dispatch._parts.values()
+                ]
+                routes = [route for part, _ in sent for route in part.routes.tolist()]
+                assert sorted([*routes, *dispatch._waiting.tolist()]) == list(range(len(asked)))
+                assert all(asked[route] in held for route in routes)
+                assert not any(asked[route] in held for route in dispatch._waiting)
+                for part, row_ids in sent:
+                    assert (row_ids[part.frame.route_rows] == torch.from_numpy(part.routes) // config.top_k).all()
+                    assert len(row_ids) == len(set((part.routes // config.top_k).tolist()))
