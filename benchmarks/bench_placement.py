@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from expertfleet.router.copies import Objective
 from expertfleet.router.placement import Placement, Shard, place
@@ -126,9 +127,8 @@ def unevenness(rng: np.random.Generator, held: Bools, loads: Floats, batch: int,
         for _ in range(draws):
             favour = np.log(row) + rng.gumbel(size=(batch, EXPERTS))
             experts = np.argpartition(-favour, TOP_K, axis=1)[:, :TOP_K].reshape(-1)
-            owners = spread(held[:, layer], experts)
-            activated = owners[np.unique(experts, return_index=True)[1]]
-            for number, busy in enumerate((owners, activated)):
+            owners = spread(held[:, layer], torch.from_numpy(experts)).numpy()
+            for number, busy in enumerate((owners[experts], owners[np.unique(experts)])):
                 per_shard = np.bincount(busy, minlength=len(held))
                 found[number] += per_shard.max(), per_shard.mean()
     routes, activations = (found[:, 0] / found[:, 1]).tolist()

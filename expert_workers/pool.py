@@ -58,7 +58,7 @@ class Job:
         return self.num_routes - self.num_done
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Slice:
     """Routes ``first`` to ``first + count`` of a job."""
 

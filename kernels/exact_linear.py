@@ -63,7 +63,8 @@ class ExactScores:
     def __init__(self, weight: torch.Tensor, book: RuleBook) -> None:
         native = native_kernel(weight.shape[1]) if weight.dtype is torch.bfloat16 else None
         if native is not None:
-            self._call = _native_rows(native, weight.contiguous(), torch.float32)
+            kept = native.in_large_pages(weight.shape, weight.dtype).copy_(weight)
+            self._call = _native_call(native, kept, torch.float32)
         else:
             num_out, num_in = weight.shape
             linear = ExactLinear(weight.float(), linear_rule(book, num_out, num_in, torch.float32))
@@ -141,14 +142,8 @@ def _native_rule(call: RowCall, row: torch.Tensor) -> RowRule:
 
 
 def _native_call(native: Native, weight: torch.Tensor, dtype: torch.dtype) -> RowCall:
-    """x [R, heads, in] → [R, heads, out] in ``dtype``; the weight is [heads, out, in]."""
+    """x [R, in] → [R, out] in ``dtype``, the weight being [out, in], or all of that with heads."""
     return lambda x: native.multiply(x, weight, dtype, native.instruction_sets[0])
-
-
-def _native_rows(native: Native, weight: torch.Tensor, dtype: torch.dtype) -> RowCall:
-    """x [R, in] → [R, out] in ``dtype``; the weight is [out, in]."""
-    call = _native_call(native, weight[None], dtype)
-    return lambda x: call(x[:, None])[:, 0]
 
 
 def _forms(weight: torch.Tensor, passing: bool) -> Iterator[tuple[str, RowCall]]:
@@ -164,7 +159,7 @@ def _form_call(form: str, weight: torch.Tensor) -> RowCall:
     if form == "native":
         native = native_kernel(weight.shape[1])
         assert native is not None
-        return _native_rows(native, weight.contiguous(), weight.dtype)
+        return _native_call(native, weight.contiguous(), weight.dtype)
     if form in _PACKED:
         packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _PACKED[form])
         linear = torch.ops.mkldnn._linear_pointwise.default

@@ -95,35 +95,18 @@ class ExpertLayer(ABC):
     @abstractmethod
     def bytes_held(self) -> int: ...
 
+    def check_routes(self, num_rows: int, route_rows: torch.Tensor, route_experts: torch.Tensor) -> None:
+        """Raises KernelError for a row that there is not and an expert that is not held, if ``apply`` would not."""
+        routes = route_rows.numpy()
+        if routes.min() < 0 or routes.max() >= num_rows:
+            raise KernelError(f"route rows {routes.tolist()}, but there are {num_rows} rows")
+        for expert_id in set(route_experts.tolist()):
+            if not self.holds(expert_id):
+                raise KernelError(f"expert {expert_id} is not held")
+
     @abstractmethod
     def apply(self, x: torch.Tensor, route_rows: torch.Tensor, route_experts: torch.Tensor, out: torch.Tensor) -> None:
         """x [R, H], at least one route of rows and held experts, both int64 [N] → out [N, H] in the routes' order."""
-
-
-class Slots:
-    """A number for each expert, small and given again once its expert is gone."""
-
-    def __init__(self) -> None:
-        self._slots: dict[int, int] = {}
-        self._free: list[int] = []
-
-    def __contains__(self, expert_id: int) -> bool:
-        return expert_id in self._slots
-
-    def next(self) -> int:
-        """The slot that the next expert gets."""
-        return self._free[-1] if self._free else len(self._slots)
-
-    def take(self, expert_id: int) -> None:
-        self._slots[expert_id] = self._free.pop() if self._free else len(self._slots)
-
-    def release(self, expert_id: int) -> int:
-        slot = self._slots.pop(expert_id)
-        self._free.append(slot)
-        return slot
-
-    def of(self, expert_ids: torch.Tensor) -> list[int]:
-        return [self._slots[expert_id] for expert_id in expert_ids.tolist()]
 
 
 class NativeLayer(ExpertLayer):
@@ -134,19 +117,17 @@ class NativeLayer(ExpertLayer):
         self._native = native
         self._instruction_set = instruction_set
         self._blocks: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # by expert
-        self._places = torch.empty((2, 0), dtype=torch.int64)  # addresses of the blocks
-        self._slots = Slots()
+        self._places = torch.empty((2, 0), dtype=torch.int64)  # addresses of the blocks, by expert
 
     def _keep(self, expert_id: int, gate: Projection, up: Projection, down: Projection) -> None:
-        blocks, slot = (self._native.pack_gate_up(gate, up), self._native.pack_down(down)), self._slots.next()
-        places = self._places.new_zeros(2, max(slot + 1, self._places.shape[1]))
+        blocks = self._native.pack_gate_up(gate, up), self._native.pack_down(down)
+        places = self._places.new_zeros(2, max(expert_id + 1, self._places.shape[1]))
         places[:, : self._places.shape[1]] = self._places
-        places[:, slot] = addresses(blocks)
+        places[:, expert_id] = addresses(blocks)
         self._blocks[expert_id], self._places = blocks, places  # replaced as a whole: another thread may be applying
-        self._slots.take(expert_id)
 
     def _drop(self, expert_id: int) -> None:
-        self._slots.release(expert_id)
+        self._places[:, expert_id] = 0  # by the thread that applies
         del self._blocks[expert_id]
 
     def _turn_back(self, expert_id: int) -> Three:
@@ -154,18 +135,18 @@ class NativeLayer(ExpertLayer):
         return turn_back(gate_up, down, self.shape.width, self.shape.hidden, self.shape.group_size)
 
     def holds(self, expert_id: int) -> bool:
-        return expert_id in self._slots
+        return expert_id in self._blocks
 
     @property
     def bytes_held(self) -> int:
         return sum(block.nbytes for blocks in list(self._blocks.values()) for block in blocks)
 
+    def check_routes(self, num_rows: int, route_rows: torch.Tensor, route_experts: torch.Tensor) -> None:
+        """The kernel does."""
+
     def apply(self, x: torch.Tensor, route_rows: torch.Tensor, route_experts: torch.Tensor, out: torch.Tensor) -> None:
-        gate_up, down = self._places
-        slots = torch.tensor(self._slots.of(route_experts))
-        self._native.apply(
-            x, route_rows, slots, gate_up, down, self.shape.width, self.shape.group_size, self._instruction_set, out
-        )
+        width, group_size = self.shape.width, self.shape.group_size
+        self._native.apply(x, route_rows, route_experts, self._places, width, group_size, self._instruction_set, out)
 
 
 class ByExpertLayer(ExpertLayer):

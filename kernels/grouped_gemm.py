@@ -13,7 +13,6 @@ import torch
 
 from . import int4
 from .backend import Backend, make_backend
-from .errors import KernelError
 from .expert_layer import ExpertLayer, Projection
 
 __all__ = ["Backend", "ExpertLayer", "grouped_gemm", "grouped_gemm_reference", "make_backend"]
@@ -34,19 +33,9 @@ def grouped_gemm(
     out = x.new_empty((num_routes, hidden)) if out is None else out
     if num_routes == 0:
         return out
-    _check_rows(route_rows, num_rows)
-    for expert_id in set(route_experts.tolist()):
-        if not layer.holds(expert_id):
-            raise KernelError(f"expert {expert_id} is not held")
+    layer.check_routes(num_rows, route_rows, route_experts)
     layer.apply(x, route_rows, route_experts, out)
     return out
-
-
-def _check_rows(route_rows: torch.Tensor, num_rows: int) -> None:
-    routes = route_rows.numpy()
-    lowest, highest = routes.min(), routes.max()
-    if lowest < 0 or highest >= num_rows:
-        raise KernelError(f"route rows reach from {lowest} to {highest}, but there are {num_rows} rows")
 
 
 def grouped_gemm_reference(

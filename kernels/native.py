@@ -1,5 +1,8 @@
 """The compiled kernel for experts on CPUs (``cpp/``), called through ctypes: packing, and experts applied to routes,
-and for routers: the exact combine, and who of several is asked.
+and for routers: the gate's choice, who of several is asked, what each shard is asked, and the exact combine.
+
+Between two layers the caches are swept by the experts' weights, so each torch or numpy operation costs tens of microseconds, and one
+call of what is compiled as much as one of them.
 
 Knows nothing of layers or routes' origin. What it computes is exact where order could matter: a row is read as integers,
 32 values with one power-of-two step and 14 bits beside the sign (22 for float32 rows), sums over 32 inputs are int32, and
@@ -20,7 +23,6 @@ GROUP = 32  # inputs and outputs come in multiples of this, and group sizes as w
 _LIBRARY = "cpu_experts"
 _WORTH_THREADS = 1 << 20
 _DTYPES = (torch.bfloat16, torch.float32)
-_PROBLEMS = {1: "the instruction set {} is not there", 2: "no memory for {} routes"}
 
 Words = torch.Tensor  # int32 [out, in / 8]
 Scales = torch.Tensor  # bf16 [out, in / group]
@@ -44,7 +46,10 @@ class Native:
         library.expertfleet_multiply.argtypes = [ctypes.c_char_p, integer, integer, pointer, *[count] * 2]
         library.expertfleet_multiply.argtypes += [pointer, count, count, integer, pointer]
         library.expertfleet_combine.argtypes = [integer, integer, pointer, pointer, *[count] * 3, pointer]
+        library.expertfleet_choose.argtypes = [integer, pointer, pointer, *[count] * 5, integer, ctypes.c_float]
+        library.expertfleet_choose.argtypes += [pointer, pointer]
         library.expertfleet_spread.argtypes = [pointer, *[count] * 3, pointer, count, pointer]
+        library.expertfleet_share_out.argtypes = [pointer, count, count, pointer, pointer, *[count] * 3, *[pointer] * 7]
         library.expertfleet_pin.argtypes = [pointer, integer]
         library.expertfleet_read.argtypes = [ctypes.c_char_p, integer, pointer, count]
         library.expertfleet_read.restype = count
@@ -75,34 +80,42 @@ class Native:
         self,
         x: torch.Tensor,  # [R, H] bf16 or float32
         route_rows: torch.Tensor,  # [N] int64, below R
-        route_slots: torch.Tensor,  # [N] int64, below the number of blocks
-        gate_up: torch.Tensor,  # int64 [slots]: the blocks' addresses
-        down: torch.Tensor,  # int64 [slots]
+        route_experts: torch.Tensor,  # [N] int64
+        blocks: torch.Tensor,  # int64 [2, experts]: the addresses of gate_up's and down's, 0 where an expert is not held
         width: int,
         group_size: int,
         instruction_set: str,
         out: torch.Tensor,  # [N, H] in x's dtype
     ) -> None:
-        """On as many threads as torch has in this thread."""
+        """On as many threads as torch has in this thread. Raises KernelError for a row that there is not, and for such an expert."""
         assert x.dtype in _DTYPES, f"x is {x.dtype}"
         assert out.dtype is x.dtype, f"out is {out.dtype}, x {x.dtype}"
         assert out.is_contiguous(), f"out has strides {out.stride()}"
-        x, route_rows, route_slots = x.contiguous(), route_rows.contiguous(), route_slots.contiguous()
-        assert all(each.dtype is torch.int64 for each in (route_rows, route_slots, gate_up, down)), "wanted int64"
-        num_routes, hidden = route_rows.shape[0], x.shape[1]
+        assert route_rows.dtype is route_experts.dtype is blocks.dtype is torch.int64, "wanted int64"
+        x, route_rows, route_experts = x.contiguous(), route_rows.contiguous(), route_experts.contiguous()
+        (num_routes,), (num_rows, hidden), (_, num_experts) = route_rows.shape, x.shape, blocks.shape
         assert out.shape == (num_routes, hidden), f"out is {tuple(out.shape)}, wanted {(num_routes, hidden)}"
+        gate_up = blocks.data_ptr()
         problem = self._library.expertfleet_apply(
-            instruction_set.encode(), torch.get_num_threads(), x.dtype is torch.float32, x.data_ptr(), x.shape[0],
-            hidden, width, group_size, num_routes, route_rows.data_ptr(), route_slots.data_ptr(), gate_up.shape[0],
-            gate_up.data_ptr(), down.data_ptr(), out.data_ptr(),
+            instruction_set.encode(), torch.get_num_threads(), x.dtype is torch.float32, x.data_ptr(), num_rows, hidden,
+            width, group_size, num_routes, route_rows.data_ptr(), route_experts.data_ptr(), num_experts, gate_up,
+            gate_up + 8 * num_experts, out.data_ptr(),
         )  # fmt: skip
         if problem:
+            held = set(blocks[0].nonzero()[:, 0].tolist())
+            foreign = next((expert for expert in route_experts.tolist() if expert not in held), None)
             raise KernelError(
-                f"backend: cpu-native: {_PROBLEMS[problem].format((instruction_set, num_routes)[problem - 1])}"
+                {
+                    1: f"backend: cpu-native: the instruction set {instruction_set} is not there",
+                    2: f"backend: cpu-native: no memory for {num_routes} routes",
+                    3: f"route rows {route_rows.tolist()}, but there are {num_rows} rows",
+                    4: f"expert {foreign} is not held",
+                }[problem]
             )
 
     def multiply(self, x: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype, instruction_set: str) -> torch.Tensor:
-        """x [R, heads, in] bf16 or float32, weight [heads, out, in] bf16, in a multiple of 16 → [R, heads, out] in ``dtype``.
+        """x [R, in] bf16 or float32, weight [out, in] bf16, in a multiple of 16 → [R, out] in ``dtype``; with heads x is
+        [R, heads, in], the weight [heads, out, in] and the result [R, heads, out].
 
         Summed in float32, exact by row. Few products are worth less than waking other threads.
         """
@@ -111,51 +124,119 @@ class Native:
         assert dtype in _DTYPES, f"wanted {dtype}"
         assert weight.dtype is torch.bfloat16, f"the weight is {weight.dtype}"
         assert weight.is_contiguous(), f"the weight has strides {weight.stride()}"
-        heads, num_out, num_in = weight.shape
-        assert x.shape[1:] == (heads, num_in), f"x is {tuple(x.shape)}, wanted [R, {heads}, {num_in}]"
-        out = torch.empty(len(x), heads, num_out, dtype=dtype)
-        threads = torch.get_num_threads() if len(x) * weight.numel() >= _WORTH_THREADS else 1
+        (num_rows, *row_shape), (*heads, num_out, num_in) = x.shape, weight.shape
+        assert row_shape == [*heads, num_in], (
+            f"x is {tuple(x.shape)}, wanted [R, {', '.join(map(str, (*heads, num_in)))}]"
+        )
+        out = torch.empty(num_rows, *heads, num_out, dtype=dtype)
+        threads = torch.get_num_threads() if num_rows * weight.numel() >= _WORTH_THREADS else 1
         problem = self._library.expertfleet_multiply(
-            instruction_set.encode(), threads, x.dtype is torch.float32, x.data_ptr(), len(x), heads,
+            instruction_set.encode(), threads, x.dtype is torch.float32, x.data_ptr(), num_rows, *(heads or (1,)),
             weight.data_ptr(), num_in, num_out, dtype is torch.float32, out.data_ptr(),
         )  # fmt: skip
         assert not problem, f"instruction set {instruction_set!r}"
         return out
 
+    def choose(
+        self,
+        logits: torch.Tensor,  # [T, E] float32
+        bias: torch.Tensor,  # [E] float32
+        top_k: int,
+        num_groups: int,
+        num_kept_groups: int,
+        normalise: bool,
+        scaling_factor: float,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The gate's choice, as ``router.gate`` says: ids [T, K] int64 and weights [T, K] float32, the best first.
+
+        Of experts with equal scores the one with the smaller id is the better one.
+        """
+        num_tokens, num_experts = logits.shape
+        assert logits.dtype is bias.dtype is torch.float32, f"logits are {logits.dtype}, the bias {bias.dtype}"
+        assert bias.shape == (num_experts,), f"the bias is {tuple(bias.shape)}, wanted {(num_experts,)}"
+        assert 0 < top_k <= num_experts // num_groups * num_kept_groups, f"top_k is {top_k} of {num_experts} experts"
+        assert num_experts % num_groups == 0, f"{num_experts} experts in {num_groups} groups"
+        assert num_groups == 1 or num_experts >= 2 * num_groups, f"{num_experts} experts in {num_groups} groups"
+        logits, bias = logits.contiguous(), bias.contiguous()
+        topk_ids, topk_weights = torch.empty(num_tokens, top_k, dtype=torch.int64), torch.empty(num_tokens, top_k)
+        threads = torch.get_num_threads() if logits.numel() * top_k >= _WORTH_THREADS else 1
+        self._library.expertfleet_choose(
+            threads, logits.data_ptr(), bias.data_ptr(), num_tokens, num_experts, top_k, num_groups, num_kept_groups,
+            normalise, scaling_factor, topk_ids.data_ptr(), topk_weights.data_ptr(),
+        )  # fmt: skip
+        return topk_ids, topk_weights
+
     def combine(
-        self, rows: torch.Tensor, weights: torch.Tensor, hidden: int, dtype: torch.dtype
+        self, rows: bytes | torch.Tensor, weights: torch.Tensor, hidden: int, dtype: torch.dtype
     ) -> tuple[torch.Tensor, bool]:
-        """int64 addresses [T, K] of rows [hidden] in ``dtype``, weights [T, K] → float32 [T, hidden], summed in K's order.
+        """int64 addresses, T · K, of rows [hidden] in ``dtype``, weights [T, K] → float32 [T, hidden], summed in K's order.
 
         And whether all of that is finite.
         """
         assert dtype in _DTYPES, f"rows are {dtype}"
-        assert rows.dtype is torch.int64, f"addresses are {rows.dtype}"
         assert weights.dtype is torch.float32, f"weights are {weights.dtype}"
-        assert rows.shape == weights.shape, f"{tuple(rows.shape)} rows, {tuple(weights.shape)} weights"
-        (num_tokens, top_k), weights = rows.shape, weights.contiguous()
+        (num_tokens, top_k), weights = weights.shape, weights.contiguous()
+        addresses: bytes | int
+        if isinstance(rows, torch.Tensor):
+            assert rows.dtype is torch.int64, f"addresses are {rows.dtype}"
+            num_bytes, addresses = rows.nbytes, rows.contiguous().data_ptr()
+        else:
+            num_bytes, addresses = len(rows), rows
+        assert num_bytes == 8 * num_tokens * top_k, f"{num_bytes // 8} rows, {tuple(weights.shape)} weights"
         out = torch.empty(num_tokens, hidden)
-        threads = torch.get_num_threads() if rows.numel() * hidden >= _WORTH_THREADS else 1
+        threads = torch.get_num_threads() if num_tokens * top_k * hidden >= _WORTH_THREADS else 1
         is_finite = self._library.expertfleet_combine(
-            threads, dtype is torch.float32, rows.contiguous().data_ptr(), weights.data_ptr(), num_tokens, top_k, hidden,
-            out.data_ptr(),
-        )  # fmt: skip
+            threads, dtype is torch.float32, addresses, weights.data_ptr(), num_tokens, top_k, hidden, out.data_ptr()
+        )
         return out, bool(is_finite)
 
     def spread(self, replicas: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
-        """bool [S, E], contiguous rows of them, int64 [N] below E → int64 [N], as ``router.plan.spread`` says."""
+        """bool [S, E], contiguous rows of them, int64 [N] below E → int64 [E], as ``router.plan.spread`` says."""
         assert replicas.dtype is torch.bool, f"replicas are {replicas.dtype}"
         assert replicas.stride(1) == 1, f"replicas have strides {replicas.stride()}"
         assert experts.dtype is torch.int64, f"experts are {experts.dtype}"
         assert experts.is_contiguous(), f"experts have strides {experts.stride()}"
-        owners, (num_shards, num_experts) = torch.empty_like(experts), replicas.shape
+        num_shards, num_experts = replicas.shape
+        owners = torch.empty(num_experts, dtype=torch.int64)
         problem = self._library.expertfleet_spread(
-            replicas.data_ptr(), num_shards, replicas.stride(0), num_experts, experts.data_ptr(), experts.shape[0],
+            replicas.data_ptr(), num_shards, replicas.stride(0), num_experts, experts.data_ptr(), experts.numel(),
             owners.data_ptr(),
         )  # fmt: skip
         if problem:
             raise IndexError(f"an expert of {experts.tolist()} is not below {num_experts}")
         return owners
+
+    def share_out(
+        self,
+        owners: torch.Tensor,
+        num_shards: int,
+        experts: torch.Tensor,
+        routes: torch.Tensor | None,
+        top_k: int,
+        num_rows: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """int64 [E], int64 [N] and [N] → int64 [2 N + 3 S + 2] and int32 [2 N], as ``router.shares.share_out`` says.
+
+        The first are N routes, at most N rows, S + 1 ends of routes, S + 1 ends of rows and S numbers of experts; the
+        second the experts and the places of the routes. Without ``routes`` they are 0 to N - 1.
+        """
+        given = (owners, experts) if routes is None else (owners, experts, routes)
+        assert all(each.dtype is torch.int64 for each in given), "wanted int64"
+        assert all(each.is_contiguous() for each in given), "wanted one value after the other"
+        num_routes = experts.numel()
+        found = torch.empty(2 * num_routes + 3 * num_shards + 2, dtype=torch.int64)
+        asked = torch.empty(2 * num_routes, dtype=torch.int32)
+        rows, sorted_experts = found.data_ptr() + 8 * num_routes, asked.data_ptr()
+        route_ends = rows + 8 * num_routes
+        row_ends = route_ends + 8 * (num_shards + 1)
+        problem = self._library.expertfleet_share_out(
+            owners.data_ptr(), owners.shape[0], num_shards, experts.data_ptr(), routes if routes is None else routes.data_ptr(),
+            num_routes, top_k, num_rows, found.data_ptr(), rows, route_ends, row_ends, row_ends + 8 * (num_shards + 1),
+            sorted_experts, sorted_experts + 4 * num_routes,
+        )  # fmt: skip
+        if problem:
+            raise IndexError(f"an expert of {experts.tolist()} is not below {owners.shape[0]}")
+        return found, asked
 
     def pin(self, processors: Sequence[int]) -> None:
         """From now on each thread of a call keeps to one of these, the calling thread to the first."""
@@ -167,10 +248,14 @@ class Native:
         threads = torch.get_num_threads()
         self._library.expertfleet_read(instruction_set.encode(), threads, memory.data_ptr(), memory.nbytes)
 
+    def in_large_pages(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """Memory for what is read from end to end, on large pages where there are some: fewer addresses to look up."""
+        memory = torch.empty(shape, dtype=dtype)
+        self._library.expertfleet_advise(memory.data_ptr(), memory.nbytes)
+        return memory
+
     def _block(self, tiles: int, num_in: int, group_size: int) -> torch.Tensor:
-        block = torch.empty(tiles * self._library.expertfleet_tile_bytes(num_in, group_size), dtype=torch.uint8)
-        self._library.expertfleet_advise(block.data_ptr(), block.nbytes)
-        return block
+        return self.in_large_pages((tiles * self._library.expertfleet_tile_bytes(num_in, group_size),), torch.uint8)
 
     def _instruction_sets(self) -> list[str]:
         found: list[str] = []

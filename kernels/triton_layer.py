@@ -10,11 +10,37 @@ from typing import TYPE_CHECKING
 import torch
 
 from .errors import KernelError
-from .expert_layer import ExpertLayer, ExpertShape, Projection, Slots, Three
+from .expert_layer import ExpertLayer, ExpertShape, Projection, Three
 from .triton_layout import ExpertLayout, lay_out, turn_back
 
 if TYPE_CHECKING:
     from .triton_experts import ExpertTable
+
+
+class Slots:
+    """A number for each expert, small and given again once its expert is gone."""
+
+    def __init__(self) -> None:
+        self._slots: dict[int, int] = {}
+        self._free: list[int] = []
+
+    def __contains__(self, expert_id: int) -> bool:
+        return expert_id in self._slots
+
+    def next(self) -> int:
+        """The slot that the next expert gets."""
+        return self._free[-1] if self._free else len(self._slots)
+
+    def take(self, expert_id: int) -> None:
+        self._slots[expert_id] = self._free.pop() if self._free else len(self._slots)
+
+    def release(self, expert_id: int) -> int:
+        slot = self._slots.pop(expert_id)
+        self._free.append(slot)
+        return slot
+
+    def of(self, expert_ids: torch.Tensor) -> list[int]:
+        return [self._slots[expert_id] for expert_id in expert_ids.tolist()]
 
 
 class TritonLayer(ExpertLayer):

@@ -15,6 +15,7 @@ import torch
 from .layout import DTYPE_CODES, PREFIX, Buffer, at_least, bad, dtype_of, expect
 
 ASKED = struct.Struct("<8sQQHBBIIII4x")
+_FEW_ROUTES = 64  # as numbers they are looked through sooner than as an array
 Indices: TypeAlias = npt.NDArray[np.int32]
 _Fields: TypeAlias = tuple[bytes, tuple[int, int], int, int, int]  # of ``Asked``, after the frame id
 
@@ -55,7 +56,12 @@ def unpack_routes(frame: Buffer, start: int, num_routes: int, num_rows: int) -> 
     """Rows and experts of the routes, which end the frame."""
     expect(frame, start + 8 * num_routes)
     route_rows = np.frombuffer(frame, np.int32, num_routes, start)
-    if route_rows.view(np.uint32).max() >= num_rows:  # as unsigned, what is negative is large
+    if num_routes <= _FEW_ROUTES:
+        rows = route_rows.tolist()
+        is_wrong = min(rows) < 0 or max(rows) >= num_rows
+    else:
+        is_wrong = route_rows.view(np.uint32).max() >= num_rows  # as unsigned, what is negative is large
+    if is_wrong:
         wrong = route_rows[(route_rows < 0) | (route_rows >= num_rows)][0]
         raise bad(f"a route names row {wrong} of {num_rows}")
     return route_rows, np.frombuffer(frame, np.int32, num_routes, start + 4 * num_routes)

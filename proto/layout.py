@@ -6,6 +6,7 @@ both speak is the lane's, which all other frames bear. HELLO and ERROR are read 
 say why they do not talk: every version lays them out alike, but that a newer HELLO may have more keys.
 """
 
+import ctypes
 import enum
 import struct
 import warnings
@@ -21,6 +22,7 @@ PAIRS_SINCE = 2  # the wire version whose frames may announce rows that travel b
 NO_PAIR: Final = "none"
 MAGIC = b"XFLT"
 PREFIX = struct.Struct("<4sBBHQ")
+_COPIED_BYTES = 128 << 10
 _DTYPES = {1: torch.bfloat16, 2: torch.float32}
 DTYPE_CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
@@ -52,9 +54,11 @@ def frame_id_of(frame: Buffer) -> int:
     return int(PREFIX.unpack_from(frame)[4])
 
 
-def tensor_bytes(tensor: torch.Tensor) -> memoryview:
-    """The memory of a contiguous CPU tensor, uncopied."""
+def tensor_bytes(tensor: torch.Tensor) -> Buffer:
+    """The memory of a contiguous CPU tensor; uncopied if it is large, as to look at a small one takes longer than to copy it."""
     assert tensor.is_contiguous(), tensor.stride()
+    if tensor.nbytes <= _COPIED_BYTES:
+        return ctypes.string_at(tensor.data_ptr(), tensor.nbytes)
     return tensor.view(torch.uint8).numpy().reshape(-1).data
 
 

@@ -5,6 +5,7 @@ any arrival order and any batch give the same bits; the compiled kernel and torc
 """
 
 import functools
+import struct
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from ..kernels.native import Native, load
 
 Piece = tuple[npt.NDArray[np.int64], torch.Tensor]  # routes [n], each t·K + k, and their rows [n, H]
+_FEW_ROUTES = 64  # so few numbers are written down sooner one by one than as arrays
 # Products a tile: few enough to stay in cache, and with short rows enough that calls do not count.
 _TILE_VALUES = 1 << 16
 
@@ -26,17 +28,28 @@ def combine_pieces(pieces: Sequence[Piece], topk_weights: torch.Tensor) -> tuple
     hidden, dtype = pieces[0][1].shape[1], pieces[0][1].dtype
     native = load()
     if isinstance(native, Native):
-        addresses = np.empty(topk_weights.shape, dtype=np.int64)
-        for routes, rows in pieces:
-            stride = rows.stride(0) * rows.itemsize
-            begin = rows.data_ptr()
-            addresses.put(routes, np.arange(begin, begin + stride * routes.shape[0], stride))
-        return native.combine(torch.from_numpy(addresses), topk_weights, hidden, dtype)
+        return native.combine(_addresses(pieces, topk_weights.numel()), topk_weights, hidden, dtype)
     gathered = torch.empty(topk_weights.numel(), hidden, dtype=dtype)
     for routes, rows in pieces:
         gathered.index_copy_(0, torch.from_numpy(routes), rows)
     total = combine(gathered.view(*topk_weights.shape, hidden), topk_weights)
     return total, bool(torch.isfinite(total).all())
+
+
+def _addresses(pieces: Sequence[Piece], num_routes: int) -> bytes | torch.Tensor:
+    """Where each route's row lies, int64 [N]."""
+    if num_routes <= _FEW_ROUTES:
+        places = [0] * num_routes
+        for routes, rows in pieces:
+            begin, stride = rows.data_ptr(), rows.stride(0) * rows.itemsize
+            for number, route in enumerate(routes.tolist()):
+                places[route] = begin + number * stride
+        return struct.pack(f"={num_routes}q", *places)
+    addresses = np.empty(num_routes, dtype=np.int64)
+    for routes, rows in pieces:
+        begin, stride = rows.data_ptr(), rows.stride(0) * rows.itemsize
+        addresses.put(routes, np.arange(begin, begin + stride * routes.shape[0], stride))
+    return torch.from_numpy(addresses)
 
 
 def combine(rows: torch.Tensor, topk_weights: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,6 @@ from collections.abc import Callable, Generator
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from ..proto.codec import Dispatch as Frame
@@ -24,8 +23,8 @@ from ..proto.errors import Code, FleetError
 from .combine import Piece, combine_pieces
 from .doubt import Doubt, doubtful_routes, faults_of, find_wrong
 from .lane import Lane
+from .shares import Routes
 
-Routes = npt.NDArray[np.int64]
 # Refusals after which the same routes may be asked of somebody else.
 _RETRYABLE = {
     Code.LANE_LOST,
@@ -45,29 +44,38 @@ _NOTHING = torch.empty(0)
 class Part:
     """The routes of one frame to one shard, in the frame's order (sorted by expert)."""
 
-    __slots__ = ("due_at", "frame", "hedge_of", "hedges", "lane", "num_answered", "routes", "row_ids", "sent_at")
+    __slots__ = (
+        "due_at",
+        "frame",
+        "hedge_of",
+        "hedges",
+        "lane",
+        "num_answered",
+        "num_experts",
+        "routes",
+        "row_ids",
+        "sent_at",
+    )
 
-    def __init__(self, lane: Lane, frame: Frame, row_ids: torch.Tensor | None, routes: Routes) -> None:
+    def __init__(
+        self, lane: Lane, frame: Frame, row_ids: torch.Tensor | None, routes: Routes, num_experts: int
+    ) -> None:
         self.lane = lane
         self.frame = frame
         self.row_ids = row_ids
         self.routes = routes
+        self.num_experts = num_experts  # that it activates
         self.num_answered = 0
         self.sent_at = 0.0
         self.due_at = math.inf  # then the wait is unusual
         self.hedges: list[Part] = []  # the same routes asked of others, as this one is slow
         self.hedge_of: Part | None = None
 
-    @property
-    def num_experts(self) -> int:
-        experts = self.frame.route_experts
-        return 1 + int(np.count_nonzero(experts[1:] != experts[:-1]))
-
 
 class Sender(Protocol):
     """What a dispatch asks of the router that it belongs to."""
 
-    def build_parts(self, dispatch: "Dispatch", routes: Routes) -> tuple[list[Part], Routes]: ...
+    def build_parts(self, dispatch: "Dispatch", routes: Routes | None) -> tuple[list[Part], Routes]: ...
 
     def watch(self, dispatch: "Dispatch") -> None: ...
 
@@ -106,8 +114,8 @@ class Dispatch:
         self.priority = priority
         self.x = x  # [T, H]
         self.topk_weights = topk_weights  # [T, K] fp32
+        self.topk_ids = topk_ids  # [T, K] int64; route t·K + k
         self.top_k = topk_ids.shape[1]
-        self.experts: npt.NDArray[np.int64] = topk_ids.numpy().reshape(-1)  # [T·K], route t·K + k
         self.failed_seats: set[str] = set()
         self.error: FleetError | None = None
         self.faults: dict[int, FleetError] = {}  # rows whose output is not finite, and is zero in ``combined``
@@ -125,7 +133,7 @@ class Dispatch:
         self._total = _NOTHING
         self._doubts: list[Doubt[Lane]] | None = None  # None until all routes were answered for the first time
         self._num_first_pieces = 0
-        self._num_left = self.experts.shape[0]
+        self._num_left = topk_ids.numel()
         self._when_done: Callable[[], None] | None = None
 
     def __await__(self) -> Generator["Dispatch", None, None]:
@@ -133,6 +141,11 @@ class Dispatch:
             yield self
         if self.error is not None:
             raise self.error
+
+    @property
+    def experts(self) -> Routes:
+        """[T·K]"""
+        return self.topk_ids.numpy().reshape(-1)
 
     def when_done(self, call: Callable[[], None]) -> None:
         """``call`` runs once, now if the dispatch is done already."""

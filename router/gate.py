@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 
 from ..kernels.activation import sigmoid
+from ..kernels.native import Native, load
 
 
 class Gate:
@@ -36,7 +37,18 @@ class Gate:
 
     def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """[T, H] to (topk_ids [T, K] int64, topk_weights [T, K] fp32), best biased score first."""
-        scores = sigmoid(self._linear(x))
+        logits = self._linear(x)
+        if isinstance(native := load(), Native):
+            return native.choose(
+                logits,
+                self._bias,
+                self._top_k,
+                self._num_groups,
+                self._num_kept_groups,
+                self._normalise,
+                self._scaling_factor,
+            )
+        scores = sigmoid(logits)
         biased = scores + self._bias
         if self._num_groups > 1:
             biased = self._keep_best_groups(biased)

@@ -15,7 +15,6 @@ from ..kernels.native import Native, load
 from ..membership.epoch import EpochId, Member
 
 NOBODY = -1
-_SEVERAL = -2
 
 
 class Plan:
@@ -49,31 +48,24 @@ class Plan:
         self._pass_over(quarantined)
         self._trusted = self._replicas.copy()
         self._pass_over(suspected)
-        self._owners = self._sole_owners()
-        self._is_shared: list[bool] = (self._owners == _SEVERAL).any(1).tolist()  # by layer, whether some expert is
+        self._owners = list(torch.from_numpy(self._first_owners()))  # by layer, for those where no expert is shared
+        self._is_shared: list[bool] = (self._replicas.sum(0) > 1).any(1).tolist()  # by layer, whether some expert is
         self.numerics = self._name()
         # Grows whenever tokens come out with other bits than under the plan before.
         self.bits: int = before.bits + (before.numerics != self.numerics) if before is not None else 0
 
-    def assign(
-        self, layer: int, experts: npt.NDArray[np.int64], excluded: Collection[str] = ()
-    ) -> npt.NDArray[np.int64]:
-        """The member index for each route's expert [N] -> [N]; NOBODY where no usable replica is left."""
+    def assign(self, layer: int, experts: torch.Tensor, excluded: Collection[str] = ()) -> torch.Tensor:
+        """The member index int64 [E] of each of the ``experts``, int64 of any shape; NOBODY where no usable replica is left."""
         if not self.members:
-            return np.full(len(experts), NOBODY)
+            return _nobody(experts)
         if excluded:
             return spread(self._without(self._replicas[:, layer], excluded), experts)
-        owners: npt.NDArray[np.int64] = self._owners[layer].take(experts)
-        if self._is_shared[layer] and (owners == _SEVERAL).any():
-            return spread(self._replicas[:, layer], experts)
-        return owners
+        return spread(self._replicas[:, layer], experts) if self._is_shared[layer] else self._owners[layer]
 
-    def assign_others(
-        self, layer: int, experts: npt.NDArray[np.int64], excluded: Collection[str]
-    ) -> npt.NDArray[np.int64]:
+    def assign_others(self, layer: int, experts: torch.Tensor, excluded: Collection[str]) -> torch.Tensor:
         """As ``assign``, for a second answer to what was answered before: one who is merely suspected will do."""
         if not self.members:
-            return np.full(len(experts), NOBODY)
+            return _nobody(experts)
         return spread(self._without(self._trusted[:, layer], excluded), experts)
 
     def covers_everything(self) -> bool:
@@ -116,26 +108,29 @@ class Plan:
         ranks = np.searchsorted(used, self._class_of).astype(np.int32)
         return f"{'+'.join(names)}#{zlib.crc32(np.where(self._class_of < 0, -1, ranks).tobytes()):08x}"
 
-    def _sole_owners(self) -> npt.NDArray[np.int64]:
-        """[L, E]: the only usable replica's index, NOBODY, or _SEVERAL."""
+    def _first_owners(self) -> npt.NDArray[np.int64]:
+        """[L, E]: the first usable replica's index, or NOBODY."""
         if not self.members:
             return np.zeros((0, 0), dtype=np.int64)
-        count = self._replicas.sum(0)
-        first = self._replicas.argmax(0)
-        return np.where(count == 0, NOBODY, np.where(count > 1, _SEVERAL, first)).astype(np.int64)
+        return np.where(self._replicas.any(0), self._replicas.argmax(0), NOBODY).astype(np.int64)
 
 
-def spread(replicas: npt.NDArray[np.bool_], experts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def _nobody(experts: torch.Tensor) -> torch.Tensor:
+    return torch.full((max(experts.flatten().tolist(), default=-1) + 1,), NOBODY)
+
+
+def spread(replicas: npt.NDArray[np.bool_], experts: torch.Tensor) -> torch.Tensor:
     """Chooses a replica for each activated expert so that shards get equal numbers of *activated experts*.
 
-    ``replicas`` [S, E], ``experts`` [N] -> member index [N]. Decode reads each activated expert's weights once, however
-    many tokens it serves, so experts are what is evened out, not tokens (METRO, arXiv 2512.09277). Experts with the
-    fewest replicas choose first; ties go to the lower index. The compiled choice and numpy's are the same.
+    ``replicas`` [S, E], ``experts`` int64 of any shape -> member index int64 [E], NOBODY also for experts that are not activated.
+    Decode reads each activated expert's weights once, however many tokens it serves, so experts are what is evened out, not tokens
+    (METRO, arXiv 2512.09277). Experts with the fewest replicas choose first; ties go to the lower index. The compiled choice and
+    numpy's are the same.
     """
     native = load()
-    if isinstance(native, Native) and experts.shape[0]:
-        return native.spread(torch.from_numpy(replicas), torch.from_numpy(experts)).numpy()
-    activated = np.unique(experts)
+    if isinstance(native, Native):
+        return native.spread(torch.from_numpy(replicas), experts)
+    activated = np.unique(experts.numpy())
     choices = replicas[:, activated]  # [S, A]
     loads = np.zeros(len(replicas), dtype=np.int64)
     chosen = np.full(replicas.shape[1], NOBODY, dtype=np.int64)
@@ -145,4 +140,4 @@ def spread(replicas: npt.NDArray[np.bool_], experts: npt.NDArray[np.int64]) -> n
             best = holders[loads[holders].argmin()]
             loads[best] += 1
             chosen[activated[column]] = best
-    return chosen[experts]
+    return torch.from_numpy(chosen)

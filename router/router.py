@@ -12,8 +12,6 @@ import threading
 import time
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from ..membership.epoch import NO_EPOCH, Epoch, EpochId
@@ -23,17 +21,16 @@ from ..proto.errors import FleetError
 from ..proto.io_thread import IoThread
 from ..proto.pair_group import ALL_ON_THE_LANE, PairSettings
 from ..proto.reactor import Reactor, Timer
-from .dispatch import Dispatch, Part, Routes
+from .dispatch import Dispatch, Part
 from .lane import Lane
 from .load import ExpertLoads
 from .plan import NOBODY, Plan
+from .shares import Routes, Share, share_out
 
 logger = logging.getLogger(__name__)
 # Parts asked a second time because the first shard is slow: at most this share of all, but for a few.
 _HEDGED_SHARE = 0.05
 _HEDGES_AT_ONCE = 8
-_FIRST_ROW: Routes = np.zeros(1, dtype=np.int64)
-_MOST_EXPERTS = 1 << 32  # of a layer: makes one key of owner and expert
 
 
 @dataclass(slots=True)
@@ -90,13 +87,16 @@ class Router:
     ) -> Dispatch:
         """Sends rows ``x`` [T, H] to the experts ``topk_ids`` [T, K]; the result is awaited, ``combined``, then closed."""
         dispatch = Dispatch(self, layer, x, topk_ids, topk_weights, priority)
-        dispatch.patience_ends_at = time.monotonic() + self._layer_deadline_s + self._lost_expert_wait_s
+        dispatch.deadline = time.monotonic() + self._layer_deadline_s
+        dispatch.patience_ends_at = dispatch.deadline + self._lost_expert_wait_s
+        dispatch.start(*self.build_parts(dispatch, None))
+        # What follows is done while the shards have begun.
+        if not dispatch.done:
+            self._time(dispatch, self._layer_deadline_s)
         self.counters.dispatches += 1
-        self.counters.routes += len(dispatch.experts)
-        self.renew(dispatch)
+        self.counters.routes += topk_ids.numel()
         if self.loads is not None:
             self.loads.count(layer, dispatch.experts)
-        dispatch.start(*self.build_parts(dispatch, np.arange(len(dispatch.experts))))
         return dispatch
 
     def wait_usable(self, timeout_s: float) -> bool:
@@ -131,74 +131,34 @@ class Router:
 
     def renew(self, dispatch: Dispatch) -> None:
         """The layer's deadline counts from now."""
-        if timer := self._timers.get(dispatch):
-            timer.cancel()
         left_s = min(self._layer_deadline_s, dispatch.patience_ends_at - time.monotonic())
         dispatch.deadline = time.monotonic() + left_s
-        self._timers[dispatch] = self._reactor.call_later(left_s, dispatch.expire)
+        self._time(dispatch, left_s)
 
-    def build_parts(self, dispatch: Dispatch, routes: Routes, slow: str = "") -> tuple[list[Part], Routes]:
-        """Frames for ``routes`` under the current plan, and the routes that nobody (but ``slow``) can answer now."""
+    def build_parts(self, dispatch: Dispatch, routes: Routes | None, slow: str = "") -> tuple[list[Part], Routes]:
+        """Frames for ``routes``, or all, under the current plan, and the routes that nobody (but ``slow``) can answer now."""
         excluded = {*dispatch.failed_seats, slow} if slow else dispatch.failed_seats
-        owners = self.plan.assign(dispatch.layer, dispatch.experts.take(routes), excluded)
-        return self._parts_for(dispatch, routes, owners)
+        experts = dispatch.topk_ids if routes is None else torch.from_numpy(dispatch.experts[routes])
+        return self._parts_for(dispatch, self.plan.assign(dispatch.layer, experts, excluded), experts, routes)
 
     def _parts_for(
-        self, dispatch: Dispatch, routes: Routes, owners: npt.NDArray[np.int64]
+        self, dispatch: Dispatch, owners: torch.Tensor, experts: torch.Tensor, routes: Routes | None
     ) -> tuple[list[Part], Routes]:
         plan, lanes = self._snapshot
-        experts = dispatch.experts.take(routes)
-        order = (owners * _MOST_EXPERTS + experts).argsort(kind="stable")
-        routes, owners, experts = routes.take(order), owners.take(order), experts.take(order)
-        orphans = routes[: np.count_nonzero(owners == NOBODY)]
-        if num_orphans := orphans.shape[0]:
-            routes, owners, experts = routes[num_orphans:], owners[num_orphans:], experts[num_orphans:]
-            if not routes.shape[0]:
-                return [], orphans
-        num_rows, rows = dispatch.x.shape[0], routes // dispatch.top_k
-        if num_rows > 1:
-            # A key for each shard and row; counted over those that are asked for they give the rows' places in the shards' frames.
-            keys = owners * num_rows + rows
-            asked = np.zeros(num_rows * len(lanes), dtype=np.bool_)
-            asked[keys] = True
-            places, row_ids = asked.cumsum(), asked.nonzero()[0] % num_rows
-        parts: list[Part] = []
-        ends = (owners[1:] != owners[:-1]).nonzero()[0] + 1
-        for begin, end in itertools.pairwise((0, *ends.tolist(), owners.shape[0])):
-            number, stretch = int(owners[begin]), slice(begin, end)
-            at, mine = rows[stretch], _FIRST_ROW
-            if num_rows > 1:
-                first = int(places[number * num_rows - 1]) if number else 0
-                at = places.take(keys[stretch]) - (first + 1)
-                mine = row_ids[first : int(places[(number + 1) * num_rows - 1])]
-            parts += self._cut(dispatch, plan.epoch, lanes[number], routes[stretch], experts[stretch], at, mine)
-        return parts, orphans
-
-    def _cut(
-        self,
-        dispatch: Dispatch,
-        epoch: EpochId,
-        lane: Lane,
-        routes: Routes,
-        experts: Routes,
-        at: Routes,  # [N] which of the rows each route is for
-        row_ids: Routes,  # [R] the rows
-    ) -> list[Part]:
-        """One shard's part, or several if not all its rows fit a frame."""
-        limit = lane.max_rows(dispatch.x.shape[1] * dispatch.x.itemsize, dispatch.top_k)
-        if row_ids.shape[0] <= limit:
-            return [self._part(dispatch, epoch, lane, routes, experts, at, row_ids)]
+        num_rows, hidden = dispatch.x.shape
+        shares, orphans = share_out(owners, len(lanes), experts, routes, dispatch.top_k, num_rows)
         parts = []
-        for first in range(0, row_ids.shape[0], limit):
-            inside = (at >= first) & (at < first + limit)
-            piece = routes[inside], experts[inside], at[inside] - first
-            parts.append(self._part(dispatch, epoch, lane, *piece, row_ids[first : first + limit]))
-        return parts
+        for share in shares:
+            lane = lanes[share.owner]
+            most_rows = lane.max_rows(hidden * dispatch.x.itemsize, dispatch.top_k)
+            parts += [self._part(dispatch, plan.epoch, lane, piece) for piece in share.cut(most_rows)]
+        return parts, orphans
 
     def build_second_parts(self, dispatch: Dispatch, routes: Routes, doubted: set[str]) -> tuple[list[Part], Routes]:
         """As ``build_parts``, for others than those ``doubted`` and those that have failed."""
-        owners = self.plan.assign_others(dispatch.layer, dispatch.experts[routes], {*dispatch.failed_seats, *doubted})
-        return self._parts_for(dispatch, routes, owners)
+        experts = torch.from_numpy(dispatch.experts[routes])
+        owners = self.plan.assign_others(dispatch.layer, experts, {*dispatch.failed_seats, *doubted})
+        return self._parts_for(dispatch, owners, experts, routes)
 
     def watch(self, dispatch: Dispatch) -> None:
         """``dispatch.hedge`` is called when its next part is overdue, if there is anybody else to ask."""
@@ -258,7 +218,8 @@ class Router:
 
     def are_lost(self, dispatch: Dispatch, routes: Routes) -> bool:
         """Whether nobody usable holds some expert of ``routes``."""
-        return bool((self.plan.assign(dispatch.layer, dispatch.experts[routes]) == NOBODY).any())
+        experts = torch.from_numpy(dispatch.experts[routes])
+        return bool((self.plan.assign(dispatch.layer, experts)[experts] == NOBODY).any())
 
     def on_wrong(self, dispatch: Dispatch, lanes: list[Lane]) -> None:
         """They gave answers that are not finite, where a second replica gave finite ones."""
@@ -287,16 +248,12 @@ class Router:
             self.counters.failed_dispatches += 1
         self.counters.faulty_rows += len(dispatch.faults)
 
-    def _part(
-        self,
-        dispatch: Dispatch,
-        epoch: EpochId,
-        lane: Lane,
-        routes: Routes,
-        experts: Routes,
-        at: Routes,
-        row_ids: Routes,
-    ) -> Part:
+    def _time(self, dispatch: Dispatch, left_s: float) -> None:
+        if timer := self._timers.get(dispatch):
+            timer.cancel()
+        self._timers[dispatch] = self._reactor.call_later(left_s, dispatch.expire)
+
+    def _part(self, dispatch: Dispatch, epoch: EpochId, lane: Lane, share: Share) -> Part:
         frame = Frame(
             next(self._frame_ids),
             self._fingerprint,
@@ -305,12 +262,12 @@ class Router:
             dispatch.priority,
             int((dispatch.deadline - time.monotonic()) * 1e6),
             dispatch.x,
-            at.astype(np.int32),
-            experts.astype(np.int32),
+            share.places,
+            share.experts,
         )
         self.counters.frames += 1
-        all_rows = row_ids.shape[0] == dispatch.x.shape[0]
-        return Part(lane, frame, None if all_rows else torch.from_numpy(row_ids), routes)
+        all_rows = share.rows.shape[0] == dispatch.x.shape[0]
+        return Part(lane, frame, None if all_rows else torch.from_numpy(share.rows), share.routes, share.num_experts)
 
     def _replan(self) -> None:
         epoch = self._epoch

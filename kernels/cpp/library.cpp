@@ -1,4 +1,4 @@
-// What Python calls (through ctypes): packing weights, and the experts of one layer applied to routes.
+// What Python calls (through ctypes): packing weights, the experts of one layer applied to routes, and exact products.
 
 #include <sys/mman.h>
 #include <unistd.h>
@@ -102,72 +102,6 @@ void fill_block(int64_t num_in, int64_t group_size, int block, uint8_t* tile) {
   }
 }
 
-// Values of a sum that stay in the first cache while the rows pass.
-constexpr int64_t kCombined = 2048;
-
-inline float widened(float value) { return value; }
-inline float widened(uint16_t value) {
-  const uint32_t bits = uint32_t(value) << 16;
-  float result;
-  std::memcpy(&result, &bits, sizeof result);
-  return result;
-}
-
-template <class T>
-inline __attribute__((always_inline)) void add_row(const T* row, float weight, int64_t count, bool first, float* sum) {
-  if (first) {
-    for (int64_t i = 0; i < count; ++i) sum[i] = widened(row[i]) * weight;
-  } else {
-    for (int64_t i = 0; i < count; ++i) sum[i] += widened(row[i]) * weight;
-  }
-}
-
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
-#define FOR_EVERY_PROCESSOR __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define FOR_EVERY_PROCESSOR
-#endif
-
-FOR_EVERY_PROCESSOR void add(const uint16_t* row, float weight, int64_t count, bool first, float* sum) {
-  add_row(row, weight, count, first, sum);
-}
-FOR_EVERY_PROCESSOR void add(const float* row, float weight, int64_t count, bool first, float* sum) {
-  add_row(row, weight, count, first, sum);
-}
-
-// Whether none has an exponent of ones alone.
-FOR_EVERY_PROCESSOR bool all_finite(const float* values, int64_t count) {
-  uint32_t wrong = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    uint32_t bits;
-    std::memcpy(&bits, values + i, sizeof bits);
-    wrong |= uint32_t((bits & 0x7f800000u) == 0x7f800000u);
-  }
-  return !wrong;
-}
-
-// Items 0 .. total - 1 for threads that take runs of them, long ones first: memory is read in long stretches, and no
-// thread waits long for another.
-class Items {
- public:
-  Items(int64_t total, int threads) : total_(total), parts_(4 * threads) {}
-
-  template <class Work>
-  void each(const Work& work) {
-    int64_t first = __atomic_load_n(&next_, __ATOMIC_RELAXED);
-    while (first < total_) {
-      const int64_t last = std::min(total_, first + std::max<int64_t>(1, (total_ - first) / parts_));
-      if (!__atomic_compare_exchange_n(&next_, &first, last, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) continue;
-      for (int64_t item = first; item < last; ++item) work(item);
-      first = __atomic_load_n(&next_, __ATOMIC_RELAXED);
-    }
-  }
-
- private:
-  const int64_t total_, parts_;
-  alignas(64) int64_t next_ = 0;
-};
-
 void compute(const InstructionSet& set, const Call& call, const std::vector<Segment>& segments, int threads) {
   const int64_t gate_up_tiles = call.width / kGateUpOutputs;
   const int64_t down_tiles = (call.hidden + kDownOutputs - 1) / kDownOutputs;
@@ -234,25 +168,29 @@ void expertfleet_pack_down(const uint32_t* words, const uint16_t* scales, int64_
   }
 }
 
-// x [rows, hidden] and out [routes, hidden] in float32 or bf16. Route i applies the expert in slot route_slots[i], whose
-// tiles are at gate_up[slot] and down[slot], to row route_rows[i]; both are checked by the caller.
-// 0, or 1 if the instruction set is not there, 2 if memory is.
+// x [rows, hidden] and out [routes, hidden] in float32 or bf16. Route i applies expert experts[i], whose tiles are at gate_up[expert]
+// and down[expert], null for one that is not held, to row route_rows[i].
+// 0, or 1 if the instruction set is not there, 2 if memory is not, 3 for a route of a row that there is not, 4 of such an expert.
 int expertfleet_apply(const char* instruction_set, int threads, int float32, const void* x, int64_t num_rows,
                       int64_t hidden, int64_t width, int64_t group_size, int64_t num_routes, const int64_t* route_rows,
-                      const int64_t* route_slots, int64_t num_slots, const uint8_t* const* gate_up,
-                      const uint8_t* const* down, void* out) {
+                      const int64_t* experts, int64_t num_experts, const uint8_t* const* gate_up, const uint8_t* const* down,
+                      void* out) {
   const InstructionSet* chosen = find(instruction_set);
   if (!chosen) return 1;
-  std::vector<int64_t> starts(size_t(num_slots) + 1), rows(static_cast<size_t>(num_routes)), places(rows.size());
-  for (int64_t i = 0; i < num_routes; ++i) ++starts[size_t(route_slots[i]) + 1];
+  std::vector<int64_t> starts(size_t(num_experts) + 1), rows(static_cast<size_t>(num_routes)), places(rows.size());
+  for (int64_t i = 0; i < num_routes; ++i) {
+    if (route_rows[i] < 0 || route_rows[i] >= num_rows) return 3;
+    if (experts[i] < 0 || experts[i] >= num_experts || !gate_up[experts[i]]) return 4;
+    ++starts[size_t(experts[i]) + 1];
+  }
   std::vector<Segment> segments;
-  for (int64_t slot = 0; slot < num_slots; ++slot) {
-    const int64_t count = starts[size_t(slot) + 1];
-    if (count) segments.push_back({gate_up[slot], down[slot], starts[size_t(slot)], count});
-    starts[size_t(slot) + 1] += starts[size_t(slot)];
+  for (int64_t expert = 0; expert < num_experts; ++expert) {
+    const int64_t count = starts[size_t(expert) + 1];
+    if (count) segments.push_back({gate_up[expert], down[expert], starts[size_t(expert)], count});
+    starts[size_t(expert) + 1] += starts[size_t(expert)];
   }
   for (int64_t i = 0; i < num_routes; ++i) {
-    const size_t at = size_t(starts[size_t(route_slots[i])]++);
+    const size_t at = size_t(starts[size_t(experts[i])]++);
     rows[at] = route_rows[i];
     places[at] = i;
   }
@@ -275,63 +213,6 @@ int expertfleet_multiply(const char* instruction_set, int threads, int float32, 
   const Product product = {x, weight, out, float32 != 0, float32_out != 0, num_rows, heads, num_in, num_out};
   Items items(product.num_items(), threads);
   run_on_threads(threads, [&](int) { items.each([&](int64_t item) { chosen->products(product, item); }); });
-  return 0;
-}
-
-// out[token] = the sum over k, in this order, of weights[token][k] times the row at rows[token * top_k + k]; rows are bf16 or
-// float32, multiplication and addition round apart. Returns whether all of it is finite.
-int expertfleet_combine(int threads, int float32, const uintptr_t* rows, const float* weights, int64_t num_tokens,
-                        int64_t top_k, int64_t hidden, float* out) {
-  int finite = 1;
-  Items tokens(num_tokens, threads);
-  run_on_threads(threads, [&](int) {
-    tokens.each([&](int64_t token) {
-      const uintptr_t* mine = rows + token * top_k;
-      const float* weight = weights + token * top_k;
-      float* sum = out + token * hidden;
-      for (int64_t first = 0; first < hidden; first += kCombined) {
-        const int64_t count = std::min(kCombined, hidden - first);
-        for (int64_t k = 0; k < top_k; ++k) {
-          if (float32) {
-            add(reinterpret_cast<const float*>(mine[k]) + first, weight[k], count, k == 0, sum + first);
-          } else {
-            add(reinterpret_cast<const uint16_t*>(mine[k]) + first, weight[k], count, k == 0, sum + first);
-          }
-        }
-        if (!all_finite(sum + first, count)) __atomic_store_n(&finite, 0, __ATOMIC_RELAXED);
-      }
-    });
-  });
-  return finite;
-}
-
-// Chooses a holder for each activated expert: those with the fewest holders first, in the order of their ids, each the holder that
-// was chosen least, the first of several. replicas[shard * stride + expert] says who holds whom; owners[route] is -1 for nobody.
-// Returns 1 for an expert that there is not.
-int expertfleet_spread(const uint8_t* replicas, int64_t num_shards, int64_t stride, int64_t num_experts,
-                       const int64_t* experts, int64_t num_routes, int64_t* owners) {
-  std::vector<int64_t> holders(num_experts, -1), load(num_shards, 0), activated;
-  for (int64_t route = 0; route < num_routes; ++route) {
-    const int64_t expert = experts[route];
-    if (expert < 0 || expert >= num_experts) return 1;
-    if (holders[expert] >= 0) continue;
-    holders[expert] = 0;
-    for (int64_t shard = 0; shard < num_shards; ++shard) holders[expert] += replicas[shard * stride + expert] != 0;
-    activated.push_back(expert);
-  }
-  std::sort(activated.begin(), activated.end(), [&](int64_t a, int64_t b) {
-    return holders[a] != holders[b] ? holders[a] < holders[b] : a < b;
-  });
-  std::vector<int64_t> chosen(num_experts, -1);
-  for (const int64_t expert : activated) {
-    int64_t best = -1;
-    for (int64_t shard = 0; shard < num_shards; ++shard) {
-      if (replicas[shard * stride + expert] && (best < 0 || load[shard] < load[best])) best = shard;
-    }
-    if (best >= 0) ++load[best];
-    chosen[expert] = best;
-  }
-  for (int64_t route = 0; route < num_routes; ++route) owners[route] = chosen[experts[route]];
   return 0;
 }
 

@@ -1,7 +1,10 @@
 """The gate selects as DeepSeek-V3's does and treats every row alike."""
 
+import pytest
 import torch
 
+from expertfleet.kernels import native
+from expertfleet.router import gate as gate_module
 from expertfleet.router.gate import Gate
 
 
@@ -44,3 +47,28 @@ def test_a_row_does_not_see_its_neighbours() -> None:
             some_ids, some_weights = gate(x[start:stop])
             assert torch.equal(some_ids, ids[start:stop])
             assert torch.equal(some_weights, weights[start:stop])
+
+
+@pytest.mark.parametrize(("E", "K", "groups", "kept"), [(384, 8, 1, 1), (64, 6, 8, 3), (30, 1, 5, 1), (8, 8, 1, 1)])
+def test_the_compiled_choice_is_torchs(E: int, K: int, groups: int, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    if isinstance(native.load(), str):
+        pytest.skip("the native kernel was not built")
+    gate, _, _ = make_gate(E, 24, K, groups, kept)
+    x = torch.randn(300, 24) * 10 ** torch.empty(300, 1).uniform_(-2, 1.3)
+    ids, weights = gate(x)
+    with monkeypatch.context() as patch:
+        patch.setattr(gate_module, "load", lambda: "not here")
+        wanted_ids, wanted = gate(x)
+    same = (ids == wanted_ids).all(1)  # scores that differ in the last bit, or not at all, may change places
+    assert same.float().mean() > 0.9
+    torch.testing.assert_close(weights[same], wanted[same], atol=1e-30, rtol=2e-6)
+    assert all(len(set(row)) == K for row in ids.tolist())
+
+
+def test_a_row_that_is_not_finite_gets_no_finite_weights() -> None:
+    gate, _, _ = make_gate(64, 24, 8)
+    x = torch.randn(3, 24)
+    x[1] = float("nan")
+    ids, weights = gate(x)
+    assert weights.isnan().all(1).tolist() == [False, True, False]
+    assert all(len(set(row)) == 8 for row in ids.tolist())
