@@ -50,7 +50,9 @@ _LOADED_WITHIN_S = 1800.0
 class Slice:
     """The gate and the lanes of one MoE layer, to shards that are ready."""
 
-    def __init__(self, checkpoint: Checkpoint, shards: Sequence[RoleProcess], io: IoThread) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, shards: Sequence[RoleProcess], io: IoThread, spin_us: int = 0
+    ) -> None:
         self._config = checkpoint.config
         self._layer = self._config.moe_layers[0]
         self._gate = read_gate(checkpoint, self._layer)
@@ -64,7 +66,7 @@ class Slice:
             for report, address in zip(told, addresses, strict=True)
         ]
         self._held = [expert for member in members for expert in member.held.experts(self._layer)]
-        self.lanes = [Lanes(kind, checkpoint, members, io) for kind in KINDS]
+        self.lanes = [Lanes(kind, checkpoint, members, io, spin_us=spin_us) for kind in KINDS]
 
     def call(self, lanes: Lanes, tokens: int) -> dict[str, float]:
         """One layer's figures."""
@@ -180,8 +182,9 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
         shards = []
         for number, experts in enumerate(bench_loading.experts_of(checkpoint.config.num_experts, options.shards)):
             flags = ("--seat", f"expert-{number}", "--experts", experts, "--threads", options.threads)
+            flags += ("--spin-us", options.spin_us)
             shards.append(started.start("expert_workers", "--model", options.model, *flags))
-        live = Slice(checkpoint, shards, io)
+        live = Slice(checkpoint, shards, io, options.spin_us)
         measure_layers(live, options)
         measure_memory(live, checkpoint, started, io, options.threads)
         live.end()
@@ -193,6 +196,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="a checkpoint; the slice, 10 GB, is made and removed if not given")
     parser.add_argument("--shards", type=int, default=4)
     parser.add_argument("--threads", type=int, default=1, help="of each shard")
+    parser.add_argument("--spin-us", type=int, default=0, help="how long both ends look for work before they sleep")
     parser.add_argument("--tokens", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--calls", type=int, default=100, help="of each kind of lanes and number of tokens")
     parser.add_argument("--load-rounds", type=int, default=3, help="0: loading is not measured")

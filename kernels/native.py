@@ -214,29 +214,30 @@ class Native:
         routes: torch.Tensor | None,
         top_k: int,
         num_rows: int,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """int64 [E], int64 [N] and [N] → int64 [2 N + 3 S + 2] and int32 [2 N], as ``router.shares.share_out`` says.
+    ) -> torch.Tensor:
+        """int64 [E], int64 [N] and [N] → int64 [3 N + 3 S + 2], as ``router.shares.share_out`` says.
 
-        The first are N routes, at most N rows, S + 1 ends of routes, S + 1 ends of rows and S numbers of experts; the
-        second the experts and the places of the routes. Without ``routes`` they are 0 to N - 1.
+        They are N routes, at most N rows, the N experts and then the N places of the routes, two to an int64, S + 1 ends of
+        routes, S + 1 ends of rows and S numbers of experts. Without ``routes`` they are 0 to N - 1.
         """
         given = (owners, experts) if routes is None else (owners, experts, routes)
         assert all(each.dtype is torch.int64 for each in given), "wanted int64"
         assert all(each.is_contiguous() for each in given), "wanted one value after the other"
         num_routes = experts.numel()
-        found = torch.empty(2 * num_routes + 3 * num_shards + 2, dtype=torch.int64)
-        asked = torch.empty(2 * num_routes, dtype=torch.int32)
-        rows, sorted_experts = found.data_ptr() + 8 * num_routes, asked.data_ptr()
-        route_ends = rows + 8 * num_routes
+        found = torch.empty(3 * num_routes + 3 * num_shards + 2, dtype=torch.int64)
+        sorted_routes = found.data_ptr()
+        rows = sorted_routes + 8 * num_routes
+        sorted_experts = rows + 8 * num_routes
+        route_ends = sorted_experts + 8 * num_routes
         row_ends = route_ends + 8 * (num_shards + 1)
         problem = self._library.expertfleet_share_out(
             owners.data_ptr(), owners.shape[0], num_shards, experts.data_ptr(), routes if routes is None else routes.data_ptr(),
-            num_routes, top_k, num_rows, found.data_ptr(), rows, route_ends, row_ends, row_ends + 8 * (num_shards + 1),
+            num_routes, top_k, num_rows, sorted_routes, rows, route_ends, row_ends, row_ends + 8 * (num_shards + 1),
             sorted_experts, sorted_experts + 4 * num_routes,
         )  # fmt: skip
         if problem:
             raise IndexError(f"an expert of {experts.tolist()} is not below {owners.shape[0]}")
-        return found, asked
+        return found
 
     def pin(self, processors: Sequence[int]) -> None:
         """From now on each thread of a call keeps to one of these, the calling thread to the first."""

@@ -210,6 +210,7 @@ class TcpSocket:
         elif self._have == len(self._body):
             body, self._body, self._have, self._reach = self._body, None, 0, _GLANCE_BYTES
             self.on_frame(body)
+            return self._is_tls  # whoever waits for this frame waits no longer; what follows is told again
         return self._is_tls or size == len(space)
 
     def _cut(self) -> None:

@@ -55,9 +55,10 @@ def share_out(
     if not isinstance(native, Native):
         return _share_out(owners.numpy(), num_shards, experts.numpy().reshape(-1), routes, top_k)
     given = None if routes is None else torch.from_numpy(routes)
-    found, asked = (each.numpy() for each in native.share_out(owners, num_shards, experts, given, top_k, num_rows))
+    found: Routes = native.share_out(owners, num_shards, experts, given, top_k, num_rows).numpy()
     num_routes = experts.numel()
-    numbers: list[int] = found[2 * num_routes :].tolist()
+    asked = found[2 * num_routes : 3 * num_routes].view(np.int32)
+    numbers: list[int] = found[3 * num_routes :].tolist()
     route_ends, row_ends, activated = numbers, numbers[num_shards + 1 :], numbers[2 * num_shards + 2 :]
     shares = []
     for owner in range(num_shards):
