@@ -50,9 +50,7 @@ _LOADED_WITHIN_S = 1800.0
 class Slice:
     """The gate and the lanes of one MoE layer, to shards that are ready."""
 
-    def __init__(
-        self, checkpoint: Checkpoint, shards: Sequence[RoleProcess], io: IoThread, spin_us: int = 0
-    ) -> None:
+    def __init__(self, checkpoint: Checkpoint, shards: Sequence[RoleProcess], io: IoThread, spin_us: int = 0) -> None:
         self._config = checkpoint.config
         self._layer = self._config.moe_layers[0]
         self._gate = read_gate(checkpoint, self._layer)

@@ -11,7 +11,7 @@ import logging
 import socket
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import grpc
 import torch
@@ -28,7 +28,6 @@ from ..proto.codec import (
     encode_error,
     encode_filled,
     encode_hello,
-    encode_result,
     result_parts,
     result_rows,
 )
@@ -65,21 +64,17 @@ class GrpcLane:
             frame = self._handler.decode(data, self.version)
             if not self.version:
                 self._greet(frame)
-            elif isinstance(frame, Cancel):
-                self._handler.pool.cancel(self, frame.frame_id)
-                if self.pairs is not None:
-                    self.pairs.cancel(frame.frame_id)
             elif isinstance(frame, PairFrame) and self.pairs is not None:
                 self.pairs.received(frame)
-            elif isinstance(frame, Dispatch):
-                self._handler.admit(self, frame)
             else:
-                raise _unwanted(frame)
+                self._handler.take(self, frame)
+                if self.pairs is not None and isinstance(frame, Cancel):
+                    self.pairs.cancel(frame.frame_id)
         except FleetError as error:
-            self._handler.num_refused += 1
             if not self.version:
+                self._handler.num_refused += 1
                 return error
-            self.send(encode_error(frame_id_of(data), error, self.version))
+            self._handler.refuse(self, frame_id_of(data), error)
         return None
 
     def deliver(self, job: Job, first_route: int, rows: torch.Tensor) -> None:
@@ -111,15 +106,11 @@ class GrpcLane:
         try:
             self._handler.admit(self, frame)
         except FleetError as error:
-            self._handler.num_refused += 1
-            self.send(encode_error(frame.frame_id, error, self.version))
+            self._handler.refuse(self, frame.frame_id, error)
 
     def _over_stream(self, job: Job, first_route: int, rows: torch.Tensor) -> None:
-        """In pieces that fit any frame limit."""
-        step = result_rows(rows.shape[1], rows.element_size())
-        for start in range(0, len(rows), step):
-            piece = rows[start : start + step]
-            self.send(encode_result(job.frame.frame_id, first_route + start, job.num_routes, piece, self.version))
+        for parts in _result_frames(job, first_route, rows, self.version):
+            self.send(b"".join(parts))
 
 
 class TcpLane:
@@ -139,14 +130,11 @@ class TcpLane:
         self._connection.send((frame,))
 
     def deliver(self, job: Job, first_route: int, rows: torch.Tensor) -> None:
-        pairs, (count, hidden) = self._lane.pairs, rows.shape
-        if pairs is not None and job.num_routes * hidden * rows.itemsize >= self._handler.pair.least_bytes:
+        pairs = self._lane.pairs
+        if pairs is not None and job.num_routes * rows.shape[1] * rows.itemsize >= self._handler.pair.least_bytes:
             pairs.deliver(job, first_route, rows)  # all pieces of a frame one way: that keeps their order
             return
-        step = result_rows(hidden, rows.itemsize)
-        for start in range(0, count, step):
-            piece = rows if count <= step else rows[start : start + step]
-            parts = result_parts(job.frame.frame_id, first_route + start, job.num_routes, piece, self.version)
+        for parts in _result_frames(job, first_route, rows, self.version):
             self._connection.send(parts)
 
     def close(self) -> None:
@@ -154,16 +142,9 @@ class TcpLane:
 
     def _receive(self, data: Buffer) -> None:
         try:
-            frame = self._handler.decode(data, self.version)
-            if isinstance(frame, Dispatch):
-                self._handler.admit(self, frame)
-            elif isinstance(frame, Cancel):
-                self._handler.pool.cancel(self, frame.frame_id)
-            else:
-                raise _unwanted(frame)
+            self._handler.take(self, self._handler.decode(data, self.version))
         except FleetError as error:
-            self._handler.num_refused += 1
-            self.send(encode_error(frame_id_of(data), error, self.version))
+            self._handler.refuse(self, frame_id_of(data), error)
 
     def _end(self, error: FleetError) -> None:
         self._handler.pool.cancel(self)
@@ -206,11 +187,11 @@ class LocalLane:
             else:
                 raise _unwanted(frame)
         except FleetError as error:
-            self._handler.num_refused += 1
             if self._memory is None:
+                self._handler.num_refused += 1
                 self._socket.refuse(error)
             else:
-                self.send(encode_error(frame_id_of(data), error, self.version))
+                self._handler.refuse(self, frame_id_of(data), error)
 
     def _admit(self, frame: Placed, memory: SharedMemory) -> None:
         rows = memory.tensor(frame.rows_at, frame.dtype, frame.num_rows, frame.hidden)
@@ -285,6 +266,19 @@ class LaneHandler:
             )
         return hello, version
 
+    def take(self, lane: Lane, frame: Frame) -> None:
+        """What a worker sends once both have greeted. Raises FleetError."""
+        if isinstance(frame, Dispatch):
+            self.admit(lane, frame)
+        elif isinstance(frame, Cancel):
+            self.pool.cancel(lane, frame.frame_id)
+        else:
+            raise _unwanted(frame)
+
+    def refuse(self, lane: Lane, frame_id: int, error: FleetError) -> None:
+        self.num_refused += 1
+        lane.send(encode_error(frame_id, error, lane.version))
+
     def admit(self, lane: Lane, frame: Dispatch, results: torch.Tensor | None = None) -> None:
         """Queues what was asked. Raises FleetError."""
         self._holdings.admit(frame)
@@ -353,6 +347,15 @@ class ControlService(expert_pb2_grpc.ExpertShardServicer):
         self, request: membership_pb2.DrainRequest, context: grpc.aio.ServicerContext
     ) -> membership_pb2.DrainReply:
         return membership_pb2.DrainReply(finished=await self._drain(request.timeout_s))
+
+
+def _result_frames(job: Job, first_route: int, rows: torch.Tensor, version: int) -> Iterator[tuple[Buffer, ...]]:
+    """Each frame's parts: pieces that fit any frame limit."""
+    count, hidden = rows.shape
+    step = result_rows(hidden, rows.itemsize)
+    for start in range(0, count, step):
+        piece = rows if count <= step else rows[start : start + step]
+        yield result_parts(job.frame.frame_id, first_route + start, job.num_routes, piece, version)
 
 
 def _unwanted(frame: Frame) -> FleetError:

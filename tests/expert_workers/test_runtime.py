@@ -70,7 +70,7 @@ def test_a_piece_with_its_header_fits_the_smallest_frame_limit(monkeypatch) -> N
 
 def test_an_answer_that_cannot_be_made_is_an_error_and_the_loop_lives(monkeypatch, caplog) -> None:
     answers: queue.Queue[bytes] = queue.Queue()
-    monkeypatch.setattr(handler, "encode_result", lambda *fields: 1 / 0)
+    monkeypatch.setattr(handler, "result_parts", lambda *fields: 1 / 0)
     jobs = [make_job(answers, 1, 1.0), make_job(answers, 2, 1.0)]
     jobs[1].frame = dataclasses.replace(jobs[1].frame, layer=2)
     run(monkeypatch, jobs)
