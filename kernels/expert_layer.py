@@ -5,6 +5,7 @@ routes. ``NativeLayer`` keeps them as the compiled kernel wants them, ``Int4Pack
 ``ReferenceLayer`` as they come.
 """
 
+import threading
 from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import dataclass
@@ -118,17 +119,23 @@ class NativeLayer(ExpertLayer):
         self._instruction_set = instruction_set
         self._blocks: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # by expert
         self._places = torch.empty((2, 0), dtype=torch.int64)  # addresses of the blocks, by expert
+        self._changing = threading.Lock()  # experts may come while others go
 
     def _keep(self, expert_id: int, gate: Projection, up: Projection, down: Projection) -> None:
         blocks = self._native.pack_gate_up(gate, up), self._native.pack_down(down)
-        places = self._places.new_zeros(2, max(expert_id + 1, self._places.shape[1]))
-        places[:, : self._places.shape[1]] = self._places
-        places[:, expert_id] = addresses(blocks)
-        self._blocks[expert_id], self._places = blocks, places  # replaced as a whole: another thread may be applying
+        with self._changing:
+            places = self._places.new_zeros(2, max(expert_id + 1, self._places.shape[1]))
+            places[:, : self._places.shape[1]] = self._places
+            places[:, expert_id] = addresses(blocks)
+            self._blocks[expert_id], self._places = (
+                blocks,
+                places,
+            )  # replaced as a whole: another thread may be applying
 
     def _drop(self, expert_id: int) -> None:
-        self._places[:, expert_id] = 0  # by the thread that applies
-        del self._blocks[expert_id]
+        with self._changing:
+            self._places[:, expert_id] = 0  # this is the thread that applies
+            del self._blocks[expert_id]
 
     def _turn_back(self, expert_id: int) -> Three:
         gate_up, down = self._blocks[expert_id]

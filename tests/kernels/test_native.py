@@ -11,6 +11,7 @@ import torch
 
 from expertfleet.kernels import int4, native
 from expertfleet.kernels.backend import make_backend
+from expertfleet.kernels.errors import KernelError
 from expertfleet.kernels.expert_layer import ExpertLayer, Projection
 from expertfleet.kernels.grouped_gemm import grouped_gemm, grouped_gemm_reference
 from expertfleet.kernels.row_rule import bits_of
@@ -116,6 +117,25 @@ def test_a_row_that_is_not_finite_harms_no_other(name: str, bad: float) -> None:
     others = rows != 11
     assert torch.equal(bits_of(after[others]), bits_of(before[others]))
     assert not after[11].isfinite().any()
+
+
+def test_experts_come_while_others_go() -> None:
+    three = _random_three(64, 32, 32)
+    (layer, *_) = _layers(torch.bfloat16, 64, 32, 32, dict.fromkeys(range(100), three))
+    coming = threading.Thread(target=lambda: [layer.add(expert, *three) for expert in range(100, 200)])
+    coming.start()
+    x, none = torch.randn(1, 64).bfloat16(), torch.zeros(1, dtype=torch.int64)
+    for expert in range(100):
+        layer.remove(expert)
+        with pytest.raises(KernelError, match=f"expert {expert} is not held"):
+            grouped_gemm(x, none, none + expert, layer)
+    coming.join()
+    for expert in range(100):
+        with pytest.raises(KernelError, match=f"expert {expert} is not held"):
+            grouped_gemm(x, none, none + expert, layer)
+    every = torch.arange(100, 200)
+    found = grouped_gemm(x, none.expand(100), every, layer)
+    assert torch.equal(found, found[:1].expand_as(found))
 
 
 def test_calls_from_many_threads_at_once() -> None:
