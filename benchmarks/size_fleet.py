@@ -13,7 +13,7 @@ sequences. With B bytes, F multiply-adds counted as 2, L MoE layers and N CPU no
 
 ``busiest``: experts that the busiest node is asked for, and ``rows``: the most routes, in the mean of draws of T × top_k of all experts,
 each as likely as the others. A GPU holds what fits into it and its time counts as nothing, as none was measured. The router's
-figures are the CPU time of two slow, shared processors; --router-speed is how many times as fast yours runs one thread.
+figures are the CPU time of two shared processors, over TCP; --router-speed is how many times as fast yours runs one thread.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from expertfleet.checkpoint.tiny_config import KIMI_K2_THINKING, config_document
 
 _RESULTS = Path(__file__).parent / "results"
 _EXPERTS = _RESULTS / "experts-intel-r-xeon-r-processor-x2-amx-int8.csv"
-_LANES = _RESULTS / "lanes-xeon-2core.csv"
+_LANES = _RESULTS / "lanes-epyc-2core.csv"
 _GIB = 1 << 30
 _DRAWS = 100
 _COLUMNS = ("CPU nodes", "sequences", "attention ms", "router ms", "experts ms", "wire ms", "tokens/s", "$/million")
@@ -93,7 +93,7 @@ def read_measured() -> Measured:
     router = {
         (int(row["tokens"]), int(row["shards"])): float(row["router_cpu_us"]) / 1e6
         for row in lanes
-        if row["kind"] == "grpc"
+        if row["kind"] == "tcp"
     }
     many_tokens, many_shards = max(tokens for tokens, _ in router), max(shards for _, shards in router)
     first = router[1, 1]

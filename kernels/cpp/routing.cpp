@@ -212,14 +212,21 @@ int expertfleet_share_out(const int64_t* owners, int64_t num_experts, int64_t nu
                           int64_t* rows, int64_t* route_ends, int64_t* row_ends, int64_t* activated, int32_t* sorted_experts,
                           int32_t* at) {
   std::vector<int64_t> order(static_cast<size_t>(num_routes)), place(static_cast<size_t>(num_rows));
+  std::vector<int64_t> starts(static_cast<size_t>(num_experts)), asked;  // by expert: its number of routes, then where the next goes
   for (int64_t i = 0; i < num_routes; ++i) {
     if (experts[i] < 0 || experts[i] >= num_experts) return 1;
-    order[size_t(i)] = i;
+    if (!starts[size_t(experts[i])]++) asked.push_back(experts[i]);
   }
-  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
-    const int64_t mine = owners[experts[a]], other = owners[experts[b]];
-    return mine != other ? mine < other : experts[a] < experts[b];
+  std::sort(asked.begin(), asked.end(), [&](int64_t a, int64_t b) {
+    return owners[a] != owners[b] ? owners[a] < owners[b] : a < b;
   });
+  int64_t before = 0;
+  for (const int64_t expert : asked) {
+    const int64_t count = starts[size_t(expert)];
+    starts[size_t(expert)] = before;
+    before += count;
+  }
+  for (int64_t i = 0; i < num_routes; ++i) order[size_t(starts[size_t(experts[i])]++)] = i;
   int64_t next = 0, num_asked = 0;
   for (int64_t shard = -1; shard < num_shards; ++shard) {
     const int64_t first = next, first_row = num_asked;
