@@ -10,6 +10,7 @@ import torch
 
 from ..checkpoint.model_config import ModelConfig
 from ..checkpoint.tensors import Checkpoint
+from ..kernels.choice import Choice
 from ..kernels.exact_linear import ExactHeads, ExactLinear, ExactScores, heads_rule, linear_rule
 from ..kernels.mla import attention_rule
 from ..kernels.numerics import AttentionShapes
@@ -92,11 +93,13 @@ class Loader:
         return Gate(
             ExactScores(self._stored(f"{name}.weight"), self._rules),
             self._tensor(f"{name}.e_score_correction_bias", torch.float32),
-            config.top_k,
-            config.n_group,
-            config.topk_group,
-            config.norm_topk_prob,
-            config.routed_scaling_factor,
+            Choice(
+                config.top_k,
+                config.n_group,
+                config.topk_group,
+                config.norm_topk_prob,
+                config.routed_scaling_factor,
+            ),
         )
 
     def _rope(self) -> RopeTable:

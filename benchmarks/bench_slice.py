@@ -35,6 +35,7 @@ from shard_reports import ShardReports
 
 from expertfleet.checkpoint.make_tiny import make_tiny
 from expertfleet.checkpoint.tensors import Checkpoint
+from expertfleet.kernels.choice import Choice
 from expertfleet.kernels.exact_linear import ExactScores
 from expertfleet.kernels.row_rule import RuleBook
 from expertfleet.membership.epoch import ExpertSet, Member
@@ -120,11 +121,7 @@ def read_gate(checkpoint: Checkpoint, layer: int) -> Gate:
     return Gate(
         ExactScores(checkpoint.read(f"{name}.weight"), RuleBook()),
         checkpoint.read(f"{name}.e_score_correction_bias").float(),
-        config.top_k,
-        config.n_group,
-        config.topk_group,
-        config.norm_topk_prob,
-        config.routed_scaling_factor,
+        Choice(config.top_k, config.n_group, config.topk_group, config.norm_topk_prob, config.routed_scaling_factor),
     )
 
 

@@ -18,9 +18,10 @@ from functools import partial
 import torch
 
 from . import int4
-from .activation import sigmoid, silu_mul
+from .activation import silu_mul
 from .backend import Backend, TritonRules, make_backend
 from .canned import cancelling, cancelling_row, canned, scattered_pairs
+from .choice import Choice
 from .errors import KernelError
 from .exact_linear import ExactHeads, ExactLinear, ExactScores, heads_rule, linear_rule
 from .expert_layer import ExpertLayer, Projection
@@ -104,7 +105,15 @@ def _gates_results(shapes: AttentionShapes, dtype: torch.dtype, rules: RuleBook)
         x = canned((_COUNTS[-1], num_in), 71).to(dtype)
         _require_exact("gate", scores, x, _COUNTS)
         results.append(scores(row[None].to(dtype)))
+    for num_out, _ in shapes.gates:
+        logits, choose = canned((_COUNTS[-1], num_out), 72) * 8, partial(_weights_of_all, bias=torch.zeros(num_out))
+        _require_exact("the gate's choice", choose, logits, _COUNTS)
+        results.append(choose(logits[:2]))
     return results
+
+
+def _weights_of_all(logits: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    return Choice(len(bias))(logits, bias)[1]
 
 
 def _heads_results(shapes: AttentionShapes, dtype: torch.dtype, rules: RuleBook) -> list[torch.Tensor]:
@@ -154,8 +163,7 @@ def _elementwise_results(shapes: AttentionShapes, dtype: torch.dtype) -> list[to
         weight = canned((width,), 62).to(dtype)
         _require_exact("rms_norm", partial(rms_norm, weight=weight, eps=1e-5), x, _COUNTS)
         _require_exact("silu_mul", lambda rows: silu_mul(rows * 8, rows), x, _COUNTS)
-        _require_exact("sigmoid", lambda rows: sigmoid(rows.float() * 8), x, _COUNTS)
-        results += [rms_norm(x[:2], weight, 1e-5), silu_mul(x[:2] * 8, x[:2]), sigmoid(x[:2].float() * 8)]
+        results += [rms_norm(x[:2], weight, 1e-5), silu_mul(x[:2] * 8, x[:2])]
     return results
 
 

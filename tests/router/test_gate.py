@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from expertfleet.kernels import native
-from expertfleet.router import gate as gate_module
+from expertfleet.kernels import choice, native
+from expertfleet.kernels.choice import Choice
 from expertfleet.router.gate import Gate
 
 
@@ -14,7 +14,7 @@ def make_gate(E: int, H: int, K: int, groups: int = 1, kept: int = 1) -> tuple[G
     def by_row(x: torch.Tensor) -> torch.Tensor:
         return torch.cat([row @ weight.T for row in x.split(1)])
 
-    return Gate(by_row, bias, K, groups, kept, True, 2.827), weight, bias
+    return Gate(by_row, bias, Choice(K, groups, kept, True, 2.827)), weight, bias
 
 
 def test_weights_are_unbiased_normalised_and_in_rank_order() -> None:
@@ -57,7 +57,7 @@ def test_the_compiled_choice_is_torchs(E: int, K: int, groups: int, kept: int, m
     x = torch.randn(300, 24) * 10 ** torch.empty(300, 1).uniform_(-2, 1.3)
     ids, weights = gate(x)
     with monkeypatch.context() as patch:
-        patch.setattr(gate_module, "load", lambda: "not here")
+        patch.setattr(choice, "load", lambda: "not here")
         wanted_ids, wanted = gate(x)
     same = (ids == wanted_ids).all(1)  # scores that differ in the last bit, or not at all, may change places
     assert same.float().mean() > 0.9
