@@ -44,6 +44,7 @@ from expertfleet.proto.shared_memory import Arena
 
 T = TypeVar("T")
 LIMIT = 1 << 20
+ANSWER_LIMIT = 16 * LIMIT  # what is read from shared memory in one piece may be larger than any frame
 HELD = "0-31"
 FIELDS = [field.name for field in dataclasses.fields(Dispatch)]
 
@@ -132,7 +133,7 @@ class Client:
 
     async def ask(self, frame: bytes) -> Result | Error:
         await self.stream.write(frame)
-        answer = decode(await asyncio.wait_for(self.stream.read(), 10), LIMIT)
+        answer = decode(await asyncio.wait_for(self.stream.read(), 10), ANSWER_LIMIT)
         assert isinstance(answer, Result | Error)
         return answer
 
@@ -390,7 +391,7 @@ def test_a_cancelled_frame_is_not_computed(shard: str, checkpoint: Checkpoint, t
             else:
                 assert not told, "memory was written to after the frame was over"
                 assert answer.first_route + answer.rows.shape[0] < len(routes), "every route was computed after all"
-            answer = decode(await client.stream.read(), LIMIT)  # type: ignore[assignment]
+            answer = decode(await client.stream.read(), ANSWER_LIMIT)  # type: ignore[assignment]
         assert told == (transport == "local")
         return answer
 

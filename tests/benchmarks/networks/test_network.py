@@ -21,7 +21,7 @@ from expertfleet.cluster.guard import alive, descendants
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("ip") is None, reason="network namespaces need root and ip"
 )
-CONNECT = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=1)"
+CONNECT = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=3)"
 ECHO = """
 import socket, sys
 server = socket.socket(type=socket.SOCK_DGRAM)
