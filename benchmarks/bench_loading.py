@@ -5,8 +5,8 @@ and wait; each has its stretch of the experts. The page cache is emptied of the 
 start at once and ``load``: read by byte range, pack, keep. The other way, ``direct``, in the same processes, equally cold:
 the byte ranges of the same tensors, widened to whole blocks, are read with O_DIRECT in file order and dropped. A virtual machine's
 host may take free memory back and hand it out again more slowly than a disk reads, so before either way free memory is touched.
-Rounds begin with one and the other in turns. A way takes as long as its last process. ``from_disk`` is what came from the disk ÷ the experts' bytes: below
-1 the cache was not cold, above it more was read than asked for.
+Rounds begin with one and the other in turns. A way takes as long as its last process. ``from_disk`` is what came from the disk ÷ the
+experts' bytes: below 1 the cache was not cold, above it more was read than asked for.
 
 Prints a CSV line per round; ``ratio`` is load ÷ direct.
 """

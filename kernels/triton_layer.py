@@ -27,10 +27,6 @@ class Slots:
     def __contains__(self, expert_id: int) -> bool:
         return expert_id in self._slots
 
-    def next(self) -> int:
-        """The slot that the next expert gets."""
-        return self._free[-1] if self._free else len(self._slots)
-
     def take(self, expert_id: int) -> None:
         self._slots[expert_id] = self._free.pop() if self._free else len(self._slots)
 

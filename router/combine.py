@@ -38,16 +38,15 @@ def combine_pieces(pieces: Sequence[Piece], topk_weights: torch.Tensor) -> tuple
 
 def _addresses(pieces: Sequence[Piece], num_routes: int) -> bytes | torch.Tensor:
     """Where each route's row lies, int64 [N]."""
+    placed = [(routes, rows.data_ptr(), rows.stride(0) * rows.itemsize) for routes, rows in pieces]
     if num_routes <= _FEW_ROUTES:
         places = [0] * num_routes
-        for routes, rows in pieces:
-            begin, stride = rows.data_ptr(), rows.stride(0) * rows.itemsize
+        for routes, begin, stride in placed:
             for number, route in enumerate(routes.tolist()):
                 places[route] = begin + number * stride
         return struct.pack(f"={num_routes}q", *places)
     addresses = np.empty(num_routes, dtype=np.int64)
-    for routes, rows in pieces:
-        begin, stride = rows.data_ptr(), rows.stride(0) * rows.itemsize
+    for routes, begin, stride in placed:
         addresses.put(routes, np.arange(begin, begin + stride * routes.shape[0], stride))
     return torch.from_numpy(addresses)
 

@@ -3,6 +3,7 @@
 Knows nothing of frames, nor of who was chosen and why.
 """
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -10,9 +11,9 @@ import numpy.typing as npt
 import torch
 
 from ..kernels.native import Native, load
+from ..proto.asked import Indices
 
 Routes = npt.NDArray[np.int64]
-Indices = npt.NDArray[np.int32]
 
 
 class Share(NamedTuple):
@@ -78,7 +79,7 @@ def _share_out(
     routes, experts = routes[order], experts[order]
     ends = np.searchsorted(owners[experts], np.arange(num_shards + 1)).tolist()
     shares = []
-    for owner, (first, last) in enumerate(zip(ends, (*ends[1:],), strict=False)):
+    for owner, (first, last) in enumerate(itertools.pairwise(ends)):
         if first < last:
             mine, asked = routes[first:last], experts[first:last].astype(np.int32)
             rows, places = np.unique(mine // top_k, return_inverse=True)
