@@ -23,6 +23,7 @@ from expertfleet.checkpoint.make_tiny import make_tiny
 from expertfleet.checkpoint.tensors import Checkpoint
 from expertfleet.proto.codec import Dispatch, Hello, Result, decode, encode_dispatch, encode_hello, short_fingerprint
 from expertfleet.proto.lane import PATH, channel_options
+from expertfleet.proto.rows import Rows
 
 _LIMIT = 1 << 27
 _DEADLINE_US = 60_000_000
@@ -50,13 +51,15 @@ class Lane:
         rows = np.repeat(np.arange(len(x), dtype=np.int32), experts.shape[1])
         short = short_fingerprint(self._fingerprint)
         ids = experts.flatten().int().numpy()
-        frame = encode_dispatch(Dispatch(self._frames, short, (1, 1), LAYER, 0, _DEADLINE_US, x, rows, ids))
+        frame = encode_dispatch(
+            Dispatch(self._frames, short, (1, 1), LAYER, 0, _DEADLINE_US, Rows.of(x), rows.data, ids.data)
+        )
         await self._lane.write(frame)
         left = len(ids)
         while left:
             answer = decode(await self._lane.read(), _LIMIT)
             assert isinstance(answer, Result), answer
-            left -= answer.rows.shape[0]
+            left -= answer.rows.count
         return time.perf_counter() - began
 
     async def end(self) -> None:

@@ -27,6 +27,7 @@ from expertfleet.proto.codec import (
     Filled,
     Hello,
     Placed,
+    Result,
     decode,
     encode_cancel,
     encode_dispatch,
@@ -37,6 +38,7 @@ from expertfleet.proto.codec import (
     encode_result,
 )
 from expertfleet.proto.errors import Code, FleetError
+from expertfleet.proto.rows import Rows
 
 _HIDDEN, _EXPERTS, _TOP_K, _LIMIT = 7168, 384, 8, 64 << 20
 _ROWS = (1, 1, 1, 1, 2, 4, 8, 16, 64)
@@ -63,7 +65,7 @@ class Mix:
     def _dispatch(self, frame_id: int) -> bytes:
         rows = self.rng.choice(_ROWS)
         return encode_dispatch(
-            Dispatch(frame_id, bytes(8), (1, 2), 3, 0, 10**7, self._block[:rows], *self._routes(rows))
+            Dispatch(frame_id, bytes(8), (1, 2), 3, 0, 10**7, Rows.of(self._block[:rows]), *self._routes(rows))
         )
 
     def _placed(self, frame_id: int) -> bytes:
@@ -73,15 +75,15 @@ class Mix:
 
     def _result(self, frame_id: int) -> bytes:
         routes = self.rng.choice(_ROWS[:-1]) * _TOP_K
-        return encode_result(frame_id, 0, routes, self._block[: min(routes, 64)])
+        return encode_result(frame_id, 0, routes, Rows.of(self._block[: min(routes, 64)]))
 
     def _filled(self, frame_id: int) -> bytes:
         return encode_filled(Filled(frame_id, 0, 8, 64))
 
-    def _routes(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    def _routes(self, rows: int) -> tuple[memoryview, memoryview]:
         count = rows * _TOP_K
         experts = np.frombuffer(self.rng.randbytes(2 * count), np.uint16) % _EXPERTS
-        return (np.arange(count) // _TOP_K).astype(np.int32), experts.astype(np.int32)
+        return (np.arange(count) // _TOP_K).astype(np.int32).data, experts.astype(np.int32).data
 
     def mutated(self, frame: bytes) -> bytes:
         kind = self.rng.random()
@@ -125,7 +127,9 @@ def _soak(what: str, seed: int, frames: int, make: Callable[[int], bytes]) -> bo
     for index in _counted(what, seed, frames):
         data = make(index)
         try:
-            decode(data, _LIMIT)
+            frame = decode(data, _LIMIT)
+            if isinstance(frame, Dispatch | Result):
+                assert frame.rows.tensor.shape == (frame.rows.count, frame.rows.width)
         except FleetError:
             refused += 1
         if index % 1000 == 0:  # reading the resident set costs as much as ten frames

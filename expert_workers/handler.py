@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import grpc
-import torch
 
 from ..membership.epoch import EpochId
 from ..proto.codec import (
@@ -38,6 +37,7 @@ from ..proto.local_lane import FrameSocket
 from ..proto.pair_frames import PairFrame
 from ..proto.pair_group import PairSettings
 from ..proto.reactor import Reactor
+from ..proto.rows import Rows
 from ..proto.shared_memory import SharedMemory
 from ..proto.tcp_lane import METADATA_KEY, TcpSocket, Ticket
 from .giving import ExpertGiver
@@ -77,7 +77,7 @@ class GrpcLane:
             self._handler.refuse(self, frame_id_of(data), error)
         return None
 
-    def deliver(self, job: Job, first_route: int, rows: torch.Tensor) -> None:
+    def deliver(self, job: Job, first_route: int, rows: Rows) -> None:
         if self.pairs is None:
             self._over_stream(job, first_route, rows)
         else:
@@ -108,7 +108,7 @@ class GrpcLane:
         except FleetError as error:
             self._handler.refuse(self, frame.frame_id, error)
 
-    def _over_stream(self, job: Job, first_route: int, rows: torch.Tensor) -> None:
+    def _over_stream(self, job: Job, first_route: int, rows: Rows) -> None:
         for parts in _result_frames(job, first_route, rows, self.version):
             self.send(b"".join(parts))
 
@@ -129,9 +129,9 @@ class TcpLane:
     def send(self, frame: bytes) -> None:
         self._connection.send((frame,))
 
-    def deliver(self, job: Job, first_route: int, rows: torch.Tensor) -> None:
+    def deliver(self, job: Job, first_route: int, rows: Rows) -> None:
         pairs = self._lane.pairs
-        if pairs is not None and job.num_routes * rows.shape[1] * rows.itemsize >= self._handler.pair.least_bytes:
+        if pairs is not None and job.num_routes * rows.width * rows.dtype.itemsize >= self._handler.pair.least_bytes:
             pairs.deliver(job, first_route, rows)  # all pieces of a frame one way: that keeps their order
             return
         for parts in _result_frames(job, first_route, rows, self.version):
@@ -161,17 +161,17 @@ class LocalLane:
         self._socket = FrameSocket(reactor, connected, self._receive, self._end)
         self.send = self._socket.send
 
-    def deliver(self, job: Job, first_route: int, rows: torch.Tensor) -> None:
+    def deliver(self, job: Job, first_route: int, rows: Rows) -> None:
         assert job.results is not None
-        count, hidden = rows.shape
-        if rows.data_ptr() != job.results.data_ptr() + first_route * hidden * rows.itemsize:
-            job.results[first_route : first_route + count] = rows
-        self.send(encode_filled(Filled(job.frame.frame_id, first_route, count, job.num_routes), self.version))
+        place = job.results.part(first_route, rows.count)
+        if rows.address != place.address:
+            place.copy(rows)
+        self.send(encode_filled(Filled(job.frame.frame_id, first_route, rows.count, job.num_routes), self.version))
 
     def close(self) -> None:
         self._socket.end(FleetError(Code.DRAINING, "the shard ends"))
 
-    def _receive(self, data: bytes) -> None:
+    def _receive(self, data: Buffer) -> None:
         try:
             frame = self._handler.decode(data, self.version)
             if self._memory is None:
@@ -194,8 +194,8 @@ class LocalLane:
                 self._handler.refuse(self, frame_id_of(data), error)
 
     def _admit(self, frame: Placed, memory: SharedMemory) -> None:
-        rows = memory.tensor(frame.rows_at, frame.dtype, frame.num_rows, frame.hidden)
-        results = memory.tensor(frame.results_at, frame.dtype, len(frame.route_rows), frame.hidden)
+        rows = memory.rows(frame.rows_at, frame.dtype, frame.num_rows, frame.hidden)
+        results = memory.rows(frame.results_at, frame.dtype, len(frame.route_rows), frame.hidden)
         self._handler.admit(self, frame.with_rows(rows), results)
 
     def _end(self, error: FleetError) -> None:
@@ -279,7 +279,7 @@ class LaneHandler:
         self.num_refused += 1
         lane.send(encode_error(frame_id, error, lane.version))
 
-    def admit(self, lane: Lane, frame: Dispatch, results: torch.Tensor | None = None) -> None:
+    def admit(self, lane: Lane, frame: Dispatch, results: Rows | None = None) -> None:
         """Queues what was asked. Raises FleetError."""
         self._holdings.admit(frame)
         self.pool.put(Job(frame, lane, time.monotonic() + frame.deadline_us / 1e6, results))
@@ -349,12 +349,11 @@ class ControlService(expert_pb2_grpc.ExpertShardServicer):
         return membership_pb2.DrainReply(finished=await self._drain(request.timeout_s))
 
 
-def _result_frames(job: Job, first_route: int, rows: torch.Tensor, version: int) -> Iterator[tuple[Buffer, ...]]:
+def _result_frames(job: Job, first_route: int, rows: Rows, version: int) -> Iterator[tuple[Buffer, ...]]:
     """Each frame's parts: pieces that fit any frame limit."""
-    count, hidden = rows.shape
-    step = result_rows(hidden, rows.itemsize)
-    for start in range(0, count, step):
-        piece = rows if count <= step else rows[start : start + step]
+    step = result_rows(rows.width, rows.dtype.itemsize)
+    for start in range(0, rows.count, step):
+        piece = rows.part(start, min(step, rows.count - start))
         yield result_parts(job.frame.frame_id, first_route + start, job.num_routes, piece, version)
 
 

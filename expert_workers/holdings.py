@@ -110,8 +110,8 @@ class Holdings:
             )
         if frame.rows.dtype != self._dtype:
             raise FleetError(Code.WRONG_DTYPE, f"rows are {frame.rows.dtype}, this shard computes in {self._dtype}")
-        if frame.rows.shape[1] != hidden:
-            raise FleetError(Code.BAD_FRAME, f"rows are {frame.rows.shape[1]} wide, the model's are {hidden}")
+        if frame.rows.width != hidden:
+            raise FleetError(Code.BAD_FRAME, f"rows are {frame.rows.width} wide, the model's are {hidden}")
         epoch = EpochId(*frame.epoch)
         if epoch < self.min_epoch:
             raise FleetError(Code.STALE_EPOCH, f"epoch {epoch} is below this shard's minimum {self.min_epoch}")

@@ -15,9 +15,10 @@ from ..proto.errors import Code, FleetError
 from ..proto.pair import Pair
 from ..proto.pair_frames import PairAt, Paired, PairedResult, PairFrame, Taken, encode_paired_result, encode_taken
 from ..proto.pair_group import PairSettings, join_pair
+from ..proto.rows import Rows
 from .pool import Job
 
-Piece = Callable[[Job, int, torch.Tensor], None]
+Piece = Callable[[Job, int, Rows], None]
 
 
 class ShardPairs:
@@ -39,11 +40,11 @@ class ShardPairs:
         self._announced: set[int] = set()  # frames whose rows have not come and are still wanted
         self.pair: Pair | None = None
 
-    def deliver(self, job: Job, first_route: int, rows: torch.Tensor) -> None:
+    def deliver(self, job: Job, first_route: int, rows: Rows) -> None:
         """In pieces that fit the worker's limit; a frame's pieces arrive in their order, whichever way each goes."""
-        step = max(1, self._max_frame_bytes // (rows.shape[1] * rows.itemsize))
-        for start in range(0, len(rows), step):
-            piece = rows[start : start + step]
+        step = max(1, self._max_frame_bytes // (rows.width * rows.dtype.itemsize))
+        for start in range(0, rows.count, step):
+            piece = rows.part(start, min(step, rows.count - start))
             if not self._offer(job, first_route + start, piece):
                 self._over_stream(job, first_route + start, piece)
 
@@ -81,19 +82,20 @@ class ShardPairs:
     def _say(self, taken: Taken) -> None:
         self._send(encode_taken(taken, self._version))
 
-    def _offer(self, job: Job, first_route: int, piece: torch.Tensor) -> bool:
+    def _offer(self, job: Job, first_route: int, piece: Rows) -> bool:
         pair, frame_id = self.pair, job.frame.frame_id
         if pair is None or (piece.nbytes < self._settings.least_bytes and not pair.keeps(frame_id)):
             return False
 
-        count, hidden = piece.shape
-
         def announce(number: int) -> None:
-            transfer = (piece.dtype, count, hidden, pair.generation, number)
+            transfer = (piece.dtype, piece.count, piece.width, pair.generation, number)
             result = PairedResult(frame_id, first_route, job.num_routes, *transfer)
             self._send(encode_paired_result(result, self._version))
 
-        return pair.offer(frame_id, piece, job.expires_at, announce, lambda: self._over_stream(job, first_route, piece))
+        def over_stream() -> None:
+            self._over_stream(job, first_route, piece)
+
+        return pair.offer(frame_id, piece.tensor, job.expires_at, announce, over_stream)
 
     def _expect(self, pair: Pair, frame: Paired) -> None:
         expires_at = time.monotonic() + frame.deadline_us / 1e6
@@ -111,6 +113,6 @@ class ShardPairs:
         left_us = max(0, int((expires_at - time.monotonic()) * 1e6))
         dispatch = Dispatch(
             frame.frame_id, frame.fingerprint, frame.epoch, frame.layer, frame.priority, left_us,
-            rows, frame.route_rows, frame.route_experts,
+            Rows.of(rows), frame.route_rows, frame.route_experts,
         )  # fmt: skip
         self._admit(dispatch)

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
-import torch
 
 from ..proto.codec import Dispatch
 from ..proto.errors import Code, FleetError
+from ..proto.rows import Rows
 
 # A job too large for one slice lets smaller ones pass for so long before each of its slices.
 _PATIENCE_S = 0.1
@@ -32,7 +32,7 @@ class Lane(Protocol):
 
     def send(self, frame: bytes) -> None: ...
 
-    def deliver(self, job: "Job", first_route: int, rows: torch.Tensor) -> None:
+    def deliver(self, job: "Job", first_route: int, rows: Rows) -> None:
         """Results [n, H] of the routes from ``first_route`` on."""
 
 
@@ -43,7 +43,7 @@ class Job:
     frame: Dispatch
     lane: Lane
     expires_at: float
-    results: torch.Tensor | None = None
+    results: Rows | None = None
     arrived_at: float = field(default_factory=time.monotonic)
     served_at: float = field(default_factory=time.monotonic)
     num_done: int = 0
@@ -67,12 +67,10 @@ class Slice:
     count: int
 
     @property
-    def place(self) -> torch.Tensor | None:
+    def place(self) -> Rows | None:
         """Where its results belong, if the job has such a place."""
         results = self.job.results
-        if results is None or self.count == self.job.num_routes:
-            return results
-        return results[self.first : self.first + self.count]
+        return None if results is None else results.part(self.first, self.count)
 
 
 class Pool:

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..kernels.grouped_gemm import ExpertLayer, grouped_gemm
+from ..kernels.grouped_gemm import ExpertLayer
+from ..proto.asked import Indices
 from ..proto.codec import encode_error
 from ..proto.errors import Code, FleetError
 from ..proto.reactor import Reactor
+from ..proto.rows import Rows, address_of
 from .pool import Pool, Slice
 
 logger = logging.getLogger(__name__)
@@ -102,15 +104,19 @@ class Runtime:
                 live, FleetError(Code.INTERNAL, f"layer {live[0].job.frame.layer} failed; see the shard's log")
             )
 
-    def _compute(self, batch: list[Slice]) -> torch.Tensor:
+    def _compute(self, batch: list[Slice]) -> Rows:
         """[N, H] in the order of the slices."""
         started = time.perf_counter()
-        frame = batch[0].job.frame
+        layer = self._layers[batch[0].job.frame.layer]
         x, route_rows, route_experts = _merge(batch)
-        place = batch[0].place if len(batch) == 1 else None
-        rows = grouped_gemm(x, route_rows, route_experts, self._layers[frame.layer], place)
-        self._account(rows.shape[0], len(batch), time.perf_counter() - started)
-        return rows
+        assert (x.width, x.dtype) == (layer.shape.hidden, layer.dtype), f"{x!r} for a layer of {layer.shape}"
+        results = batch[0].place if len(batch) == 1 else None
+        if results is None:
+            results = Rows.new(len(route_rows), x.width, x.dtype)
+        routes = address_of(route_rows), address_of(route_experts), results.count
+        layer.apply_at(x.address, x.count, *routes, results.address)
+        self._account(results.count, len(batch), time.perf_counter() - started)
+        return results
 
     def _account(self, num_routes: int, num_frames: int, seconds: float) -> None:
         counters = self.counters
@@ -122,11 +128,12 @@ class Runtime:
             sample = seconds / num_routes
             self._route_s = 0.8 * self._route_s + 0.2 * sample if self._route_s else sample
 
-    def _deliver(self, batch: list[Slice], rows: torch.Tensor) -> None:
+    def _deliver(self, batch: list[Slice], rows: Rows) -> None:
         """Every slice gets its rows, finite or not: whoever asked knows what the row was, and can ask a replica."""
-        owned = rows.split_with_sizes([piece.count for piece in batch]) if len(batch) > 1 else (rows,)
-        for piece, own in zip(batch, owned, strict=True):
-            piece.job.lane.deliver(piece.job, piece.first, own)
+        first = 0
+        for piece in batch:
+            piece.job.lane.deliver(piece.job, piece.first, rows.part(first, piece.count))
+            first += piece.count
 
     def _expired(self, piece: Slice) -> bool:
         job = piece.job
@@ -145,21 +152,18 @@ class Runtime:
             job.lane.send(encode_error(job.frame.frame_id, error, job.lane.version))
 
 
-def _merge(batch: list[Slice]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _merge(batch: list[Slice]) -> tuple[Rows, Indices, Indices]:
     """Rows [R, H], route_rows [N] and route_experts [N] of all slices together."""
     if len(batch) == 1:
         piece, frame = batch[0], batch[0].job.frame
         mine = slice(piece.first, piece.first + piece.count)
-        ours, asked = frame.route_rows[mine].astype(np.int64), frame.route_experts[mine].astype(np.int64)
-        return frame.rows, torch.from_numpy(ours), torch.from_numpy(asked)
-    rows = [piece.job.frame.rows for piece in batch]
-    num_routes = sum(piece.count for piece in batch)
-    routes = np.empty((2, num_routes), dtype=np.int64)  # of one block, as each tensor of its own costs
+        return frame.rows, frame.route_rows[mine], frame.route_experts[mine]
+    route_rows, route_experts = np.empty((2, sum(piece.count for piece in batch)), dtype=np.int32)
     base = at = 0
     for piece in batch:
         frame, mine = piece.job.frame, slice(piece.first, piece.first + piece.count)
-        np.add(frame.route_rows[mine], base, out=routes[0, at : at + piece.count])
-        routes[1, at : at + piece.count] = frame.route_experts[mine]
-        base, at = base + frame.rows.shape[0], at + piece.count
-    route_rows, route_experts = torch.from_numpy(routes).unbind()
-    return torch.cat(rows), route_rows, route_experts
+        np.add(frame.route_rows[mine], base, out=route_rows[at : at + piece.count])
+        route_experts[at : at + piece.count] = frame.route_experts[mine]
+        base, at = base + frame.rows.count, at + piece.count
+    rows = torch.cat([piece.job.frame.rows.tensor for piece in batch])
+    return Rows.of(rows), route_rows.data, route_experts.data

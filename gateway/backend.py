@@ -19,6 +19,7 @@ from ..proto.generated import generate_pb2 as pb
 from ..proto.generated import generate_pb2_grpc as rpc
 from ..proto.generated import membership_pb2 as membership
 from .affinity import SeenPrefixes, block_hashes
+from .deaths import Death
 
 _log = logging.getLogger(__name__)
 _DESCRIBE_TIMEOUT_S = 2.0
@@ -37,7 +38,7 @@ class Worker:
         self.running: dict[object, int] = {}  # sequences, and how many tokens of each it had to read
         self.last_used = 0
         self.retired = False
-        self._victims: frozenset[object] | None = None
+        self._death: Death | None = None
         self.seen = SeenPrefixes()
         self.channel = open_channel(member.address)
         self.stub = rpc.AttentionWorkerStub(self.channel)
@@ -50,11 +51,11 @@ class Worker:
     def num_tokens(self) -> int:
         return sum(self.running.values())
 
-    def victims(self) -> frozenset[object]:
-        """The sequences that ran when its process died; whoever is told of the death first asks first."""
-        if self._victims is None:
-            self._victims = frozenset(self.running)
-        return self._victims
+    def death(self) -> Death:
+        """Of its process; whoever is told of it first asks first, as all that ran then are its victims."""
+        if self._death is None:
+            self._death = Death(self.seat, self.running)
+        return self._death
 
     def generate(self, request: pb.GenerateRequest, timeout_s: float | None) -> Any:
         """The running call: an async iterator of replies that can be cancelled."""

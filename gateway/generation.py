@@ -6,7 +6,7 @@ identically; each process is tried once, but one that has no experts to ask is t
 another class are left, the sequence ends, or goes on there and says so, as ``on_inexact`` has it. 5. If there is none at all, wait
 a while for one to come; then the worker's error is the sequence's. A sequence under which too many workers died in a row ends, as
 it must have killed them; where several were hit by the same deaths, each goes on alone among them, one after the other, until it
-is well beyond the place or one more worker has died of it.
+is well beyond the place or one more worker has died of it, which clears the others of the deaths that they shared with it.
 """
 
 import asyncio
@@ -78,7 +78,7 @@ class _Sequence:
         self._of_other_class: set[Worker] = set()  # they serve, but would not continue identically
         self._not_ready: set[Worker] = set()  # they will serve
         self._waits_since: float | None = None
-        self._deaths = Deaths()
+        self._deaths = Deaths(self)
         self._trial: Literal["none", "wanted", "running"] = "none"
         self._failure: FleetError | None = None
         self._ends_at = asyncio.get_running_loop().time() + request.deadline_s if request.deadline_s else None
@@ -108,7 +108,13 @@ class _Sequence:
             async with asyncio.timeout_at(self._ends_at):
                 await self._backend.trial.acquire()
                 self._trial = "running"
+                if not self._is_suspect:
+                    self.close()  # meanwhile somebody else was found to have caused them
         self._set_deadline()
+
+    @property
+    def _is_suspect(self) -> bool:
+        return len(self._deaths.seats) >= self._resumption.max_worker_deaths
 
     def close(self) -> None:
         """Ends its trial, if it is on one."""
@@ -168,15 +174,18 @@ class _Sequence:
 
     def _note_death(self, worker: Worker) -> None:
         """Raises FleetError WORKER_DEATHS when it was one too many."""
-        request, most = self._request, self._resumption.max_worker_deaths
-        self._deaths.add(worker.seat, len(request.generated_ids), worker.victims())
+        request = self._request
+        self._deaths.add(worker.death(), len(request.generated_ids))
         seats = self._deaths.seats
-        if len(seats) < most:
+        if not self._is_suspect:
+            self.close()
             return
-        if len(seats) == most and not self._deaths.has_one_suspect:
+        if len(seats) == self._resumption.max_worker_deaths and not self._deaths.has_one_suspect:
+            self.close()
             _log.warning("%s: was running, among others, when %s died; on trial", request.request_id, ", ".join(seats))
             self._trial = "wanted"
             return
+        self._deaths.convict()
         fingerprint = hashlib.sha256(array("I", request.prompt_ids).tobytes()).hexdigest()
         _log.error(
             "%s: ended, it was running when %s died; SHA-256 of its %d prompt ids: %s",

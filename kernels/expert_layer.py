@@ -17,7 +17,7 @@ from .activation import silu_mul
 from .errors import KernelError
 from .exact_linear import ExactLinear, LinearRule
 from .int4pack import Int4Packer, PackedWeight, int4_call
-from .native import Native, addresses
+from .native import Blocks, Native, tensor_at
 from .native_layout import turn_back
 from .row_rule import RowCall, RowRule
 
@@ -97,7 +97,7 @@ class ExpertLayer(ABC):
     def bytes_held(self) -> int: ...
 
     def check_routes(self, num_rows: int, route_rows: torch.Tensor, route_experts: torch.Tensor) -> None:
-        """Raises KernelError for a row that there is not and an expert that is not held, if ``apply`` would not."""
+        """Raises KernelError for a row that there is not and an expert that is not held."""
         routes = route_rows.numpy()
         if routes.min() < 0 or routes.max() >= num_rows:
             raise KernelError(f"route rows {routes.tolist()}, but there are {num_rows} rows")
@@ -109,6 +109,17 @@ class ExpertLayer(ABC):
     def apply(self, x: torch.Tensor, route_rows: torch.Tensor, route_experts: torch.Tensor, out: torch.Tensor) -> None:
         """x [R, H], at least one route of rows and held experts, both int64 [N] → out [N, H] in the routes' order."""
 
+    def apply_at(self, x: int, num_rows: int, route_rows: int, route_experts: int, num_routes: int, out: int) -> None:
+        """The same for whoever has them in memory, whose addresses are given: x and out in the layer's dtype, routes int32.
+
+        Raises KernelError for a row that there is not and an expert that is not held.
+        """
+        hidden = self.shape.hidden
+        rows, experts = (tensor_at(routes, (num_routes,), torch.int32).long() for routes in (route_rows, route_experts))
+        self.check_routes(num_rows, rows, experts)
+        results = tensor_at(out, (num_routes, hidden), self.dtype)
+        self.apply(tensor_at(x, (num_rows, hidden), self.dtype), rows, experts, results)
+
 
 class NativeLayer(ExpertLayer):
     """The checkpoint's own bytes in another order, and a page or two for their places."""
@@ -118,23 +129,18 @@ class NativeLayer(ExpertLayer):
         self._native = native
         self._instruction_set = instruction_set
         self._blocks: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # by expert
-        self._places = torch.empty((2, 0), dtype=torch.int64)  # addresses of the blocks, by expert
+        self._places = Blocks(0)
         self._changing = threading.Lock()  # experts may come while others go
 
     def _keep(self, expert_id: int, gate: Projection, up: Projection, down: Projection) -> None:
         blocks = self._native.pack_gate_up(gate, up), self._native.pack_down(down)
         with self._changing:
-            places = self._places.new_zeros(2, max(expert_id + 1, self._places.shape[1]))
-            places[:, : self._places.shape[1]] = self._places
-            places[:, expert_id] = addresses(blocks)
-            self._blocks[expert_id], self._places = (
-                blocks,
-                places,
-            )  # replaced as a whole: another thread may be applying
+            self._blocks[expert_id] = blocks
+            self._places = self._places.with_expert(expert_id, *blocks)  # another thread may be applying the old ones
 
     def _drop(self, expert_id: int) -> None:
         with self._changing:
-            self._places[:, expert_id] = 0  # this is the thread that applies
+            self._places.forget(expert_id)  # this is the thread that applies
             del self._blocks[expert_id]
 
     def _turn_back(self, expert_id: int) -> Three:
@@ -148,12 +154,22 @@ class NativeLayer(ExpertLayer):
     def bytes_held(self) -> int:
         return sum(block.nbytes for blocks in list(self._blocks.values()) for block in blocks)
 
-    def check_routes(self, num_rows: int, route_rows: torch.Tensor, route_experts: torch.Tensor) -> None:
-        """The kernel does."""
-
     def apply(self, x: torch.Tensor, route_rows: torch.Tensor, route_experts: torch.Tensor, out: torch.Tensor) -> None:
-        width, group_size = self.shape.width, self.shape.group_size
-        self._native.apply(x, route_rows, route_experts, self._places, width, group_size, self._instruction_set, out)
+        assert out.is_contiguous(), f"out has strides {out.stride()}"
+        assert x.dtype is out.dtype is self.dtype, f"x is {x.dtype}, out {out.dtype}, the layer {self.dtype}"
+        assert x.shape[1] == self.shape.hidden, f"x is {tuple(x.shape)}, the layer takes {self.shape.hidden} values"
+        x, rows, experts = x.contiguous(), route_rows.int().contiguous(), route_experts.int().contiguous()
+        num_routes = route_rows.shape[0]
+        assert experts.shape == (num_routes,), f"{num_routes} rows, {tuple(experts.shape)} experts"
+        assert out.shape == (num_routes, self.shape.hidden), f"out is {tuple(out.shape)} for {num_routes} routes"
+        self.apply_at(x.data_ptr(), x.shape[0], rows.data_ptr(), experts.data_ptr(), num_routes, out.data_ptr())
+
+    def apply_at(self, x: int, num_rows: int, route_rows: int, route_experts: int, num_routes: int, out: int) -> None:
+        shape = self.shape
+        self._native.apply(
+            x, self.dtype is torch.float32, num_rows, shape.hidden, route_rows, route_experts, num_routes, self._places,
+            shape.width, shape.group_size, self._instruction_set, out,
+        )  # fmt: skip
 
 
 class ByExpertLayer(ExpertLayer):

@@ -23,14 +23,13 @@ def grouped_gemm(
     route_rows: torch.Tensor,  # [N] int64
     route_experts: torch.Tensor,  # [N] int64
     layer: ExpertLayer,
-    out: torch.Tensor | None = None,  # [N, H], where the result belongs if it has a place already
 ) -> torch.Tensor:  # [N, H]
     num_rows, hidden = x.shape
     num_routes = route_rows.shape[0]
     assert hidden == layer.shape.hidden, f"rows have {hidden} values, the layer {layer.shape.hidden}"
     assert x.dtype is layer.dtype, f"x is {x.dtype}, the layer {layer.dtype}"
     assert route_experts.shape == (num_routes,), f"{num_routes} rows, {tuple(route_experts.shape)} experts"
-    out = x.new_empty((num_routes, hidden)) if out is None else out
+    out = x.new_empty((num_routes, hidden))
     if num_routes == 0:
         return out
     layer.check_routes(num_rows, route_rows, route_experts)

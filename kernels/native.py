@@ -12,6 +12,8 @@ on every instruction set. The library is built with the package; without a compi
 
 import ctypes
 import importlib.util
+import math
+from array import array
 from collections.abc import Sequence
 from functools import cache
 
@@ -23,6 +25,9 @@ GROUP = 32  # inputs and outputs come in multiples of this, and group sizes as w
 _LIBRARY = "cpu_experts"
 _WORTH_THREADS = 1 << 20
 _DTYPES = (torch.bfloat16, torch.float32)
+_WRITABLE = 0x200  # PyBUF_WRITE
+_memory_at = ctypes.pythonapi.PyMemoryView_FromMemory
+_memory_at.argtypes, _memory_at.restype = [ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int], ctypes.py_object
 
 Words = torch.Tensor  # int32 [out, in / 8]
 Scales = torch.Tensor  # bf16 [out, in / group]
@@ -41,8 +46,8 @@ class Native:
         library.expertfleet_advise.argtypes = [pointer, count]
         library.expertfleet_pack_gate_up.argtypes = [pointer] * 4 + [count] * 3 + [pointer]
         library.expertfleet_pack_down.argtypes = [pointer] * 2 + [count] * 3 + [pointer]
-        library.expertfleet_apply.argtypes = [ctypes.c_char_p, integer, integer, pointer, *[count] * 5]
-        library.expertfleet_apply.argtypes += [pointer, pointer, count, pointer, pointer, pointer]
+        library.expertfleet_apply_experts.argtypes = [ctypes.c_char_p, integer, integer, pointer, *[count] * 5]
+        library.expertfleet_apply_experts.argtypes += [pointer, pointer, count, pointer, pointer, pointer]
         library.expertfleet_multiply.argtypes = [ctypes.c_char_p, integer, integer, pointer, *[count] * 2]
         library.expertfleet_multiply.argtypes += [pointer, count, count, integer, pointer]
         library.expertfleet_combine.argtypes = [integer, integer, pointer, pointer, *[count] * 3, pointer]
@@ -78,37 +83,32 @@ class Native:
 
     def apply(
         self,
-        x: torch.Tensor,  # [R, H] bf16 or float32
-        route_rows: torch.Tensor,  # [N] int64, below R
-        route_experts: torch.Tensor,  # [N] int64
-        blocks: torch.Tensor,  # int64 [2, experts]: the addresses of gate_up's and down's, 0 where an expert is not held
+        x: int,  # address of [R, H], float32 if ``float32``, else bf16
+        float32: bool,
+        num_rows: int,
+        hidden: int,
+        route_rows: int,  # address of int32 [N], below R
+        route_experts: int,  # address of int32 [N]
+        num_routes: int,
+        blocks: "Blocks",
         width: int,
         group_size: int,
         instruction_set: str,
-        out: torch.Tensor,  # [N, H] in x's dtype
+        out: int,  # address of [N, H], as x
     ) -> None:
         """On as many threads as torch has in this thread. Raises KernelError for a row that there is not, and for such an expert."""
-        assert x.dtype in _DTYPES, f"x is {x.dtype}"
-        assert out.dtype is x.dtype, f"out is {out.dtype}, x {x.dtype}"
-        assert out.is_contiguous(), f"out has strides {out.stride()}"
-        assert route_rows.dtype is route_experts.dtype is blocks.dtype is torch.int64, "wanted int64"
-        x, route_rows, route_experts = x.contiguous(), route_rows.contiguous(), route_experts.contiguous()
-        (num_routes,), (num_rows, hidden), (_, num_experts) = route_rows.shape, x.shape, blocks.shape
-        assert out.shape == (num_routes, hidden), f"out is {tuple(out.shape)}, wanted {(num_routes, hidden)}"
-        gate_up = blocks.data_ptr()
-        problem = self._library.expertfleet_apply(
-            instruction_set.encode(), torch.get_num_threads(), x.dtype is torch.float32, x.data_ptr(), num_rows, hidden,
-            width, group_size, num_routes, route_rows.data_ptr(), route_experts.data_ptr(), num_experts, gate_up,
-            gate_up + 8 * num_experts, out.data_ptr(),
+        problem = self._library.expertfleet_apply_experts(
+            instruction_set.encode(), torch.get_num_threads(), float32, x, num_rows, hidden, width, group_size, num_routes,
+            route_rows, route_experts, blocks.num_experts, blocks.gate_up, blocks.down, out,
         )  # fmt: skip
         if problem:
-            held = set(blocks[0].nonzero()[:, 0].tolist())
-            foreign = next((expert for expert in route_experts.tolist() if expert not in held), None)
+            rows, experts = (tensor_at(at, (num_routes,), torch.int32).tolist() for at in (route_rows, route_experts))
+            foreign = next((expert for expert in experts if not blocks.has(expert)), None)
             raise KernelError(
                 {
                     1: f"backend: cpu-native: the instruction set {instruction_set} is not there",
                     2: f"backend: cpu-native: no memory for {num_routes} routes",
-                    3: f"route rows {route_rows.tolist()}, but there are {num_rows} rows",
+                    3: f"route rows {rows}, but there are {num_rows} rows",
                     4: f"expert {foreign} is not held",
                 }[problem]
             )
@@ -208,35 +208,35 @@ class Native:
 
     def share_out(
         self,
-        owners: torch.Tensor,
+        owners: torch.Tensor,  # int64 [E]
         num_shards: int,
-        experts: torch.Tensor,
-        routes: torch.Tensor | None,
+        experts: torch.Tensor,  # int64, N of them
+        routes: int | None,  # address of int64 [N]
         top_k: int,
         num_rows: int,
-    ) -> torch.Tensor:
-        """int64 [E], int64 [N] and [N] → int64 [3 N + 3 S + 2], as ``router.shares.share_out`` says.
+    ) -> "array[int]":
+        """int64 [3 N + 3 S + 2], as ``router.shares.share_out`` says.
 
         They are N routes, at most N rows, the N experts and then the N places of the routes, two to an int64, S + 1 ends of
         routes, S + 1 ends of rows and S numbers of experts. Without ``routes`` they are 0 to N - 1.
         """
-        given = (owners, experts) if routes is None else (owners, experts, routes)
-        assert all(each.dtype is torch.int64 for each in given), "wanted int64"
-        assert all(each.is_contiguous() for each in given), "wanted one value after the other"
-        num_routes = experts.numel()
-        found = torch.empty(3 * num_routes + 3 * num_shards + 2, dtype=torch.int64)
-        sorted_routes = found.data_ptr()
+        assert owners.dtype is experts.dtype is torch.int64, "wanted int64"
+        assert owners.is_contiguous(), f"owners have strides {owners.stride()}"
+        assert experts.is_contiguous(), f"experts have strides {experts.stride()}"
+        num_routes, num_experts = experts.numel(), owners.shape[0]
+        found = array("q", bytes(8 * (3 * num_routes + 3 * num_shards + 2)))
+        sorted_routes, _ = found.buffer_info()
         rows = sorted_routes + 8 * num_routes
         sorted_experts = rows + 8 * num_routes
         route_ends = sorted_experts + 8 * num_routes
         row_ends = route_ends + 8 * (num_shards + 1)
         problem = self._library.expertfleet_share_out(
-            owners.data_ptr(), owners.shape[0], num_shards, experts.data_ptr(), routes if routes is None else routes.data_ptr(),
-            num_routes, top_k, num_rows, sorted_routes, rows, route_ends, row_ends, row_ends + 8 * (num_shards + 1),
-            sorted_experts, sorted_experts + 4 * num_routes,
+            owners.data_ptr(), num_experts, num_shards, experts.data_ptr(), routes, num_routes, top_k,
+            num_rows, sorted_routes, rows, route_ends, row_ends, row_ends + 8 * (num_shards + 1), sorted_experts,
+            sorted_experts + 4 * num_routes,
         )  # fmt: skip
         if problem:
-            raise IndexError(f"an expert of {experts.tolist()} is not below {owners.shape[0]}")
+            raise IndexError(f"an expert of {experts.tolist()} is not below {num_experts}")
         return found
 
     def pin(self, processors: Sequence[int]) -> None:
@@ -265,6 +265,28 @@ class Native:
         return found
 
 
+class Blocks:
+    """Where each expert's block of gate_up and of down lies, 0 where an expert is not held; the blocks must be kept."""
+
+    def __init__(self, num_experts: int) -> None:
+        self._addresses = torch.zeros((2, num_experts), dtype=torch.int64)
+        self.num_experts = num_experts
+        self.gate_up = self._addresses.data_ptr()
+        self.down = self.gate_up + 8 * num_experts
+
+    def has(self, expert: int) -> bool:
+        return 0 <= expert < self.num_experts and bool(self._addresses[0, expert])
+
+    def with_expert(self, expert: int, gate_up: torch.Tensor, down: torch.Tensor) -> "Blocks":
+        more = Blocks(max(expert + 1, self.num_experts))
+        more._addresses[:, : self.num_experts] = self._addresses
+        more._addresses[:, expert] = torch.tensor([gate_up.data_ptr(), down.data_ptr()])
+        return more
+
+    def forget(self, expert: int) -> None:
+        self._addresses[:, expert] = 0
+
+
 @cache
 def load() -> Native | str:
     """The library, or why it cannot be used here."""
@@ -285,9 +307,10 @@ def unsupported(group_size: int) -> str:
     )
 
 
-def addresses(blocks: Sequence[torch.Tensor]) -> torch.Tensor:
-    """int64 [blocks]; the blocks must be kept."""
-    return torch.tensor([block.data_ptr() for block in blocks], dtype=torch.int64)
+def tensor_at(address: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """A view of memory that somebody else keeps."""
+    memory = _memory_at(address, math.prod(shape) * dtype.itemsize, _WRITABLE)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
 def _contiguous(projection: tuple[Words, Scales]) -> tuple[Words, Scales]:

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from .layout import DTYPE_CODES, PREFIX, Buffer, at_least, bad, dtype_of, expect
 
 ASKED = struct.Struct("<8sQQHBBIIII4x")
 _FEW_ROUTES = 64  # as numbers they are looked through sooner than as an array
-Indices: TypeAlias = npt.NDArray[np.int32]
+Indices: TypeAlias = memoryview  # of int32
 _Fields: TypeAlias = tuple[bytes, tuple[int, int], int, int, int]  # of ``Asked``, after the frame id
 
 
@@ -52,16 +51,21 @@ def unpack_asked(frame: Buffer) -> tuple[_Fields, torch.dtype, int, int, int]:
     return asked, dtype_of(dtype), num_rows, num_routes, hidden
 
 
+def pack_routes(route_rows: Indices, route_experts: Indices) -> tuple[Buffer, Buffer]:
+    return route_rows.cast("B"), route_experts.cast("B")
+
+
 def unpack_routes(frame: Buffer, start: int, num_routes: int, num_rows: int) -> tuple[Indices, Indices]:
     """Rows and experts of the routes, which end the frame."""
     expect(frame, start + 8 * num_routes)
-    route_rows = np.frombuffer(frame, np.int32, num_routes, start)
+    routes, middle = memoryview(frame), start + 4 * num_routes
+    route_rows, route_experts = routes[start:middle].cast("i"), routes[middle:].cast("i")
     if num_routes <= _FEW_ROUTES:
         rows = route_rows.tolist()
         is_wrong = min(rows) < 0 or max(rows) >= num_rows
     else:
-        is_wrong = route_rows.view(np.uint32).max() >= num_rows  # as unsigned, what is negative is large
+        is_wrong = np.asarray(route_rows).view(np.uint32).max() >= num_rows  # as unsigned, what is negative is large
     if is_wrong:
-        wrong = route_rows[(route_rows < 0) | (route_rows >= num_rows)][0]
+        wrong = next(row for row in route_rows.tolist() if not 0 <= row < num_rows)
         raise bad(f"a route names row {wrong} of {num_rows}")
-    return route_rows, np.frombuffer(frame, np.int32, num_routes, start + 4 * num_routes)
+    return route_rows, route_experts

@@ -1,6 +1,6 @@
 """Frames: the messages of a lane between an attention worker and an expert shard.
 
-The only place where a tensor becomes bytes. Knows nothing of gRPC, of placement or of who computes.
+Knows nothing of gRPC, of placement or of who computes.
 1. Both sides send HELLO; 2. the worker sends DISPATCH (and CANCEL), 3. the shard answers each DISPATCH with RESULT
 pieces that cover its routes in their order, or with one ERROR.
 
@@ -23,7 +23,7 @@ import msgpack
 import torch
 
 from . import pair_frames
-from .asked import ASKED, Asked, Indices, pack_asked, unpack_asked, unpack_routes
+from .asked import ASKED, Asked, Indices, pack_asked, pack_routes, unpack_asked, unpack_routes
 from .errors import Code, FleetError
 from .layout import (
     DTYPE_CODES,
@@ -40,9 +40,8 @@ from .layout import (
     dtype_of,
     expect,
     prefix,
-    tensor_bytes,
-    view,
 )
+from .rows import Rows
 
 MAX_PIECE_BYTES = 1 << 20
 MAX_MESSAGE_BYTES = 1024
@@ -81,11 +80,11 @@ class Hello:
 class Dispatch(Asked):
     """Hidden rows for one layer of one shard, each row once, and the (row, expert) routes over them."""
 
-    rows: torch.Tensor  # [R, H] bfloat16 or float32
+    rows: Rows  # [R, H] bfloat16 or float32
     route_rows: Indices  # [N]
     route_experts: Indices  # [N]
 
-    def with_rows(self, rows: torch.Tensor) -> "Dispatch":
+    def with_rows(self, rows: Rows) -> "Dispatch":
         return dataclasses.replace(self, rows=rows)
 
 
@@ -96,7 +95,7 @@ class Result:
     frame_id: int
     first_route: int
     num_routes: int
-    rows: torch.Tensor  # [n, H]
+    rows: Rows  # [n, H]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +122,7 @@ class Placed(Asked):
     route_rows: Indices  # [N]
     route_experts: Indices  # [N]
 
-    def with_rows(self, rows: torch.Tensor) -> Dispatch:
+    def with_rows(self, rows: Rows) -> Dispatch:
         return Dispatch(
             self.frame_id, self.fingerprint, self.epoch, self.layer, self.priority, self.deadline_us,
             rows, self.route_rows, self.route_experts,
@@ -162,19 +161,18 @@ def encode_dispatch(frame: Dispatch, version: int = WIRE_VERSION) -> bytes:
 
 
 def dispatch_parts(frame: Dispatch, version: int) -> tuple[Buffer, ...]:
-    """The frame in parts, its tensors uncopied."""
-    num_rows, hidden = frame.rows.shape
-    header = pack_asked(frame, frame.rows.dtype, num_rows, len(frame.route_rows), hidden)
+    """The frame in parts, its rows uncopied if they are many."""
+    rows = frame.rows
+    header = pack_asked(frame, rows.dtype, rows.count, len(frame.route_rows), rows.width)
     begin = prefix(version, Kind.DISPATCH, frame.frame_id) + header
-    routes = (frame.route_rows.data.cast("B"), frame.route_experts.data.cast("B"))
-    return begin, tensor_bytes(frame.rows), *routes
+    return begin, rows.data(), *pack_routes(frame.route_rows, frame.route_experts)
 
 
 def encode_placed(frame: Placed, version: int = WIRE_VERSION) -> bytes:
     header = pack_asked(frame, frame.dtype, frame.num_rows, len(frame.route_rows), frame.hidden)
     places = _PLACES.pack(frame.rows_at, frame.results_at)
     begin = prefix(version, Kind.PLACED, frame.frame_id)
-    return b"".join((begin, header, places, frame.route_rows.data, frame.route_experts.data))
+    return b"".join((begin, header, places, *pack_routes(frame.route_rows, frame.route_experts)))
 
 
 def placed_rows(max_bytes: int, top_k: int) -> int:
@@ -192,20 +190,15 @@ def result_rows(hidden: int, itemsize: int) -> int:
     return max(1, (MAX_PIECE_BYTES - PREFIX.size - _RESULT.size) // (hidden * itemsize))
 
 
-def encode_result(
-    frame_id: int, first_route: int, num_routes: int, rows: torch.Tensor, version: int = WIRE_VERSION
-) -> bytes:
+def encode_result(frame_id: int, first_route: int, num_routes: int, rows: Rows, version: int = WIRE_VERSION) -> bytes:
     """One piece: ``rows`` [n, H] answer the routes from ``first_route`` on, of ``num_routes`` in all."""
     return b"".join(result_parts(frame_id, first_route, num_routes, rows, version))
 
 
-def result_parts(
-    frame_id: int, first_route: int, num_routes: int, rows: torch.Tensor, version: int
-) -> tuple[Buffer, ...]:
-    """The same in parts, its tensor uncopied."""
-    piece, hidden = rows.shape
-    header = _RESULT.pack(first_route, piece, num_routes, hidden, DTYPE_CODES[rows.dtype])
-    return prefix(version, Kind.RESULT, frame_id) + header, tensor_bytes(rows)
+def result_parts(frame_id: int, first_route: int, num_routes: int, rows: Rows, version: int) -> tuple[Buffer, ...]:
+    """The same in parts, its rows uncopied if they are many."""
+    header = _RESULT.pack(first_route, rows.count, num_routes, rows.width, DTYPE_CODES[rows.dtype])
+    return prefix(version, Kind.RESULT, frame_id) + header, rows.data()
 
 
 def encode_error(frame_id: int, error: FleetError, version: int = WIRE_VERSION) -> bytes:
@@ -223,7 +216,7 @@ def encode_filled(filled: Filled, version: int = WIRE_VERSION) -> bytes:
 
 
 def decode(frame: Buffer, max_frame_bytes: int, version: int = WIRE_VERSION) -> Frame:
-    """Parses and bounds-checks one frame of a lane of this version; its tensors are views of ``frame``.
+    """Parses and bounds-checks one frame of a lane of this version; its rows and routes are views of ``frame``.
 
     Raises FleetError: FRAME_TOO_LARGE, WIRE_VERSION, or BAD_FRAME with what did not fit.
     """
@@ -262,8 +255,7 @@ def _decode_dispatch(frame: Buffer, frame_id: int) -> Dispatch:
     start = PREFIX.size + ASKED.size
     after_rows = start + num_rows * hidden * dtype.itemsize
     routes = unpack_routes(frame, after_rows, num_routes, num_rows)
-    rows = view(frame, dtype, num_rows * hidden, start).view(num_rows, hidden)
-    return Dispatch(frame_id, *asked, rows, *routes)
+    return Dispatch(frame_id, *asked, Rows(num_rows, hidden, dtype, frame, start), *routes)
 
 
 def _decode_placed(frame: Buffer, frame_id: int) -> Placed:
@@ -291,7 +283,7 @@ def _decode_result(frame: Buffer, frame_id: int) -> Result:
         raise bad(f"routes {first} to {first + piece} of {num_routes}, {hidden} wide")
     start = PREFIX.size + _RESULT.size
     expect(frame, start + piece * hidden * dtype.itemsize)
-    return Result(frame_id, first, num_routes, view(frame, dtype, piece * hidden, start).view(piece, hidden))
+    return Result(frame_id, first, num_routes, Rows(piece, hidden, dtype, frame, start))
 
 
 def _decode_error(frame: Buffer, frame_id: int) -> Error:

@@ -6,10 +6,8 @@ both speak is the lane's, which all other frames bear. HELLO and ERROR are read 
 say why they do not talk: every version lays them out alike, but that a newer HELLO may have more keys.
 """
 
-import ctypes
 import enum
 import struct
-import warnings
 from typing import Final, TypeAlias
 
 import torch
@@ -22,7 +20,6 @@ PAIRS_SINCE = 2  # the wire version whose frames may announce rows that travel b
 NO_PAIR: Final = "none"
 MAGIC = b"XFLT"
 PREFIX = struct.Struct("<4sBBHQ")
-_COPIED_BYTES = 128 << 10
 _DTYPES = {1: torch.bfloat16, 2: torch.float32}
 DTYPE_CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
@@ -54,18 +51,6 @@ def frame_id_of(frame: Buffer) -> int:
     return int(PREFIX.unpack_from(frame)[4])
 
 
-def tensor_bytes(tensor: torch.Tensor) -> Buffer:
-    """The memory of a contiguous CPU tensor; uncopied if it is large, as to look at a small one takes longer than to copy it."""
-    assert tensor.is_contiguous(), tensor.stride()
-    if tensor.nbytes <= _COPIED_BYTES:
-        return ctypes.string_at(tensor.data_ptr(), tensor.nbytes)
-    return tensor.view(torch.uint8).numpy().reshape(-1).data
-
-
-def view(frame: Buffer, dtype: torch.dtype, count: int, offset: int) -> torch.Tensor:
-    return torch.frombuffer(frame, dtype=dtype, count=count, offset=offset)
-
-
 def dtype_of(code: int) -> torch.dtype:
     if code not in _DTYPES:
         raise bad(f"unknown dtype code {code}")
@@ -84,13 +69,3 @@ def expect(frame: Buffer, size: int) -> None:
 
 def bad(what: str) -> FleetError:
     return FleetError(Code.BAD_FRAME, f"malformed frame: {what}")
-
-
-def _accept_read_only_buffers() -> None:
-    """torch warns once per process that a view of ``bytes`` is not writable; nobody writes to a frame."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.frombuffer(b"\0", dtype=torch.uint8)
-
-
-_accept_read_only_buffers()

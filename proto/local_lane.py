@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 from .codec import encode_error
 from .errors import Code, FleetError
+from .layout import Buffer
 from .reactor import Reactor
 
 _log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ class FrameSocket:
         self,
         reactor: Reactor,
         connected: socket.socket,
-        on_frame: Callable[[bytes], object],
+        on_frame: Callable[[Buffer], object],
         on_end: Callable[[FleetError], object],
     ) -> None:
         self.received_file = -1  # what came with the first message, this object's to close
@@ -103,7 +104,7 @@ class FrameSocket:
             elif size > MAX_MESSAGE_BYTES:
                 self.refuse(FleetError(Code.FRAME_TOO_LARGE, f"a frame larger than {MAX_MESSAGE_BYTES} bytes"))
             else:
-                self._deliver(bytes(memoryview(self._buffer)[:size]))
+                self._deliver(self._buffer[:size])
 
     def _receive(self) -> int:
         if not self._first:
@@ -114,7 +115,7 @@ class FrameSocket:
         self.received_file = files[0] if files else -1
         return len(message)
 
-    def _deliver(self, frame: bytes) -> None:
+    def _deliver(self, frame: Buffer) -> None:
         try:
             self._on_frame(frame)
         except FleetError as error:

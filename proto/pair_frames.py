@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .asked import ASKED, Asked, Indices, pack_asked, unpack_asked, unpack_routes
+from .asked import ASKED, Asked, Indices, pack_asked, pack_routes, unpack_asked, unpack_routes
 from .layout import DTYPE_CODES, PAIRS_SINCE, PREFIX, Buffer, Kind, at_least, bad, dtype_of, expect, prefix
 
 MAX_ADDRESS_BYTES = 256
@@ -79,7 +79,7 @@ def encode_paired(frame: Paired, version: int) -> bytes:
     header = pack_asked(frame, frame.dtype, frame.num_rows, len(frame.route_rows), frame.hidden)
     transfer = _TRANSFER.pack(frame.generation, frame.number)
     begin = _begin(version, Kind.PAIRED, frame.frame_id)
-    return b"".join((begin, header, transfer, frame.route_rows.data, frame.route_experts.data))
+    return b"".join((begin, header, transfer, *pack_routes(frame.route_rows, frame.route_experts)))
 
 
 def encode_paired_result(frame: PairedResult, version: int) -> bytes:

@@ -13,6 +13,7 @@ from bisect import insort
 import torch
 
 from .errors import Code, FleetError
+from .rows import Rows
 
 ALIGNMENT = 64
 _SIZE = 1 << 36
@@ -37,25 +38,18 @@ class SharedMemory:
         except (OSError, ValueError) as error:
             raise FleetError(Code.BAD_FRAME, f"the shared memory cannot be mapped: {error}") from error
 
-    def tensor(
-        self, offset: int, dtype: torch.dtype, rows: int, width: int, alignment: int = ALIGNMENT
-    ) -> torch.Tensor:
-        """A view [rows, width]. Raises FleetError BAD_FRAME for what does not lie inside, LANE_LOST once this is closed."""
-        count = rows * width
-        if offset < 0 or offset % alignment or offset + count * dtype.itemsize > self.size:
-            what = f"{count} values of {dtype} at {offset}"
+    def rows(self, offset: int, dtype: torch.dtype, count: int, width: int, alignment: int = ALIGNMENT) -> Rows:
+        """A view. Raises FleetError BAD_FRAME for what does not lie inside, LANE_LOST once this is closed."""
+        if offset < 0 or offset % alignment or offset + count * width * dtype.itemsize > self.size:
+            what = f"{count * width} values of {dtype} at {offset}"
             raise FleetError(Code.BAD_FRAME, f"{what} do not lie in the {self.size} bytes of shared memory")
-        return torch.frombuffer(self._open(), dtype=dtype, count=count, offset=offset).view(rows, width)
-
-    def put(self, offset: int, rows: torch.Tensor) -> None:
-        """Copies contiguous rows to a place inside. Raises FleetError LANE_LOST once this is closed."""
-        count, width = rows.shape
-        self.tensor(offset, rows.dtype, count, width, rows.itemsize).copy_(rows)
-
-    def _open(self) -> mmap.mmap:
         if self._memory is None:
             raise FleetError(Code.LANE_LOST, "the shared memory is closed")
-        return self._memory
+        return Rows(count, width, dtype, self._memory, offset)
+
+    def put(self, offset: int, rows: Rows) -> None:
+        """Copies rows to a place inside. Raises FleetError LANE_LOST once this is closed."""
+        self.rows(offset, rows.dtype, rows.count, rows.width, rows.dtype.itemsize).copy(rows)
 
     def close(self) -> None:
         """The memory goes with its last view, at either end; it does not wait for a garbage collection."""

@@ -224,7 +224,7 @@ class TcpSocket:
             begin = at + _LENGTH.size
             if begin + size <= end:
                 at, self._reach = begin + size, _SCRATCH_BYTES
-                self.on_frame(bytes(self._scratch[begin:at]))
+                self.on_frame(bytearray(self._scratch[begin:at]))
                 continue
             if size > _WHOLE_BYTES:
                 self._body = np.empty(size, np.uint8).data

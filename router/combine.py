@@ -13,8 +13,9 @@ import numpy.typing as npt
 import torch
 
 from ..kernels.native import Native, load
+from ..proto.rows import Rows
 
-Piece = tuple[npt.NDArray[np.int64], torch.Tensor]  # routes [n], each t·K + k, and their rows [n, H]
+Piece = tuple[npt.NDArray[np.int64], Rows]  # routes [n], each t·K + k, and their rows [n, H]
 _FEW_ROUTES = 64  # so few numbers are written down sooner one by one than as arrays
 # Products a tile: few enough to stay in cache, and with short rows enough that calls do not count.
 _TILE_VALUES = 1 << 16
@@ -25,20 +26,20 @@ def combine_pieces(pieces: Sequence[Piece], topk_weights: torch.Tensor) -> tuple
 
     And whether all of that is finite.
     """
-    hidden, dtype = pieces[0][1].shape[1], pieces[0][1].dtype
+    hidden, dtype = pieces[0][1].width, pieces[0][1].dtype
     native = load()
     if isinstance(native, Native):
         return native.combine(_addresses(pieces, topk_weights.numel()), topk_weights, hidden, dtype)
     gathered = torch.empty(topk_weights.numel(), hidden, dtype=dtype)
     for routes, rows in pieces:
-        gathered.index_copy_(0, torch.from_numpy(routes), rows)
+        gathered.index_copy_(0, torch.from_numpy(routes), rows.tensor)
     total = combine(gathered.view(*topk_weights.shape, hidden), topk_weights)
     return total, bool(torch.isfinite(total).all())
 
 
 def _addresses(pieces: Sequence[Piece], num_routes: int) -> bytes | torch.Tensor:
     """Where each route's row lies, int64 [N]."""
-    placed = [(routes, rows.data_ptr(), rows.stride(0) * rows.itemsize) for routes, rows in pieces]
+    placed = [(routes, rows.address, rows.width * rows.dtype.itemsize) for routes, rows in pieces]
     if num_routes <= _FEW_ROUTES:
         places = [0] * num_routes
         for routes, begin, stride in placed:

@@ -20,6 +20,7 @@ import torch
 from ..proto.codec import Dispatch as Frame
 from ..proto.codec import Result
 from ..proto.errors import Code, FleetError
+from ..proto.rows import Rows
 from .combine import Piece, combine_pieces
 from .doubt import Doubt, doubtful_routes, faults_of, find_wrong
 from .lane import Lane
@@ -113,6 +114,7 @@ class Dispatch:
         self.layer = layer
         self.priority = priority
         self.x = x  # [T, H]
+        self.rows = Rows.of(x)
         self.topk_weights = topk_weights  # [T, K] fp32
         self.topk_ids = topk_ids  # [T, K] int64; route t·K + k
         self.top_k = topk_ids.shape[1]
@@ -239,7 +241,7 @@ class Dispatch:
             )
             return
         self._prefer(part)
-        begin, count = part.num_answered, answer.rows.shape[0]
+        begin, count = part.num_answered, answer.rows.count
         self._pieces.append((part.routes[begin : begin + count], answer.rows))
         part.num_answered += count
         self._num_left -= count
@@ -282,8 +284,8 @@ class Dispatch:
         return (
             answer.num_routes == len(part.routes)
             and answer.first_route == part.num_answered
-            and answer.rows.shape[1] == self.x.shape[1]
-            and answer.rows.dtype == self.x.dtype
+            and answer.rows.width == self.rows.width
+            and answer.rows.dtype == self.rows.dtype
         )
 
     def _on_failure(self, part: Part, error: FleetError) -> None:

@@ -23,13 +23,13 @@ Doubt: TypeAlias = tuple[T, Routes]  # who answered, and its answers that are no
 def doubtful_routes(x: torch.Tensor, pieces: Sequence[Piece], total: torch.Tensor, top_k: int) -> Routes:
     """Routes whose answer is not finite although their row of ``x`` [T, H] is; ``total`` [T, H] is what became of them."""
     rows = np.flatnonzero(_finite_rows(x) & ~_finite_rows(total))
-    routes = _joined(routes[~_finite_rows(answer)] for routes, answer in pieces)
+    routes = _joined(routes[~_finite_rows(answer.tensor)] for routes, answer in pieces)
     return routes[np.isin(routes // top_k, rows)]
 
 
 def find_wrong(doubts: Sequence[Doubt[T]], seconds: Sequence[Piece]) -> list[T]:
     """Those of whose doubtful answers a second one is finite."""
-    refuted = _joined(routes[_finite_rows(answer)] for routes, answer in seconds)
+    refuted = _joined(routes[_finite_rows(answer.tensor)] for routes, answer in seconds)
     return list(dict.fromkeys(who for who, routes in doubts if np.isin(routes, refuted).any()))
 
 
@@ -45,7 +45,7 @@ def faults_of(
     top_k = len(experts) // len(x)
     is_good_input = _finite_rows(x)
     doubtful = _joined(routes for _, routes in doubts)
-    confirmed = _joined(routes[~_finite_rows(answer)] for routes, answer in seconds)
+    confirmed = _joined(routes[~_finite_rows(answer.tensor)] for routes, answer in seconds)
     faults: dict[int, FleetError] = {}
     for row in np.flatnonzero(~_finite_rows(total)).tolist():
         agreed = np.unique(experts[confirmed[confirmed // top_k == row]]).tolist()

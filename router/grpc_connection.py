@@ -21,6 +21,7 @@ from ..proto.layout import NO_PAIR, PAIRS_SINCE
 from ..proto.pair_frames import PairFrame
 from ..proto.pair_group import PairSettings
 from ..proto.reactor import Reactor
+from ..proto.rows import Rows
 from ..proto.tcp_lane import METADATA_KEY, Ticket
 from .connection import Owner, settle
 from .pairs import WorkerPairs
@@ -71,7 +72,7 @@ class GrpcConnection:
 
     def post(self, frame: Dispatch, row_ids: torch.Tensor | None) -> None:
         if row_ids is not None:
-            frame = frame.with_rows(frame.rows[row_ids])
+            frame = frame.with_rows(Rows.of(frame.rows.tensor[row_ids]))
         if self._pairs is not None and self._pairs.post(frame):
             return
         if self._tcp is None or not self._tcp.post(frame, self._version):

@@ -219,9 +219,9 @@ class Lane:
         if sent is None or sent.failed:
             return
         result = connection.answer(frame)
-        if result is None or result.rows.shape[0] > sent.num_left:
+        if result is None or result.rows.count > sent.num_left:
             raise FleetError(Code.BAD_FRAME, f"{self.seat} answered with a misfit {type(frame).__name__} frame")
-        sent.num_left -= result.rows.shape[0]
+        sent.num_left -= result.rows.count
         if sent.sink is not None:
             sent.sink(result)
         elif not sent.num_left:

@@ -54,16 +54,15 @@ class LocalConnection:
         return placed_rows(MAX_MESSAGE_BYTES, top_k)
 
     def post(self, frame: Dispatch, row_ids: torch.Tensor | None) -> None:
-        rows, num_routes = frame.rows, frame.route_rows.shape[0]
-        num_rows, hidden = rows.shape
-        if row_ids is not None:
-            num_rows = row_ids.shape[0]
-        rows_bytes = -(-num_rows * hidden * rows.itemsize // ALIGNMENT) * ALIGNMENT
-        begin = self._arena.allocate(rows_bytes + num_routes * hidden * rows.itemsize)
+        rows, num_routes = frame.rows, len(frame.route_rows)
+        num_rows, hidden = rows.count if row_ids is None else row_ids.shape[0], rows.width
+        rows_bytes = -(-num_rows * hidden * rows.dtype.itemsize // ALIGNMENT) * ALIGNMENT
+        begin = self._arena.allocate(rows_bytes + num_routes * hidden * rows.dtype.itemsize)
         if row_ids is None:
             self._arena.put(begin, rows)
         else:
-            torch.index_select(rows, 0, row_ids, out=self._arena.tensor(begin, rows.dtype, num_rows, hidden))
+            place = self._arena.rows(begin, rows.dtype, num_rows, hidden)
+            torch.index_select(rows.tensor, 0, row_ids, out=place.tensor)
         results_at = begin + rows_bytes
         self._areas[frame.frame_id] = _Area(begin, results_at, rows.dtype, num_routes, hidden)
         placed = Placed(
@@ -80,7 +79,7 @@ class LocalConnection:
             return None
         row_bytes = area.hidden * area.dtype.itemsize
         at = area.results_at + frame.first_route * row_bytes
-        rows = self._arena.tensor(at, area.dtype, frame.count, area.hidden, alignment=area.dtype.itemsize)
+        rows = self._arena.rows(at, area.dtype, frame.count, area.hidden, alignment=area.dtype.itemsize)
         return Result(frame.frame_id, frame.first_route, frame.num_routes, rows)
 
     def on_pair(self, frame: PairFrame) -> None:

@@ -17,6 +17,7 @@ from ..proto.pair import Pair
 from ..proto.pair_frames import PairAt, Paired, PairedResult, PairFrame, Taken, encode_pair, encode_paired, encode_taken
 from ..proto.pair_group import PairSettings, host_pair
 from ..proto.reactor import Reactor, Timer
+from ..proto.rows import Rows
 from .connection import Connection, Owner
 
 _FIRST_PAUSE_S = 0.05
@@ -46,18 +47,18 @@ class WorkerPairs:
         """Whether the frame's rows go by the pair."""
         if frame.rows.nbytes < self._settings.least_bytes or not self.pair.usable:
             return False
-        generation, (num_rows, hidden) = self.pair.generation, frame.rows.shape
+        generation, rows = self.pair.generation, frame.rows
 
         def announce(number: int) -> None:
             paired = Paired(
                 frame.frame_id, frame.fingerprint, frame.epoch, frame.layer, frame.priority, frame.deadline_us,
-                frame.rows.dtype, num_rows, hidden, generation, number, frame.route_rows, frame.route_experts,
+                rows.dtype, rows.count, rows.width, generation, number, frame.route_rows, frame.route_experts,
             )  # fmt: skip
             self._send(encode_paired(paired, self._version))
 
         expires_at = time.monotonic() + frame.deadline_us / 1e6
         self._frames[frame.frame_id] = frame, expires_at
-        if self.pair.offer(frame.frame_id, frame.rows, expires_at, announce, lambda: self._resend(frame.frame_id)):
+        if self.pair.offer(frame.frame_id, rows.tensor, expires_at, announce, lambda: self._resend(frame.frame_id)):
             return True
         del self._frames[frame.frame_id]
         return False
@@ -107,7 +108,7 @@ class WorkerPairs:
         _, expires_at = self._frames.get(frame.frame_id, (None, math.inf))
 
         def take(rows: torch.Tensor) -> None:
-            result = Result(frame.frame_id, frame.first_route, frame.num_routes, rows)
+            result = Result(frame.frame_id, frame.first_route, frame.num_routes, Rows.of(rows))
             self._reactor.post(self._lane.answered, self._connection, result)
 
         self.pair.expect(frame.number, (frame.count, frame.hidden), frame.dtype, expires_at, take)

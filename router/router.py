@@ -85,7 +85,7 @@ class Router:
     def dispatch(
         self, layer: int, x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor, priority: int = 0
     ) -> Dispatch:
-        """Sends rows ``x`` [T, H] to the experts ``topk_ids`` [T, K]; the result is awaited, ``combined``, then closed."""
+        """Sends contiguous rows ``x`` [T, H] to the experts ``topk_ids`` [T, K]; the result is awaited, ``combined``, then closed."""
         dispatch = Dispatch(self, layer, x, topk_ids, topk_weights, priority)
         dispatch.deadline = time.monotonic() + self._layer_deadline_s
         dispatch.patience_ends_at = dispatch.deadline + self._lost_expert_wait_s
@@ -145,12 +145,12 @@ class Router:
         self, dispatch: Dispatch, owners: torch.Tensor, experts: torch.Tensor, routes: Routes | None
     ) -> tuple[list[Part], Routes]:
         plan, lanes = self._snapshot
-        num_rows, hidden = dispatch.x.shape
-        shares, orphans = share_out(owners, len(lanes), experts, routes, dispatch.top_k, num_rows)
+        rows = dispatch.rows
+        shares, orphans = share_out(owners, len(lanes), experts, routes, dispatch.top_k, rows.count)
         parts = []
         for share in shares:
             lane = lanes[share.owner]
-            most_rows = lane.max_rows(hidden * dispatch.x.itemsize, dispatch.top_k)
+            most_rows = lane.max_rows(rows.width * rows.dtype.itemsize, dispatch.top_k)
             parts += [self._part(dispatch, plan.epoch, lane, piece) for piece in share.cut(most_rows)]
         return parts, orphans
 
@@ -261,12 +261,12 @@ class Router:
             dispatch.layer,
             dispatch.priority,
             int((dispatch.deadline - time.monotonic()) * 1e6),
-            dispatch.x,
+            dispatch.rows,
             share.places,
             share.experts,
         )
         self.counters.frames += 1
-        all_rows = share.rows.shape[0] == dispatch.x.shape[0]
+        all_rows = len(share.rows) == dispatch.rows.count
         return Part(lane, frame, None if all_rows else torch.from_numpy(share.rows), share.routes, share.num_experts)
 
     def _replan(self) -> None:

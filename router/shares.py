@@ -30,13 +30,15 @@ class Share(NamedTuple):
         """Several, of at most so many rows each."""
         if self.rows.shape[0] <= most_rows:
             return [self]
+        places, asked = np.asarray(self.places), np.asarray(self.experts)
         pieces = []
         for first in range(0, self.rows.shape[0], most_rows):
-            inside = (self.places >= first) & (self.places < first + most_rows)
-            experts = self.experts[inside]
-            rows = self.rows[first : first + most_rows]
-            places = self.places[inside] - np.int32(first)
-            pieces.append(Share(self.owner, self.routes[inside], experts, places, rows, len(np.unique(experts))))
+            inside = (places >= first) & (places < first + most_rows)
+            experts, rows = asked[inside], self.rows[first : first + most_rows]
+            mine = places[inside] - np.int32(first)
+            pieces.append(
+                Share(self.owner, self.routes[inside], experts.data, mine.data, rows, len(np.unique(experts)))
+            )
         return pieces
 
 
@@ -55,20 +57,26 @@ def share_out(
     native = load()
     if not isinstance(native, Native):
         return _share_out(owners.numpy(), num_shards, experts.numpy().reshape(-1), routes, top_k)
-    given = None if routes is None else torch.from_numpy(routes)
-    found: Routes = native.share_out(owners, num_shards, experts, given, top_k, num_rows).numpy()
+    given = None
+    if routes is not None:
+        assert routes.dtype == np.int64, f"routes are {routes.dtype}"
+        assert routes.flags.c_contiguous, f"routes have strides {routes.strides}"
+        assert routes.shape == (experts.numel(),), f"{routes.shape[0]} routes, {experts.numel()} experts"
+        given = routes.ctypes.data
+    told = native.share_out(owners, num_shards, experts, given, top_k, num_rows)
     num_routes = experts.numel()
-    asked = found[2 * num_routes : 3 * num_routes].view(np.int32)
-    numbers: list[int] = found[3 * num_routes :].tolist()
-    route_ends, row_ends, activated = numbers, numbers[num_shards + 1 :], numbers[2 * num_shards + 2 :]
+    found = np.frombuffer(told, np.int64)
+    asked = memoryview(told)[2 * num_routes : 3 * num_routes].cast("B").cast("i")
+    ends, rows_at = 3 * num_routes, 3 * num_routes + num_shards + 1
     shares = []
     for owner in range(num_shards):
-        first, last = route_ends[owner], route_ends[owner + 1]
+        first, last = told[ends + owner], told[ends + owner + 1]
         if first < last:
-            rows = found[num_routes + row_ends[owner] : num_routes + row_ends[owner + 1]]
+            rows = found[num_routes + told[rows_at + owner] : num_routes + told[rows_at + owner + 1]]
             places = asked[num_routes + first : num_routes + last]
-            shares.append(Share(owner, found[first:last], asked[first:last], places, rows, activated[owner]))
-    return shares, found[: route_ends[0]]
+            activated = told[rows_at + num_shards + 1 + owner]
+            shares.append(Share(owner, found[first:last], asked[first:last], places, rows, activated))
+    return shares, found[: told[ends]]
 
 
 def _share_out(
@@ -83,5 +91,6 @@ def _share_out(
         if first < last:
             mine, asked = routes[first:last], experts[first:last].astype(np.int32)
             rows, places = np.unique(mine // top_k, return_inverse=True)
-            shares.append(Share(owner, mine, asked, places.astype(np.int32), rows, len(np.unique(asked))))
+            num_experts = len(np.unique(asked))
+            shares.append(Share(owner, mine, asked.data, places.astype(np.int32).data, rows, num_experts))
     return shares, routes[: ends[0]]

@@ -171,9 +171,9 @@ void expertfleet_pack_down(const uint32_t* words, const uint16_t* scales, int64_
 // x [rows, hidden] and out [routes, hidden] in float32 or bf16. Route i applies expert experts[i], whose tiles are at gate_up[expert]
 // and down[expert], null for one that is not held, to row route_rows[i].
 // 0, or 1 if the instruction set is not there, 2 if memory is not, 3 for a route of a row that there is not, 4 of such an expert.
-int expertfleet_apply(const char* instruction_set, int threads, int float32, const void* x, int64_t num_rows,
-                      int64_t hidden, int64_t width, int64_t group_size, int64_t num_routes, const int64_t* route_rows,
-                      const int64_t* experts, int64_t num_experts, const uint8_t* const* gate_up, const uint8_t* const* down,
+int expertfleet_apply_experts(const char* instruction_set, int threads, int float32, const void* x, int64_t num_rows,
+                      int64_t hidden, int64_t width, int64_t group_size, int64_t num_routes, const int32_t* route_rows,
+                      const int32_t* experts, int64_t num_experts, const uint8_t* const* gate_up, const uint8_t* const* down,
                       void* out) {
   const InstructionSet* chosen = find(instruction_set);
   if (!chosen) return 1;

@@ -24,6 +24,7 @@ from expertfleet.proto.codec import (
 )
 from expertfleet.proto.generated import expert_pb2, expert_pb2_grpc
 from expertfleet.proto.lane import PATH, channel_options
+from expertfleet.proto.rows import Rows
 
 LIMIT = 1 << 26
 
@@ -46,9 +47,9 @@ async def use_every_expert(address: str, checkpoint: Checkpoint, experts: int) -
                     layer,
                     0,
                     60_000_000,
-                    torch.randn(2, config.hidden_size).bfloat16(),
-                    np.array([0, 1], dtype=np.int32),
-                    np.array([expert, expert], dtype=np.int32),
+                    Rows.of(torch.randn(2, config.hidden_size).bfloat16()),
+                    np.array([0, 1], dtype=np.int32).data,
+                    np.array([expert, expert], dtype=np.int32).data,
                 )
                 await stream.write(encode_dispatch(frame))
                 assert isinstance(decode(await stream.read(), LIMIT), Result)

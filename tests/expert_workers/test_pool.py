@@ -10,6 +10,7 @@ import torch
 from expertfleet.expert_workers.pool import Job, Pool
 from expertfleet.proto.codec import Dispatch
 from expertfleet.proto.errors import Code, FleetError
+from expertfleet.proto.rows import Rows
 
 
 def make_pool(max_queued_per_lane: int) -> Pool:
@@ -17,8 +18,8 @@ def make_pool(max_queued_per_lane: int) -> Pool:
 
 
 def make_job(num_routes: int, layer: int = 1, priority: int = 0, lane: object = None, frame_id: int = 1) -> Job:
-    rows = torch.zeros(num_routes, 4)
-    routes = np.zeros(num_routes, dtype=np.int32)
+    rows = Rows.of(torch.zeros(num_routes, 4))
+    routes = np.zeros(num_routes, dtype=np.int32).data
     frame = Dispatch(frame_id, b"\0" * 8, (1, 1), layer, priority, 10**6, rows, routes, routes)
     return Job(frame, lane, expires_at=float("inf"))  # type: ignore[arg-type]
 

@@ -40,6 +40,7 @@ from expertfleet.proto.errors import Code, FleetError, from_details
 from expertfleet.proto.generated import expert_pb2, expert_pb2_grpc, membership_pb2
 from expertfleet.proto.lane import PATH, channel_options
 from expertfleet.proto.local_lane import MAX_MESSAGE_BYTES
+from expertfleet.proto.rows import Rows
 from expertfleet.proto.shared_memory import Arena
 
 T = TypeVar("T")
@@ -81,16 +82,16 @@ class LocalStream:
             raise ConnectionResetError
         frame = decode(data, LIMIT)
         if isinstance(frame, Filled):
-            rows = self._results[frame.frame_id][frame.first_route : frame.first_route + frame.count]
+            rows = self._results[frame.frame_id].part(frame.first_route, frame.count)
             return encode_result(frame.frame_id, frame.first_route, frame.num_routes, rows)
         return data
 
     def place(self, frame: Dispatch, **changes: Any) -> Placed:
-        R, H = frame.rows.shape
-        N, dtype = len(frame.route_rows), frame.rows.dtype
+        R, H, dtype = frame.rows.count, frame.rows.width, frame.rows.dtype
+        N = len(frame.route_rows)
         rows_at, results_at = (self.arena.allocate(count * H * dtype.itemsize) for count in (R, N))
-        self.arena.tensor(rows_at, dtype, R, H).copy_(frame.rows)
-        self._results[frame.frame_id] = self.arena.tensor(results_at, dtype, N, H)
+        self.arena.put(rows_at, frame.rows)
+        self._results[frame.frame_id] = self.arena.rows(results_at, dtype, N, H)
         fields = {name: getattr(frame, name) for name in FIELDS if name != "rows"}
         placed = {"dtype": dtype, "num_rows": R, "hidden": H, "rows_at": rows_at, "results_at": results_at}
         return Placed(**(fields | placed | changes))
@@ -129,7 +130,11 @@ class Client:
             "route_rows": np.array([0, 1, 2, 0], dtype=np.int32),
             "route_experts": np.array([0, 5, 5, 31], dtype=np.int32),
         }
-        return encode_dispatch(Dispatch(frame_id, **(fields | changes)))
+        fields |= changes
+        fields["rows"] = Rows.of(fields["rows"])
+        for name in ("route_rows", "route_experts"):
+            fields[name] = fields[name].data
+        return encode_dispatch(Dispatch(frame_id, **fields))
 
     async def ask(self, frame: bytes) -> Result | Error:
         await self.stream.write(frame)
@@ -218,7 +223,7 @@ def test_answers_what_it_holds(shard: str, checkpoint: Checkpoint, transport: st
         for expert in (0, 5, 31)
     }
     expected = grouped_gemm_reference(rows, torch.tensor([0, 1, 2, 0]), torch.tensor([0, 5, 5, 31]), experts)
-    assert (answer.rows.double() - expected).norm() / expected.norm() < 8e-3
+    assert (answer.rows.tensor.double() - expected).norm() / expected.norm() < 8e-3
 
 
 @pytest.mark.parametrize(
@@ -261,8 +266,8 @@ def test_a_row_that_is_not_finite_is_answered_beside_the_others(
     clean, mixed = talk(shard, checkpoint, conversation, transport)
     assert isinstance(clean, Result)
     assert isinstance(mixed, Result)
-    assert torch.isfinite(mixed.rows).all(1).tolist() == [True, False, True, True]
-    assert torch.equal(mixed.rows[[0, 2, 3]], clean.rows[[0, 2, 3]])
+    assert torch.isfinite(mixed.rows.tensor).all(1).tolist() == [True, False, True, True]
+    assert torch.equal(mixed.rows.tensor[[0, 2, 3]], clean.rows.tensor[[0, 2, 3]])
 
 
 def test_truncated_and_alien_frames_are_refused(shard: str, checkpoint: Checkpoint, transport: str) -> None:
@@ -390,7 +395,7 @@ def test_a_cancelled_frame_is_not_computed(shard: str, checkpoint: Checkpoint, t
                 told = True
             else:
                 assert not told, "memory was written to after the frame was over"
-                assert answer.first_route + answer.rows.shape[0] < len(routes), "every route was computed after all"
+                assert answer.first_route + answer.rows.count < len(routes), "every route was computed after all"
             answer = decode(await client.stream.read(), ANSWER_LIMIT)  # type: ignore[assignment]
         assert told == (transport == "local")
         return answer

@@ -30,6 +30,33 @@ def test_held_experts_and_their_bytes(name: str, most: float) -> None:
 
 
 @pytest.mark.parametrize("name", ["cpu-native", "cpu-int4pack", "reference"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_what_is_asked_by_address_is_what_is_asked_by_tensor(name: str, dtype: torch.dtype) -> None:
+    if name == "cpu-int4pack" and dtype is torch.float32:
+        pytest.skip("int4pack computes in bfloat16")
+    layer = make_backend(name, "cpu", dtype, HIDDEN, WIDTH, GROUP).new_layer()
+    for expert_id in (2, 7):
+        layer.add(expert_id, **_projections())
+    x = torch.randn(3, HIDDEN).to(dtype)
+
+    def ask(*routes: tuple[int, int]) -> torch.Tensor:
+        rows, experts = (torch.tensor(numbers, dtype=torch.int32) for numbers in zip(*routes, strict=True))
+        out = torch.empty(len(routes), HIDDEN, dtype=dtype)
+        layer.apply_at(x.data_ptr(), len(x), rows.data_ptr(), experts.data_ptr(), len(routes), out.data_ptr())
+        return out
+
+    rows, experts = torch.tensor([0, 2, 1, 0]), torch.tensor([7, 2, 7, 2])
+    asked = list(zip(rows.tolist(), experts.tolist(), strict=True))
+    assert torch.equal(ask(*asked), grouped_gemm(x, rows, experts, layer))
+    for wrong in (3, -1):
+        with pytest.raises(KernelError, match="but there are 3 rows"):
+            ask((0, 7), (wrong, 2))
+    for foreign in (3, -1, 8, 1 << 30):
+        with pytest.raises(KernelError, match=f"expert {foreign} is not held"):
+            ask((0, 7), (1, foreign))
+
+
+@pytest.mark.parametrize("name", ["cpu-native", "cpu-int4pack", "reference"])
 def test_experts_come_and_go_and_the_others_stay_as_they_are(name: str) -> None:
     layer = make_backend(name, "cpu", torch.bfloat16, HIDDEN, WIDTH, GROUP).new_layer()
     given = {expert_id: _projections() for expert_id in range(5)}

@@ -13,15 +13,16 @@ from hypothesis import strategies as st
 from expertfleet.proto import codec
 from expertfleet.proto.errors import Code, FleetError
 from expertfleet.proto.layout import WIRE_VERSION, Kind, prefix
+from expertfleet.proto.rows import Rows
 
 LIMIT = 1 << 20
 
 
 def make_dispatch(rng: random.Random, dtype: torch.dtype) -> tuple[bytes, dict]:
     R, H, N = rng.randint(1, 9), 2 * rng.randint(1, 40), rng.randint(1, 30)
-    rows = torch.randn(R, H).to(dtype)
-    route_rows = np.array([rng.randrange(R) for _ in range(N)], dtype=np.int32)
-    route_experts = np.array([rng.randrange(384) for _ in range(N)], dtype=np.int32)
+    rows = Rows.of(torch.randn(R, H).to(dtype))
+    route_rows = np.array([rng.randrange(R) for _ in range(N)], dtype=np.int32).data
+    route_experts = np.array([rng.randrange(384) for _ in range(N)], dtype=np.int32).data
     fields = {
         "frame_id": rng.getrandbits(64),
         "fingerprint": rng.randbytes(8),
@@ -44,7 +45,7 @@ def test_dispatch_round_trip(dtype: torch.dtype) -> None:
     for name in ("frame_id", "fingerprint", "epoch", "layer", "priority", "deadline_us"):
         assert getattr(decoded, name) == fields[name], name
     assert decoded.rows.dtype == dtype
-    assert torch.equal(decoded.rows, fields["rows"])
+    assert torch.equal(decoded.rows.tensor, fields["rows"].tensor)
     assert decoded.route_rows.tolist() == fields["route_rows"].tolist()
     assert decoded.route_experts.tolist() == fields["route_experts"].tolist()
 
@@ -63,8 +64,8 @@ def make_placed(rng: random.Random) -> codec.Placed:
         hidden=rng.randint(1, 9000),
         rows_at=rng.getrandbits(40),
         results_at=rng.getrandbits(40),
-        route_rows=np.array([rng.randrange(R) for _ in range(N)], dtype=np.int32),
-        route_experts=np.array([rng.randrange(384) for _ in range(N)], dtype=np.int32),
+        route_rows=np.array([rng.randrange(R) for _ in range(N)], dtype=np.int32).data,
+        route_experts=np.array([rng.randrange(384) for _ in range(N)], dtype=np.int32).data,
     )
 
 
@@ -82,10 +83,10 @@ def test_placed_and_filled_round_trip() -> None:
 
 def test_result_error_cancel_and_hello_round_trip() -> None:
     rows = torch.randn(3, 8)
-    result = codec.decode(codec.encode_result(7, 2, 5, rows), LIMIT)
+    result = codec.decode(codec.encode_result(7, 2, 5, Rows.of(rows)), LIMIT)
     assert isinstance(result, codec.Result)
     assert (result.frame_id, result.first_route, result.num_routes) == (7, 2, 5)
-    assert torch.equal(result.rows, rows)
+    assert torch.equal(result.rows.tensor, rows)
     error = codec.decode(codec.encode_error(9, FleetError(Code.NOT_HELD, "é" * 4000)), LIMIT)
     assert isinstance(error, codec.Error)
     assert (error.frame_id, error.code) == (9, Code.NOT_HELD)
@@ -120,7 +121,7 @@ def test_frames_of_a_lane_bear_its_version_and_no_other_is_taken() -> None:
     frames = [
         codec.encode_dispatch(codec.Dispatch(**make_dispatch(rng, torch.float32)[1]), 7),
         codec.encode_placed(make_placed(rng), 7),
-        codec.encode_result(7, 2, 5, torch.randn(3, 8), 7),
+        codec.encode_result(7, 2, 5, Rows.of(torch.randn(3, 8)), 7),
         codec.encode_cancel(1, 7),
         codec.encode_filled(codec.Filled(7, 2, 3, 5), 7),
     ]
@@ -182,9 +183,9 @@ def test_every_truncation_is_refused() -> None:
 
 
 def test_a_route_to_a_row_that_is_not_there_is_refused() -> None:
-    rows = torch.zeros(2, 4)
+    rows = Rows.of(torch.zeros(2, 4))
     for bad in (2, -1):
-        routes = np.array([0, bad], dtype=np.int32), np.zeros(2, dtype=np.int32)
+        routes = np.array([0, bad], dtype=np.int32).data, np.zeros(2, dtype=np.int32).data
         frame = codec.encode_dispatch(codec.Dispatch(1, b"\0" * 8, (1, 1), 1, 0, 1, rows, *routes))
         with pytest.raises(FleetError, match=f"row {bad} of 2"):
             codec.decode(frame, LIMIT)
@@ -203,9 +204,10 @@ def test_mutated_frames_decode_or_are_refused(seed: int, flips: list[tuple[int, 
     except FleetError:
         return
     if isinstance(decoded, codec.Dispatch):
-        assert int(decoded.route_rows.max()) < decoded.rows.shape[0]
+        assert max(decoded.route_rows) < decoded.rows.count
+        assert decoded.rows.tensor.shape == (decoded.rows.count, decoded.rows.width)
     if isinstance(decoded, codec.Placed):
-        assert int(decoded.route_rows.max()) < decoded.num_rows
+        assert max(decoded.route_rows) < decoded.num_rows
 
 
 @settings(max_examples=200, deadline=None)

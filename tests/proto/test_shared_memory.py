@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from expertfleet.proto.errors import Code, FleetError
+from expertfleet.proto.rows import Rows
 from expertfleet.proto.shared_memory import ALIGNMENT, Arena, SharedMemory
 
 if not hasattr(os, "memfd_create"):
@@ -25,22 +26,22 @@ def test_what_one_end_writes_the_other_reads(arena: Arena) -> None:
     other = SharedMemory.received(arena.file)
     begin = arena.allocate(6 * 4)
     values = torch.randn(2, 3)
-    arena.tensor(begin, torch.float32, 2, 3).copy_(values)
-    seen = other.tensor(begin, torch.float32, 2, 3)
+    arena.put(begin, Rows.of(values))
+    seen = other.rows(begin, torch.float32, 2, 3).tensor
     assert torch.equal(seen, values)
     seen.zero_()
-    assert not arena.tensor(begin, torch.float32, 2, 3).any()
+    assert not arena.rows(begin, torch.float32, 2, 3).tensor.any()
 
 
 def test_rows_are_put_where_they_belong(arena: Arena) -> None:
     rows = torch.randn(3, 5).bfloat16()
     begin = arena.allocate(256)
-    arena.put(begin, rows)
-    assert torch.equal(arena.tensor(begin, torch.bfloat16, 3, 5), rows)
-    assert torch.equal(arena.tensor(begin + 10, torch.bfloat16, 2, 5, alignment=2), rows[1:])
+    arena.put(begin, Rows.of(rows))
+    assert torch.equal(arena.rows(begin, torch.bfloat16, 3, 5).tensor, rows)
+    assert torch.equal(arena.rows(begin + 10, torch.bfloat16, 2, 5, alignment=2).tensor, rows[1:])
     arena.close()
     with pytest.raises(FleetError) as refused:
-        arena.put(begin, rows)
+        arena.put(begin, Rows.of(rows))
     assert refused.value.code is Code.LANE_LOST
 
 
@@ -65,13 +66,13 @@ def test_areas_never_overlap_and_the_first_free_one_is_used_again(arena: Arena) 
 def test_what_is_closed_lasts_as_long_as_its_views() -> None:
     arena = Arena()
     other = SharedMemory.received(arena.file)
-    seen = other.tensor(0, torch.float32, 1, 3)
+    seen = other.rows(0, torch.float32, 1, 3).tensor
     before = len(os.listdir("/proc/self/fd"))
     arena.close()
     other.close()
     for end in (arena, other):
         with pytest.raises(FleetError) as caught:
-            end.tensor(0, torch.float32, 1, 1)
+            end.rows(0, torch.float32, 1, 1)
         assert caught.value.code is Code.LANE_LOST
     assert not seen.any()
     assert len(os.listdir("/proc/self/fd")) == before - 2
@@ -82,7 +83,7 @@ def test_what_is_closed_lasts_as_long_as_its_views() -> None:
 @pytest.mark.parametrize(("offset", "count"), [(1, 1), (0, 1 << 60), (1 << 62, 1), (-64, 1)])
 def test_a_view_beyond_the_memory_is_refused(arena: Arena, offset: int, count: int) -> None:
     with pytest.raises(FleetError, match="do not lie in the") as caught:
-        arena.tensor(offset, torch.float32, 1, count)
+        arena.rows(offset, torch.float32, count=1, width=count)
     assert caught.value.code is Code.BAD_FRAME
 
 
@@ -96,7 +97,7 @@ def test_without_room_it_says_so(arena: Arena) -> None:
 
 def test_a_burst_s_pages_go_back_to_the_system(arena: Arena) -> None:
     begin = arena.allocate(200 << 20)
-    arena.tensor(begin, torch.uint8, 1, 200 << 20).fill_(1)
+    arena.rows(begin, torch.uint8, 1, 200 << 20).tensor.fill_(1)
     assert os.fstat(arena.file).st_blocks * 512 >= 200 << 20
     arena.free(begin)
     assert os.fstat(arena.file).st_blocks * 512 <= 65 << 20

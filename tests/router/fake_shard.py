@@ -10,6 +10,7 @@ import torch
 from expertfleet.proto.codec import Cancel, Dispatch, Hello, decode, encode_error, encode_hello, encode_result
 from expertfleet.proto.errors import Code, FleetError
 from expertfleet.proto.lane import server_options, stream_handler
+from expertfleet.proto.rows import Rows
 
 LIMIT = 1 << 22
 
@@ -55,12 +56,10 @@ class FakeShard:
         if self.refuse is not None:
             await context.write(encode_error(frame.frame_id, self.refuse))
             return
-        rows = expected_rows(
-            frame.rows[frame.route_rows.astype(np.int64)], torch.from_numpy(frame.route_experts.astype(np.int64))
-        )
+        rows = expected_rows(frame.rows.tensor[frame.route_rows.tolist()], torch.tensor(frame.route_experts.tolist()))
         rows[np.isin(frame.route_experts, list(self.broken_experts))] = float("inf")
         for first in range(0, len(rows), self.piece_routes):
-            piece = rows[first : first + self.piece_routes].contiguous()
+            piece = Rows.of(rows[first : first + self.piece_routes].contiguous())
             await context.write(encode_result(frame.frame_id, first, len(rows), piece))
             if self.break_after_piece:
                 await context.abort(grpc.StatusCode.UNAVAILABLE, f"{Code.LANE_LOST.name}: cut")

@@ -8,6 +8,7 @@ import torch
 
 from expertfleet.kernels import native
 from expertfleet.kernels.row_rule import bits_of
+from expertfleet.proto.rows import Rows
 from expertfleet.router import combine as combine_module
 from expertfleet.router.combine import combine, combine_pieces
 
@@ -52,7 +53,7 @@ def test_pieces_in_any_order_give_the_bits_of_the_whole(
     rows, weights = torch.randn(tokens, top_k, hidden).to(dtype), torch.rand(tokens, top_k)
     routes = torch.randperm(tokens * top_k)
     cuts = sorted(random.sample(range(1, tokens * top_k), min(5, tokens * top_k - 1)))
-    pieces = [(part.numpy(), rows.view(-1, hidden)[part].contiguous()) for part in routes.tensor_split(cuts)]
+    pieces = [(part.numpy(), Rows.of(rows.view(-1, hidden)[part])) for part in routes.tensor_split(cuts)]
     found, is_finite = combine_pieces(pieces, weights)
     assert is_finite
     assert torch.equal(bits_of(found), bits_of(combine(rows, weights)))
@@ -61,6 +62,6 @@ def test_pieces_in_any_order_give_the_bits_of_the_whole(
 def test_what_is_not_finite_stays_so(kernel: None) -> None:
     rows, weights = torch.randn(4, 8, 64), torch.rand(4, 8)
     rows[1, 3, 5], rows[2, 0, 6] = float("nan"), float("inf")
-    found, is_finite = combine_pieces([(np.arange(32), rows.view(32, 64))], weights)
+    found, is_finite = combine_pieces([(np.arange(32), Rows.of(rows.view(32, 64)))], weights)
     assert not is_finite
     assert (~found.isfinite()).nonzero().tolist() == [[1, 5], [2, 6]]

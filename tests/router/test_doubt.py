@@ -4,7 +4,8 @@ import numpy as np
 import torch
 
 from expertfleet.proto.errors import Code
-from expertfleet.router.combine import combine_pieces
+from expertfleet.proto.rows import Rows
+from expertfleet.router.combine import Piece, combine_pieces
 from expertfleet.router.doubt import doubtful_routes, faults_of, find_wrong
 
 T, K, H = 4, 2, 8
@@ -12,15 +13,15 @@ EXPERTS = np.arange(T * K) + 10
 NAN = float("nan")
 
 
-def answers(*spoiled: int) -> list[tuple[np.ndarray, torch.Tensor]]:
+def answers(*spoiled: int) -> list[Piece]:
     """Two pieces that have every route, those ``spoiled`` not finite."""
     rows = torch.ones(T * K, H)
     rows[list(spoiled), 3] = NAN
     even, odd = np.arange(0, T * K, 2), np.arange(1, T * K, 2)
-    return [(even, rows[even]), (odd, rows[odd])]
+    return [(even, Rows.of(rows[even])), (odd, Rows.of(rows[odd]))]
 
 
-def total_of(pieces: list[tuple[np.ndarray, torch.Tensor]]) -> torch.Tensor:
+def total_of(pieces: list[Piece]) -> torch.Tensor:
     return combine_pieces(pieces, torch.ones(T, K))[0]
 
 
@@ -33,7 +34,8 @@ def test_only_routes_of_rows_that_were_finite_are_doubted() -> None:
 
 def test_whoever_is_refuted_was_wrong_and_whoever_is_confirmed_was_not() -> None:
     first, second, third = np.array([0, 3]), np.array([5]), np.array([7])
-    seconds = [(np.array([0, 5]), torch.tensor([[1.0], [NAN]])), (np.array([3]), torch.tensor([[NAN]]))]
+    mixed, spoiled = Rows.of(torch.tensor([[1.0], [NAN]])), Rows.of(torch.tensor([[NAN]]))
+    seconds = [(np.array([0, 5]), mixed), (np.array([3]), spoiled)]
     assert find_wrong([("a", first), ("b", second), ("c", third)], seconds) == ["a"]
 
 
@@ -44,7 +46,7 @@ def test_every_row_without_an_output_says_why() -> None:
     total = total_of(pieces)
     total[3] = float("inf")
     doubts = [("a", np.array([2, 5]))]
-    seconds = [(np.array([2]), torch.full((1, H), NAN))]
+    seconds = [(np.array([2]), Rows.of(torch.full((1, H), NAN)))]
     faults = faults_of(9, x, EXPERTS, total, doubts, seconds)
     assert list(faults) == [0, 1, 2, 3]
     assert {fault.code for fault in faults.values()} == {Code.NON_FINITE}

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from expertfleet.checkpoint.tensors import Checkpoint
-from expertfleet.expert_workers import runtime
 from expertfleet.expert_workers.config import ExpertConfig
 from expertfleet.expert_workers.server import ExpertServer
 from expertfleet.membership.epoch import Epoch, EpochId, ExpertSet, Member
@@ -207,14 +206,15 @@ def test_memory_of_a_frame_that_nobody_waits_for_is_kept_until_the_shard_has_end
     io: IoThread, server: ExpertServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go, computing = threading.Event(), threading.Event()
-    real = runtime.grouped_gemm
+    layer = server.holdings.layers[LAYER]
+    real = layer.apply_at
 
-    def slow(*arguments: object) -> torch.Tensor:
+    def slow(*call: int) -> None:
         computing.set()
         go.wait(20)
-        return real(*arguments)  # type: ignore[arg-type]
+        real(*call)
 
-    monkeypatch.setattr(runtime, "grouped_gemm", slow)
+    monkeypatch.setattr(layer, "apply_at", slow)
     with closing(End(io, server, kind="local", deadline_s=0.3)) as end:
         x, ids = drawn(server.checkpoint, 2)
         with pytest.raises(FleetError, match="no answer from expert-0") as caught:
@@ -298,5 +298,7 @@ def test_rows_whose_experts_nobody_holds_wait_and_the_others_go_out_alone(io: Io
                 assert all(asked[route] in held for route in routes)
                 assert not any(asked[route] in held for route in dispatch._waiting)
                 for part, row_ids in sent:
-                    assert (row_ids[part.frame.route_rows] == torch.from_numpy(part.routes) // config.top_k).all()
+                    assert (
+                        row_ids[part.frame.route_rows.tolist()] == torch.from_numpy(part.routes) // config.top_k
+                    ).all()
                     assert len(row_ids) == len(set((part.routes // config.top_k).tolist()))

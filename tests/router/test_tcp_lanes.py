@@ -15,7 +15,6 @@ import pytest
 import torch
 import trustme
 
-from expertfleet.expert_workers import runtime
 from expertfleet.expert_workers.config import ExpertConfig
 from expertfleet.expert_workers.handler import GrpcLane
 from expertfleet.expert_workers.server import ExpertServer
@@ -31,7 +30,7 @@ assert _spec is not None
 assert _spec.loader is not None
 lanes: Any = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(lanes)
-End, drawn = lanes.End, lanes.drawn
+End, drawn, LAYER = lanes.End, lanes.drawn, lanes.LAYER
 CLOSED = "the lane's connection broke"
 
 
@@ -92,14 +91,15 @@ def test_a_cancelled_dispatch_is_taken_from_the_shards_queue(
 ) -> None:
     computed: list[int] = []
     go = threading.Event()
-    real = runtime.grouped_gemm
+    layer = server.holdings.layers[LAYER]
+    real = layer.apply_at
 
-    def slow(x: torch.Tensor, *more: Any) -> torch.Tensor:
-        computed.append(len(x))
+    def slow(x: int, num_rows: int, *more: int) -> None:
+        computed.append(num_rows)
         go.wait(20)
-        return real(x, *more)
+        real(x, num_rows, *more)
 
-    monkeypatch.setattr(runtime, "grouped_gemm", slow)
+    monkeypatch.setattr(layer, "apply_at", slow)
     with closing(End(io, server, "tcp")) as end:
         first = end.dispatch(*drawn(server.checkpoint, 1))
         assert eventually(lambda: computed == [1])
@@ -187,13 +187,14 @@ def test_a_connection_that_breaks_ends_its_lane_which_comes_back_whole(
 def test_what_waits_for_an_answer_is_asked_again_over_the_next_connection(
     io: IoThread, server: ExpertServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = runtime.grouped_gemm
+    layer = server.holdings.layers[LAYER]
+    real = layer.apply_at
 
-    def slow(*arguments: Any) -> torch.Tensor:
+    def slow(*call: int) -> None:
         time.sleep(0.3)
-        return real(*arguments)
+        real(*call)
 
-    monkeypatch.setattr(runtime, "grouped_gemm", slow)
+    monkeypatch.setattr(layer, "apply_at", slow)
     with closing(End(io, server, "tcp")) as end:
         x, ids = drawn(server.checkpoint, 2)
         wanted = end.ask(x, ids)
