@@ -131,7 +131,7 @@ class TcpLane:
 
     def deliver(self, job: Job, first_route: int, rows: Rows) -> None:
         pairs = self._lane.pairs
-        if pairs is not None and job.num_routes * rows.width * rows.dtype.itemsize >= self._handler.pair.least_bytes:
+        if pairs is not None and job.num_routes * rows.row_bytes >= self._handler.pair.least_bytes:
             pairs.deliver(job, first_route, rows)  # all pieces of a frame one way: that keeps their order
             return
         for parts in _result_frames(job, first_route, rows, self.version):

@@ -42,7 +42,7 @@ class ShardPairs:
 
     def deliver(self, job: Job, first_route: int, rows: Rows) -> None:
         """In pieces that fit the worker's limit; a frame's pieces arrive in their order, whichever way each goes."""
-        step = max(1, self._max_frame_bytes // (rows.width * rows.dtype.itemsize))
+        step = max(1, self._max_frame_bytes // rows.row_bytes)
         for start in range(0, rows.count, step):
             piece = rows.part(start, min(step, rows.count - start))
             if not self._offer(job, first_route + start, piece):

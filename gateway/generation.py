@@ -176,12 +176,11 @@ class _Sequence:
         """Raises FleetError WORKER_DEATHS when it was one too many."""
         request = self._request
         self._deaths.add(worker.death(), len(request.generated_ids))
+        self.close()  # a trial that it was on is over
         seats = self._deaths.seats
         if not self._is_suspect:
-            self.close()
             return
         if len(seats) == self._resumption.max_worker_deaths and not self._deaths.has_one_suspect:
-            self.close()
             _log.warning("%s: was running, among others, when %s died; on trial", request.request_id, ", ".join(seats))
             self._trial = "wanted"
             return

@@ -47,8 +47,12 @@ class Rows:
         return cls.of(torch.empty(count, width, dtype=dtype))
 
     @property
+    def row_bytes(self) -> int:
+        return self.width * self.dtype.itemsize
+
+    @property
     def nbytes(self) -> int:
-        return self.count * self.width * self.dtype.itemsize
+        return self.count * self.row_bytes
 
     @property
     def tensor(self) -> torch.Tensor:
@@ -88,7 +92,7 @@ class Rows:
             return self
         if isinstance(self._memory, torch.Tensor):
             return Rows.of(self._memory[first : first + count])
-        return Rows(count, self.width, self.dtype, self._memory, self._at + first * self.width * self.dtype.itemsize)
+        return Rows(count, self.width, self.dtype, self._memory, self._at + first * self.row_bytes)
 
 
 def address_of(memory: Buffer | mmap.mmap) -> int:

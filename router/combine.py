@@ -39,7 +39,7 @@ def combine_pieces(pieces: Sequence[Piece], topk_weights: torch.Tensor) -> tuple
 
 def _addresses(pieces: Sequence[Piece], num_routes: int) -> bytes | torch.Tensor:
     """Where each route's row lies, int64 [N]."""
-    placed = [(routes, rows.address, rows.width * rows.dtype.itemsize) for routes, rows in pieces]
+    placed = [(routes, rows.address, rows.row_bytes) for routes, rows in pieces]
     if num_routes <= _FEW_ROUTES:
         places = [0] * num_routes
         for routes, begin, stride in placed:

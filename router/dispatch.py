@@ -113,8 +113,7 @@ class Dispatch:
     ) -> None:
         self.layer = layer
         self.priority = priority
-        self.x = x  # [T, H]
-        self.rows = Rows.of(x)
+        self.rows = Rows.of(x)  # [T, H]
         self.topk_weights = topk_weights  # [T, K] fp32
         self.topk_ids = topk_ids  # [T, K] int64; route t·K + k
         self.top_k = topk_ids.shape[1]
@@ -327,7 +326,7 @@ class Dispatch:
 
     def _doubt(self) -> None:
         """Asks others for what is not finite although the row is that was sent."""
-        routes = doubtful_routes(self.x, self._pieces, self._total, self.top_k)
+        routes = doubtful_routes(self.rows.tensor, self._pieces, self._total, self.top_k)
         asked_of = ((part.lane, part.routes[: part.num_answered]) for part in self._answered)
         self._doubts = [(lane, mine) for lane, answered in asked_of if len(mine := np.intersect1d(answered, routes))]
         self._num_first_pieces = len(self._pieces)
@@ -364,7 +363,7 @@ class Dispatch:
             seconds = self._pieces[self._num_first_pieces :]
             if wrong := find_wrong(self._doubts, seconds):
                 self._router.on_wrong(self, wrong)
-            self.faults = faults_of(self.layer, self.x, self.experts, self._total, self._doubts, seconds)
+            self.faults = faults_of(self.layer, self.rows.tensor, self.experts, self._total, self._doubts, seconds)
             self._total[list(self.faults)] = 0.0
         self._finish(None)
 

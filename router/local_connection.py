@@ -56,8 +56,8 @@ class LocalConnection:
     def post(self, frame: Dispatch, row_ids: torch.Tensor | None) -> None:
         rows, num_routes = frame.rows, len(frame.route_rows)
         num_rows, hidden = rows.count if row_ids is None else row_ids.shape[0], rows.width
-        rows_bytes = -(-num_rows * hidden * rows.dtype.itemsize // ALIGNMENT) * ALIGNMENT
-        begin = self._arena.allocate(rows_bytes + num_routes * hidden * rows.dtype.itemsize)
+        rows_bytes = -(-num_rows * rows.row_bytes // ALIGNMENT) * ALIGNMENT
+        begin = self._arena.allocate(rows_bytes + num_routes * rows.row_bytes)
         if row_ids is None:
             self._arena.put(begin, rows)
         else:

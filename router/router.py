@@ -150,7 +150,7 @@ class Router:
         parts = []
         for share in shares:
             lane = lanes[share.owner]
-            most_rows = lane.max_rows(rows.width * rows.dtype.itemsize, dispatch.top_k)
+            most_rows = lane.max_rows(rows.row_bytes, dispatch.top_k)
             parts += [self._part(dispatch, plan.epoch, lane, piece) for piece in share.cut(most_rows)]
         return parts, orphans
 

@@ -60,7 +60,7 @@ class TcpBeside:
 
     def post(self, frame: Dispatch, version: int) -> bool:
         """Whether the frame went this way."""
-        answer_bytes = len(frame.route_rows) * frame.rows.width * frame.rows.dtype.itemsize
+        answer_bytes = len(frame.route_rows) * frame.rows.row_bytes
         way = self._small if answer_bytes <= _SMALL_BYTES else self._large
         if way is None or not way.usable:
             return False
