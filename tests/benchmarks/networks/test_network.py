@@ -142,7 +142,7 @@ def test_a_rate_is_kept_by_the_kernel_and_by_the_emulator(delay_ms: float) -> No
     with networked(2) as network:
         network.change(0, gbit=0.02, delay_ms=delay_ms)
         slow = probe(network, 0, 1)
-        assert 0 < slow.gbit < 0.03  # what a burst leaves over, and buffers, come on top
+        assert 0 < slow.gbit < 0.04  # what waited in buffers while this process did not run comes on top
         network.change(0, gbit=0)
         assert probe(network, 0, 1).gbit > 2 * slow.gbit
 
