@@ -4,12 +4,11 @@ Knows nothing of workers' caches or load: it is a guess that makes cached prefix
 """
 
 from array import array
-from collections import OrderedDict
 from collections.abc import Sequence
 
 BLOCK = 256
 _MAX_BLOCKS = 512
-_MAX_REMEMBERED = 65536
+_PLACES = 65536
 
 
 def block_hashes(prompt_ids: Sequence[int], salt: str) -> list[int]:
@@ -23,21 +22,22 @@ def block_hashes(prompt_ids: Sequence[int], salt: str) -> list[int]:
 
 
 class SeenPrefixes:
-    """The prefixes one worker was given, the oldest forgotten first."""
+    """The prefixes one worker was given: half a megabyte from the start, whatever comes.
+
+    A block's hash has one place, which the newest takes. What is lost so costs little: a block that is still there tells that all
+    before it were seen.
+    """
 
     def __init__(self) -> None:
-        self._seen: OrderedDict[int, None] = OrderedDict()
+        self._hashes = array("q", bytes(8 * _PLACES))
 
     def add(self, hashes: Sequence[int]) -> None:
         for value in hashes:
-            self._seen[value] = None
-            self._seen.move_to_end(value)
-        while len(self._seen) > _MAX_REMEMBERED:
-            self._seen.popitem(last=False)
+            self._hashes[value % _PLACES] = value
 
     def num_matching(self, hashes: Sequence[int]) -> int:
         """Number of leading blocks seen before."""
-        for index, value in enumerate(hashes):
-            if value not in self._seen:
-                return index
-        return len(hashes)
+        for index in reversed(range(len(hashes))):
+            if self._hashes[hashes[index] % _PLACES] == hashes[index]:
+                return index + 1
+        return 0

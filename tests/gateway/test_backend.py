@@ -93,3 +93,13 @@ def test_hashes_depend_on_everything_before_and_the_salt() -> None:
     seen.add(block_hashes(prompt[: BLOCK * 2], ""))
     assert seen.num_matching(block_hashes(prompt, "")) == 2
     assert seen.num_matching(block_hashes(changed, "")) == 0
+
+
+def test_a_prefix_stays_known_while_others_take_some_of_its_places() -> None:
+    seen, blocks = SeenPrefixes(), block_hashes(range(BLOCK * 512), "")
+    seen.add(blocks)
+    assert seen.num_matching(blocks) == 512
+    seen.add([value ^ (1 << 40) for value in blocks[:511:2]])
+    assert seen.num_matching(blocks[:1]) == 0
+    assert seen.num_matching(blocks) == 512
+    assert seen.num_matching([]) == 0
