@@ -78,7 +78,8 @@ class _Sequence:
         self._of_other_class: set[Worker] = set()  # they serve, but would not continue identically
         self._not_ready: set[Worker] = set()  # they will serve
         self._waits_since: float | None = None
-        self._deaths = Deaths(self)
+        self._identity = object()  # for workers and deaths, which then keep nothing else of this
+        self._deaths = Deaths(self._identity)
         self._trial: Literal["none", "wanted", "running"] = "none"
         self._failure: FleetError | None = None
         self._ends_at = asyncio.get_running_loop().time() + request.deadline_s if request.deadline_s else None
@@ -158,7 +159,7 @@ class _Sequence:
         is_resumption = bool(self._request.generated_ids)
         self._set_deadline()
         request = self._request
-        with self._backend.running(worker, self, len(request.prompt_ids) + len(request.generated_ids)):
+        with self._backend.running(worker, self._identity, len(request.prompt_ids) + len(request.generated_ids)):
             deadline_s = request.deadline_s
             call = worker.generate(request, deadline_s + _GRACE_S if deadline_s else None)
             try:

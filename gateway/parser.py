@@ -92,21 +92,22 @@ class Parser:
         self._caller: Caller | None = None
         self._has_arguments = False
         self._buffered: list[str] = []  # arguments of a call whose tool is not known yet
-        self._on_marker: dict[int | None, Callable[[], list[Piece]]] = {
-            markers.section: self._open_section,
-            markers.call: self._open_call,
-            markers.arguments: self._open_arguments,
-            markers.call_end: self._end_call,
-            markers.section_end: self._end_section,
-            markers.think: self._open_reasoning,
-            markers.think_end: self._end_reasoning,
+        # Of functions, not of methods: a parser that refers to itself stays until a collection of garbage.
+        self._on_marker: dict[int | None, Callable[[Parser], list[Piece]]] = {
+            markers.section: Parser._open_section,
+            markers.call: Parser._open_call,
+            markers.arguments: Parser._open_arguments,
+            markers.call_end: Parser._end_call,
+            markers.section_end: Parser._end_section,
+            markers.think: Parser._open_reasoning,
+            markers.think_end: Parser._end_reasoning,
         }
         self._on_marker.pop(None, None)
 
     def push(self, token_id: int) -> list[Piece]:
         marker = self._on_marker.get(token_id)
         if marker is not None:
-            return self._text(self._decoder.flush()) + marker()
+            return self._text(self._decoder.flush()) + marker(self)
         if self._state is _State.REASONING:
             self.num_reasoning_tokens += 1
         if self._is_special(token_id):

@@ -1,5 +1,6 @@
 """A sequence carried over its worker's failure, told as one answer."""
 
+import gc
 import json
 import time
 from collections.abc import Iterator
@@ -8,6 +9,10 @@ from typing import Any
 
 import pytest
 
+from expertfleet.gateway.answer import Answer
+from expertfleet.gateway.generation import _Sequence
+from expertfleet.gateway.job import Job
+from expertfleet.gateway.parser import Parser
 from expertfleet.proto.errors import Code, FleetError
 
 LONG = "one two three four five six seven eight<|im_end|>"
@@ -291,3 +296,17 @@ def test_an_overdue_sequence_is_cut_off_even_if_its_worker_forgets(rig: Any, scr
     response = rig.chat(timeout=0.1)
     assert response.status_code == 504
     assert response.json()["error"]["code"] == "deadline_exceeded"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_nothing_of_an_answer_waits_for_a_collection_of_garbage(rig: Any, scripts: Any, stream: bool) -> None:
+    rig.says(LONG)
+    kinds = Answer, Job, Parser, _Sequence
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            assert rig.chat(stream=stream).status_code == 200
+        scripts.until(lambda: not any(isinstance(one, kinds) for one in gc.get_objects()), 5.0)
+    finally:
+        gc.enable()
