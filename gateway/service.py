@@ -25,6 +25,7 @@ from .drain import Drain
 from .errors import ApiError
 from .fields import IGNORED_HEADER
 from .fleet import Fleet
+from .idle import Idle
 from .intake import read_object
 from .job import Job
 from .keys import ApiKeys
@@ -52,6 +53,7 @@ class Service:
         seat = config.seat or f"gateway-{random.SystemRandom().randrange(_DRAWN_SEATS)}"
         self.fleet = Fleet(config.controller, seat, self.backend, lambda: self.metrics.num_delivered)
         self.drain = Drain()
+        self.idle = Idle()
         self.keys = ApiKeys(config.api_key, config.api_key_file)
         self.started_at = int(time.time())
         # Host and port of both sides, once they are bound.
@@ -113,6 +115,7 @@ class Service:
         async with AsyncExitStack() as stack:
             run = Run(job, answers, self.backend, self.metrics, self.config.resumption)
             stack.enter_context(self.drain.track(run))
+            stack.enter_context(self.idle.busy())
             await stack.enter_async_context(run)
             if not job.request.stream:
                 events = await unless_gone(http.receive, _collect(run, len(answers)))
