@@ -40,8 +40,8 @@ _TICK_S = 0.25
 _STALL_S = 1.0
 _FENCE_S = 0.5
 _REBALANCE_S = 60.0
-_PROBE_S = 0.3
-_PROBES = 3
+_LOOK_S = 0.3
+_LOOKS_AFTER_S = (0.0, 0.02, 0.1, 0.3, 0.6)
 
 
 class Controller(rpc.MembershipServicer):
@@ -254,24 +254,24 @@ class Controller(rpc.MembershipServicer):
         return wanted, f"without {', '.join(seats)}"
 
     async def _look_for(self, seat: Seat, lease_id: int) -> None:
-        """The worker's stream broke: is anybody at its address? A refused connection says no; silence says nothing."""
+        """The worker's stream broke: is anybody at its address? A refused connection says no, silence says nothing, and one that
+        is taken may be a process that is just ending, whose streams end before it ceases to listen."""
         host, _, port = seat.address.rpartition(":")
-        for _ in range(_PROBES):
+        for pause_s in _LOOKS_AFTER_S:
+            await asyncio.sleep(pause_s)
             if seat.lease_id != lease_id:
                 return
             try:
-                async with asyncio.timeout(_PROBE_S):
+                async with asyncio.timeout(_LOOK_S):
                     _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+                writer.close()
             except ConnectionRefusedError:
                 _log.warning("%s (pid %d on %s) is lost: nobody is at %s", seat.name, seat.pid, seat.node, seat.address)
                 self._book.lose(seat)
                 self._changed.set()
                 return
             except (OSError, ValueError):
-                await asyncio.sleep(_PROBE_S)
-            else:
-                writer.close()
-                return
+                continue
 
     async def _expire_leases(self) -> None:
         before = time.monotonic()

@@ -375,6 +375,20 @@ def test_a_process_that_is_gone_is_missed_at_once_and_a_stalled_one_is_not() -> 
     in_loop(scenario)
 
 
+def test_a_process_that_listens_a_moment_longer_than_its_streams_live_is_missed_as_well() -> None:
+    async def scenario() -> None:
+        async with Fleet(lease_s=30.0) as fleet:
+            fleet.all_ready()
+            await fleet.until_complete()
+            ending = fleet.workers["expert-2"]
+            await ending.fall_silent()
+            await asyncio.sleep(0.05)  # by then somebody has connected
+            ending.server.close()
+            await fleet.until(lambda: "expert-2" not in {member.seat for member in fleet.epochs[-1].experts}, 4.0)
+
+    in_loop(scenario)
+
+
 def test_a_new_shard_is_asked_only_when_it_holds_its_share_and_the_old_ones_give_it_up_afterwards() -> None:
     async def scenario() -> None:
         async with Fleet() as fleet:
