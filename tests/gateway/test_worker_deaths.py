@@ -121,9 +121,8 @@ def test_a_worker_that_was_dead_already_does_not_count(
     assert rig.chat().status_code == 200
 
 
-@pytest.mark.parametrize(
-    "num_deaths", [3, 4]
-)  # the fourth is the next culprit's: it hits whoever never got on once more
+# The fourth death is the next culprit's: it hits whoever never got on once more.
+@pytest.mark.parametrize("num_deaths", [3, 4])
 def test_of_those_that_were_hit_by_the_same_deaths_only_the_one_ends_that_causes_another(
     mixed: Callable[..., Any],
     start: Callable[..., Process],

@@ -141,10 +141,10 @@ def test_a_slowed_link_can_be_cut_and_a_cut_link_slowed() -> None:
 def test_a_rate_is_kept_by_the_kernel_and_by_the_emulator(delay_ms: float) -> None:
     with networked(2) as network:
         network.change(0, gbit=0.02, delay_ms=delay_ms)
-        slow = probe(network, 0, 1)
-        assert 0 < slow.gbit < 0.04  # what waited in buffers while this process did not run comes on top
+        # What a burst leaves over, and buffers, come on top; and once in a while what waited while this process did not run.
+        assert any(0 < (slow := probe(network, 0, 1).gbit) < 0.03 for _ in range(3))
         network.change(0, gbit=0)
-        assert probe(network, 0, 1).gbit > 2 * slow.gbit
+        assert probe(network, 0, 1).gbit > 2 * slow
 
 
 def test_what_was_found_is_held_against_what_was_asked() -> None:
