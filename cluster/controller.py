@@ -259,13 +259,13 @@ class Controller(rpc.MembershipServicer):
         host, _, port = seat.address.rpartition(":")
         for pause_s in _LOOKS_AFTER_S:
             await asyncio.sleep(pause_s)
-            if seat.lease_id != lease_id:
-                return
             try:
                 async with asyncio.timeout(_LOOK_S):
                     _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
                 writer.close()
             except ConnectionRefusedError:
+                if seat.lease_id != lease_id:  # somebody else has it since
+                    return
                 _log.warning("%s (pid %d on %s) is lost: nobody is at %s", seat.name, seat.pid, seat.node, seat.address)
                 self._book.lose(seat)
                 self._changed.set()

@@ -389,6 +389,38 @@ def test_a_process_that_listens_a_moment_longer_than_its_streams_live_is_missed_
     in_loop(scenario)
 
 
+def test_a_seat_that_is_taken_anew_while_the_old_process_is_looked_for_is_kept(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    connect = asyncio.open_connection
+
+    async def scenario() -> None:
+        async with Fleet(lease_s=30.0) as fleet:
+            fleet.all_ready()
+            await fleet.until_complete()
+            old = fleet.workers["expert-2"].address
+            looked = asyncio.Event()
+
+            async def slowly(host: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+                try:
+                    return await connect(host, port)
+                except ConnectionRefusedError:
+                    if old == f"{host}:{port}" and not looked.is_set():
+                        await fleet.join("expert-2", "ready", pid=20)
+                        looked.set()
+                    raise
+
+            monkeypatch.setattr(asyncio, "open_connection", slowly)
+            await fleet.workers["expert-2"].die()
+            await asyncio.wait_for(looked.wait(), 4.0)
+            await asyncio.sleep(0.2)
+            status = {worker.seat: worker for worker in (await fleet.status()).workers}
+            assert (status["expert-2"].state, status["expert-2"].pid) == ("ready", 20)
+            assert "is lost" not in caplog.text  # or it had to take it twice
+
+    in_loop(scenario)
+
+
 def test_a_new_shard_is_asked_only_when_it_holds_its_share_and_the_old_ones_give_it_up_afterwards() -> None:
     async def scenario() -> None:
         async with Fleet() as fleet:
