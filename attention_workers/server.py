@@ -22,9 +22,9 @@ from ..proto.errors import FleetError
 from ..proto.generated import generate_pb2_grpc, membership_pb2
 from ..proto.io_thread import IoThread
 from ..proto.pair_group import PairSettings
-from ..router.heap import keep_large_blocks
 from ..router.load import ExpertLoads
 from ..router.router import Router
+from ..settings.heap import keep_large_blocks
 from .config import AttentionConfig
 from .engine import Engine
 from .kv_cache import PAGE, LatentCache, PageAllocator

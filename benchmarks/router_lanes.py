@@ -21,8 +21,8 @@ from expertfleet.proto.io_thread import IoThread
 from expertfleet.proto.pair_group import ALL_ON_THE_LANE, PairSettings
 from expertfleet.proto.reactor import Reactor
 from expertfleet.router.dispatch import Dispatch
-from expertfleet.router.heap import keep_large_blocks
 from expertfleet.router.router import Router
+from expertfleet.settings.heap import keep_large_blocks
 
 KINDS = ("local", "tcp", "grpc")
 _LIMIT = 64 << 20

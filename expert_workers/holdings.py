@@ -4,7 +4,6 @@ Knows nothing of lanes and leases, and not where experts come from. ``admit`` is
 every route of it fit what is held.
 """
 
-import ctypes
 import threading
 from collections.abc import Callable
 
@@ -18,6 +17,7 @@ from ..membership.epoch import EpochId, ExpertSet
 from ..proto.asked import Indices
 from ..proto.codec import DTYPE_NAMES, Dispatch, short_fingerprint
 from ..proto.errors import Code, FleetError
+from ..settings.heap import return_free_memory
 from .sources import ExpertSources, NoSourceError
 
 _READ_AHEAD = 2  # experts that are on their way from the disk while one is packed
@@ -36,7 +36,8 @@ class Holdings:
         self._dtype = DTYPE_NAMES[dtype]
         self._short = short_fingerprint(checkpoint.fingerprint)
         config = checkpoint.config
-        self._mask = np.zeros((config.num_layers, config.num_experts), dtype=bool)
+        self._is_held = bytearray(config.num_layers * config.num_experts)  # layer by layer
+        self._mask = np.frombuffer(self._is_held, dtype=bool).reshape(config.num_layers, config.num_experts)
         self._lock = threading.Lock()
 
     @property
@@ -68,7 +69,7 @@ class Holdings:
         for layer in np.flatnonzero(surplus.any(1)).tolist():
             give_back(layer, np.flatnonzero(surplus[layer]).tolist())
         if surplus.any():
-            _return_free_memory()
+            return_free_memory()
         missing = wanted.mask & ~self._mask
         failures: list[NoSourceError] = []
         order = self._sources.rarest_first(np.argwhere(missing)).tolist()
@@ -82,7 +83,7 @@ class Holdings:
             except NoSourceError as error:
                 failures.append(error)
         if missing.any():
-            _return_free_memory()
+            return_free_memory()  # that repacking left
         if failures:
             others = f" (and {len(failures) - 1} others)" if len(failures) > 1 else ""
             raise NoSourceError(f"{failures[0]}{others}")
@@ -122,9 +123,9 @@ class Holdings:
         num_layers, num_experts = self._mask.shape
         if layer >= num_layers:
             raise FleetError(Code.NOT_HELD, f"layer {layer} is not held; the model has {num_layers}")
-        held = self._mask[layer]
+        first = layer * num_experts
         for expert in set(route_experts.tolist()):
-            if not (0 <= expert < num_experts and held[expert]):
+            if not (0 <= expert < num_experts and self._is_held[first + expert]):
                 raise FleetError(Code.NOT_HELD, f"expert {expert} of layer {layer} is not held")
 
     def _load_expert(self, layer: int, expert: int, backend: Backend) -> None:
@@ -133,10 +134,3 @@ class Holdings:
             self.layers[layer] = backend.new_layer()
         self.layers[layer].add(expert, gate, up, down)
         self._mask[layer, expert] = True
-
-
-def _return_free_memory() -> None:
-    """Gives what repacking left on the heap back to the system; glibc alone has and needs this."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)

@@ -1,23 +1,22 @@
 """What a gateway does once nothing has run for a moment: it gives back the memory that it does not need.
 
-Knows nothing of what runs. Collecting garbage holds up everybody for tens of milliseconds, so it is not done while an answer is under
-way; without it, free memory is scattered and grows with the number of requests. glibc alone keeps what is free, and is told.
+Knows nothing of what runs. Collecting garbage holds up everybody, so it is not done while an answer is under way; without it, free
+memory is scattered and grows with the number of requests.
 """
 
 import asyncio
-import ctypes
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from ..settings.heap import return_free_memory
 
 _AFTER_S = 0.5
 
 
 def give_back_memory() -> None:
     gc.collect()
-    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if malloc_trim is not None:
-        malloc_trim(ctypes.c_size_t(0))
+    return_free_memory()
 
 
 class Idle:

@@ -8,7 +8,7 @@ import pytest
 
 _FAULTS = """
 import resource
-from expertfleet.router.heap import keep_large_blocks
+from expertfleet.settings.heap import keep_large_blocks
 
 keep_large_blocks()
 for _ in range(3):
