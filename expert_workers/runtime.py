@@ -97,7 +97,11 @@ class Runtime:
         if not live:
             return
         try:
-            self._deliver(live, self._compute(live))
+            started = time.perf_counter()
+            rows = self._compute(live)
+            ended = time.perf_counter()
+            self._deliver(live, rows)
+            self._account(rows.count, len(live), ended - started)
         except Exception:
             logger.exception("a batch of layer %d failed", live[0].job.frame.layer)
             self._refuse(
@@ -106,7 +110,6 @@ class Runtime:
 
     def _compute(self, batch: list[Slice]) -> Rows:
         """[N, H] in the order of the slices."""
-        started = time.perf_counter()
         layer = self._layers[batch[0].job.frame.layer]
         x, route_rows, route_experts = _merge(batch)
         assert (x.width, x.dtype) == (layer.shape.hidden, layer.dtype), f"{x!r} for a layer of {layer.shape}"
@@ -115,7 +118,6 @@ class Runtime:
             results = Rows.new(len(route_rows), x.width, x.dtype)
         routes = address_of(route_rows), address_of(route_experts), results.count
         layer.apply_at(x.address, x.count, *routes, results.address)
-        self._account(results.count, len(batch), time.perf_counter() - started)
         return results
 
     def _account(self, num_routes: int, num_frames: int, seconds: float) -> None:

@@ -219,14 +219,16 @@ class Dispatch:
         self._finish(FleetError(code, f"layer {self.layer}: {what}{last}"))
 
     def _send(self, parts: list[Part]) -> None:
-        now = time.monotonic()
         for part in parts:
             self._parts[part.frame.frame_id] = part
-            part.sent_at = now
-            if part.hedge_of is None and self._doubts is None:
-                part.due_at = now + part.lane.pace.limit_s(len(part.routes))
         for part in parts:
-            part.lane.post(part.frame, part.row_ids, functools.partial(self._on_answer, part))
+            if part.frame.frame_id in self._parts:  # or it was given up, as one before it failed at once
+                part.sent_at = time.monotonic()
+                part.lane.post(part.frame, part.row_ids, functools.partial(self._on_answer, part))
+        # What follows is done while the shards have begun.
+        for part in parts:
+            if part.hedge_of is None and self._doubts is None:
+                part.due_at = part.sent_at + part.lane.pace.limit_s(len(part.routes))
 
     def _on_answer(self, part: Part, answer: Result | FleetError) -> None:
         if self.done or part.frame.frame_id not in self._parts:

@@ -71,3 +71,7 @@ class ExpertPace:
     def seconds(self, now: float) -> float | None:
         """For one expert; None if nothing was observed of late. For any thread."""
         return self._seconds / self._experts if now - self._last <= _FRESH_S else None
+
+    def expected_s(self, num_experts: int) -> float:
+        """For so many, by all that was ever observed."""
+        return num_experts * (self._seconds / self._experts if self._experts else _UNKNOWN_S)

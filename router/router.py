@@ -147,6 +147,8 @@ class Router:
         plan, lanes = self._snapshot
         rows = dispatch.rows
         shares, orphans = share_out(owners, len(lanes), experts, routes, dispatch.top_k, rows.count)
+        if len(shares) > 1:  # whoever will take longest is asked first
+            shares.sort(key=lambda share: lanes[share.owner].expert_pace.expected_s(share.num_experts), reverse=True)
         parts = []
         for share in shares:
             lane = lanes[share.owner]

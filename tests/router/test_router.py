@@ -17,6 +17,7 @@ from expertfleet.proto.io_thread import IoThread
 from expertfleet.proto.reactor import Reactor
 from expertfleet.router.combine import combine
 from expertfleet.router.dispatch import Dispatch
+from expertfleet.router.lane import Lane, Sink
 from expertfleet.router.load import ExpertLoads
 from expertfleet.router.router import Router
 
@@ -298,6 +299,10 @@ def warm(fleet: Fleet, T: int = 9) -> None:
         assert torch.equal(fleet.outcome(dispatch), expected)
 
 
+def lane_of(fleet: Fleet, number: int) -> Lane:
+    return fleet.router._lanes[fleet.shards[number].seat, fleet.shards[number].address]
+
+
 def stalled(fleet: Fleet, number: int, T: int = 9) -> tuple[Dispatch, torch.Tensor]:
     """A dispatch that shard ``number``, which does not answer, was asked about."""
     fleet.shards[number].pause.clear()
@@ -369,6 +374,48 @@ def test_a_slow_shard_that_dies_leaves_its_work_to_the_replica_already_asked(fle
     fleet.run(0.3)
     fleet.io.post(fleet.shards[1].pause.set)
     assert torch.equal(fleet.outcome(dispatch, 5.0), expected)
+
+
+def test_a_replica_is_not_asked_after_another_that_was_to_share_the_work_has_refused(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet.add_shards(3)
+    fleet.commit(lambda layer, expert: [0, 1 + expert % 2])
+    assert fleet.wait_all_up()
+    warm(fleet)
+    dispatch, expected = stalled(fleet, 0)
+    replicas = [lane_of(fleet, 1), lane_of(fleet, 2)]
+    theirs = [sent for lane in replicas for sent in lane._sent.values()]
+    assert fleet.reactor.run(lambda: not any(sent.num_left for sent in theirs), 5), "they answer what they were asked"
+    asked: list[Sink] = []
+
+    def refuse(frame: object, rows: object, sink: Sink) -> None:
+        asked.append(sink)
+        sink(FleetError(Code.OVERLOADED, "no room for the rows"))
+
+    for lane in replicas:
+        monkeypatch.setattr(lane, "post", refuse)
+    assert fleet.reactor.run(lambda: bool(asked), 5)
+    fleet.run(0.1)
+    assert len(asked) == 1, "the other would answer, and keep the memory, for nobody"
+    fleet.io.post(fleet.shards[0].pause.set)
+    assert torch.equal(fleet.outcome(dispatch, 5.0), expected)
+
+
+def test_whoever_will_take_longest_is_asked_first(fleet: Fleet) -> None:
+    fleet.add_shards(3)
+    fleet.commit(lambda layer, expert: [expert % 3])
+    assert fleet.wait_usable()
+    for _ in range(5):
+        dispatch, expected = fleet.ask(1)
+        asked = [part.num_experts for part in dispatch._parts.values()]
+        assert asked == sorted(asked, reverse=True), "by numbers of experts, as nothing is known"
+        dispatch.close()
+    for number, seconds in enumerate((0.001, 1.0, 0.03)):
+        lane_of(fleet, number).expert_pace.observe(1, seconds, 0.0)
+    dispatch, expected = fleet.ask(2)
+    assert [part.lane.seat for part in dispatch._parts.values()] == ["expert-1", "expert-2", "expert-0"]
+    assert torch.equal(fleet.outcome(dispatch), expected)
 
 
 def test_few_parts_are_asked_twice(fleet: Fleet) -> None:
