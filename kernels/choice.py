@@ -6,12 +6,16 @@ normalised and scaled. Compiled where there is a compiler: then experts of equal
 """
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from .activation import sigmoid
-from .native import Native, load
+from .exact_linear import ExactScores
+from .native import GateCall, Native, load
+
+Linear = Callable[[torch.Tensor], torch.Tensor]  # [T, H] -> fp32 [T, E], row-exact
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +27,22 @@ class Choice:
     num_kept_groups: int = 1
     normalise: bool = True
     scaling_factor: float = 1.0
+
+    def after(self, linear: Linear, bias: torch.Tensor) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+        """The whole gate, x [T, H] to what the choice gives; one compiled call where both are compiled."""
+        native = load()
+        if isinstance(linear, ExactScores) and linear.weight is not None and isinstance(native, Native):
+            return GateCall(
+                native,
+                linear.weight,
+                bias,
+                self.top_k,
+                self.num_groups,
+                self.num_kept_groups,
+                self.normalise,
+                self.scaling_factor,
+            )
+        return lambda x: self(linear(x), bias)
 
     def __call__(self, logits: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """fp32 [T, E] and [E] to (topk_ids [T, K] int64, topk_weights [T, K] fp32), best biased score first."""

@@ -62,9 +62,10 @@ class ExactScores:
 
     def __init__(self, weight: torch.Tensor, book: RuleBook) -> None:
         native = native_kernel(weight.shape[1]) if weight.dtype is torch.bfloat16 else None
+        self.weight: torch.Tensor | None = None  # as the compiled kernel reads it
         if native is not None:
-            kept = native.in_large_pages(weight.shape, weight.dtype).copy_(weight)
-            self._call = _native_call(native, kept, torch.float32)
+            self.weight = native.in_large_pages(weight.shape, weight.dtype).copy_(weight)
+            self._call = _native_call(native, self.weight, torch.float32)
         else:
             num_out, num_in = weight.shape
             linear = ExactLinear(weight.float(), linear_rule(book, num_out, num_in, torch.float32))

@@ -53,6 +53,8 @@ class Native:
         library.expertfleet_combine.argtypes = [integer, integer, pointer, pointer, *[count] * 3, pointer]
         library.expertfleet_choose.argtypes = [integer, pointer, pointer, *[count] * 5, integer, ctypes.c_float]
         library.expertfleet_choose.argtypes += [pointer, pointer]
+        library.expertfleet_gate.argtypes = [ctypes.c_char_p, *[integer] * 3, pointer, count, pointer, *[count] * 2]
+        library.expertfleet_gate.argtypes += [pointer, *[count] * 3, integer, ctypes.c_float, pointer, pointer]
         library.expertfleet_spread.argtypes = [pointer, *[count] * 3, pointer, count, pointer]
         library.expertfleet_share_out.argtypes = [pointer, count, count, pointer, pointer, *[count] * 3, *[pointer] * 7]
         library.expertfleet_pin.argtypes = [pointer, integer]
@@ -152,11 +154,8 @@ class Native:
         Of experts with equal scores the one with the smaller id is the better one.
         """
         num_tokens, num_experts = logits.shape
-        assert logits.dtype is bias.dtype is torch.float32, f"logits are {logits.dtype}, the bias {bias.dtype}"
-        assert bias.shape == (num_experts,), f"the bias is {tuple(bias.shape)}, wanted {(num_experts,)}"
-        assert 0 < top_k <= num_experts // num_groups * num_kept_groups, f"top_k is {top_k} of {num_experts} experts"
-        assert num_experts % num_groups == 0, f"{num_experts} experts in {num_groups} groups"
-        assert num_groups == 1 or num_experts >= 2 * num_groups, f"{num_experts} experts in {num_groups} groups"
+        assert logits.dtype is torch.float32, f"logits are {logits.dtype}"
+        _check_choice(bias, num_experts, top_k, num_groups, num_kept_groups)
         logits, bias = logits.contiguous(), bias.contiguous()
         topk_ids, topk_weights = torch.empty(num_tokens, top_k, dtype=torch.int64), torch.empty(num_tokens, top_k)
         threads = torch.get_num_threads() if logits.numel() * top_k >= _WORTH_THREADS else 1
@@ -265,6 +264,56 @@ class Native:
         return found
 
 
+class GateCall:
+    """A gate's products and the choice after them in one call, for a weight bf16 [E, in] and a bias float32 [E] that stay.
+
+    The same bits as ``multiply`` and ``choose`` give one after the other.
+    """
+
+    def __init__(
+        self,
+        native: Native,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        top_k: int,
+        num_groups: int,
+        num_kept_groups: int,
+        normalise: bool,
+        scaling_factor: float,
+    ) -> None:
+        assert weight.dtype is torch.bfloat16, f"the weight is {weight.dtype}"
+        assert weight.is_contiguous(), f"the weight has strides {weight.stride()}"
+        _check_choice(bias, weight.shape[0], top_k, num_groups, num_kept_groups)
+        self._kept = weight, bias.contiguous()
+        self._gate = native._library.expertfleet_gate
+        self._instruction_set = native.instruction_sets[0].encode()
+        self._num_experts, self._num_in = weight.shape
+        self._top_k = top_k
+        weight, bias = self._kept
+        self._weight = weight.data_ptr(), self._num_in, self._num_experts
+        self._choice = bias.data_ptr(), top_k, num_groups, num_kept_groups, normalise, scaling_factor
+
+    def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """x [T, in] bf16 or float32 → ids [T, K] int64 and weights [T, K] float32, the best first."""
+        (num_tokens, num_in), dtype = x.shape, x.dtype
+        assert num_in == self._num_in, f"x is {tuple(x.shape)}, wanted [T, {self._num_in}]"
+        assert dtype in _DTYPES, f"x is {dtype}"
+        x = x.contiguous()
+        topk_ids, topk_weights = (
+            torch.empty(num_tokens, self._top_k, dtype=torch.int64),
+            torch.empty(num_tokens, self._top_k),
+        )
+        threads, num_logits = torch.get_num_threads(), num_tokens * self._num_experts
+        problem = self._gate(
+            self._instruction_set, threads if num_logits * num_in >= _WORTH_THREADS else 1,
+            threads if num_logits * self._top_k >= _WORTH_THREADS else 1, dtype is torch.float32, x.data_ptr(), num_tokens,
+            *self._weight, *self._choice, topk_ids.data_ptr(), topk_weights.data_ptr(),
+        )  # fmt: skip
+        if problem:
+            raise KernelError(f"gate: no memory for the scores of {num_tokens} tokens")
+        return topk_ids, topk_weights
+
+
 class Blocks:
     """Where each expert's block of gate_up and of down lies, 0 where an expert is not held; the blocks must be kept."""
 
@@ -311,6 +360,14 @@ def tensor_at(address: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch
     """A view of memory that somebody else keeps."""
     memory = _memory_at(address, math.prod(shape) * dtype.itemsize, _WRITABLE)
     return torch.frombuffer(memory, dtype=dtype).view(shape)
+
+
+def _check_choice(bias: torch.Tensor, num_experts: int, top_k: int, num_groups: int, num_kept_groups: int) -> None:
+    assert bias.dtype is torch.float32, f"the bias is {bias.dtype}"
+    assert bias.shape == (num_experts,), f"the bias is {tuple(bias.shape)}, wanted {(num_experts,)}"
+    assert 0 < top_k <= num_experts // num_groups * num_kept_groups, f"top_k is {top_k} of {num_experts} experts"
+    assert num_experts % num_groups == 0, f"{num_experts} experts in {num_groups} groups"
+    assert num_groups == 1 or num_experts >= 2 * num_groups, f"{num_experts} experts in {num_groups} groups"
 
 
 def _contiguous(projection: tuple[Words, Scales]) -> tuple[Words, Scales]:

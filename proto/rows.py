@@ -19,13 +19,15 @@ _SMALL_BYTES = 128 << 10  # are zeroed, and copied, sooner than a tensor is made
 class Rows:
     """[count, width] values of one dtype, one after the other. What they lie in is kept as long as they are."""
 
-    __slots__ = ("_at", "_memory", "_tensor", "count", "dtype", "width")
+    __slots__ = ("_at", "_memory", "_tensor", "count", "dtype", "nbytes", "row_bytes", "width")
 
     def __init__(
         self, count: int, width: int, dtype: torch.dtype, memory: "Buffer | mmap.mmap | torch.Tensor", at: int = 0
     ) -> None:
         """In a contiguous tensor of just that shape, or from byte ``at`` of a buffer on."""
         self.count, self.width, self.dtype = count, width, dtype
+        self.row_bytes = width * dtype.itemsize
+        self.nbytes = count * self.row_bytes
         self._memory, self._at = memory, at
         self._tensor = memory if isinstance(memory, torch.Tensor) else None
         assert self._tensor is not None or 0 <= at <= len(memory) - self.nbytes, (
@@ -45,14 +47,6 @@ class Rows:
         if num_bytes <= _SMALL_BYTES:
             return cls(count, width, dtype, bytearray(num_bytes))
         return cls.of(torch.empty(count, width, dtype=dtype))
-
-    @property
-    def row_bytes(self) -> int:
-        return self.width * self.dtype.itemsize
-
-    @property
-    def nbytes(self) -> int:
-        return self.count * self.row_bytes
 
     @property
     def tensor(self) -> torch.Tensor:

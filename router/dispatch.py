@@ -11,7 +11,7 @@ answers lie in memory that is used again.
 import functools
 import math
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from typing import Protocol
 
 import numpy as np
@@ -48,6 +48,7 @@ class Part:
     __slots__ = (
         "due_at",
         "frame",
+        "given_up",
         "hedge_of",
         "hedges",
         "lane",
@@ -71,12 +72,13 @@ class Part:
         self.due_at = math.inf  # then the wait is unusual
         self.hedges: list[Part] = []  # the same routes asked of others, as this one is slow
         self.hedge_of: Part | None = None
+        self.given_up = False
 
 
 class Sender(Protocol):
     """What a dispatch asks of the router that it belongs to."""
 
-    def build_parts(self, dispatch: "Dispatch", routes: Routes | None) -> tuple[list[Part], Routes]: ...
+    def build_parts(self, dispatch: "Dispatch", routes: Routes | None) -> tuple[Iterable[Part], Routes]: ...
 
     def watch(self, dispatch: "Dispatch") -> None: ...
 
@@ -86,7 +88,7 @@ class Sender(Protocol):
 
     def build_second_parts(
         self, dispatch: "Dispatch", routes: Routes, doubted: set[str]
-    ) -> tuple[list[Part], Routes]: ...
+    ) -> tuple[Iterable[Part], Routes]: ...
 
     def on_wrong(self, dispatch: "Dispatch", lanes: list[Lane]) -> None: ...
 
@@ -166,7 +168,7 @@ class Dispatch:
         self._pieces.clear()
         _drop(self._answered)
 
-    def start(self, parts: list[Part], orphans: Routes) -> None:
+    def start(self, parts: Iterable[Part], orphans: Routes) -> None:
         self._send(parts)
         if len(orphans):
             self._park(orphans)
@@ -218,15 +220,18 @@ class Dispatch:
         last = f"; last refusal: {self._refusal}" if self._refusal else ""
         self._finish(FleetError(code, f"layer {self.layer}: {what}{last}"))
 
-    def _send(self, parts: list[Part]) -> None:
+    def _send(self, parts: Iterable[Part]) -> None:
+        """Each as soon as it is there: the first shard begins while the next part is built."""
+        sent = []
         for part in parts:
+            if self.done or part.given_up:  # as one before it failed at once
+                continue
             self._parts[part.frame.frame_id] = part
-        for part in parts:
-            if part.frame.frame_id in self._parts:  # or it was given up, as one before it failed at once
-                part.sent_at = time.monotonic()
-                part.lane.post(part.frame, part.row_ids, functools.partial(self._on_answer, part))
+            part.sent_at = time.monotonic()
+            part.lane.post(part.frame, part.row_ids, functools.partial(self._on_answer, part))
+            sent.append(part)
         # What follows is done while the shards have begun.
-        for part in parts:
+        for part in sent:
             if part.hedge_of is None and self._doubts is None:
                 part.due_at = part.sent_at + part.lane.pace.limit_s(len(part.routes))
 
@@ -277,7 +282,7 @@ class Dispatch:
     def _drop_hedges(self, part: Part) -> None:
         hedges, part.hedges = part.hedges, []
         for hedge in hedges:
-            hedge.hedge_of = None
+            hedge.hedge_of, hedge.given_up = None, True
         _drop([hedge for hedge in hedges if self._parts.pop(hedge.frame.frame_id, None) is not None])
 
     def _fits(self, part: Part, answer: Result) -> bool:

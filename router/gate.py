@@ -3,11 +3,9 @@
 Knows nothing of shards. What is chosen, and the formula's source, is ``kernels/choice.py``'s.
 """
 
-from collections.abc import Callable
-
 import torch
 
-from ..kernels.choice import Choice
+from ..kernels.choice import Choice, Linear
 
 
 class Gate:
@@ -15,14 +13,12 @@ class Gate:
 
     def __init__(
         self,
-        linear: Callable[[torch.Tensor], torch.Tensor],  # [T, H] -> fp32 [T, E], row-exact
+        linear: Linear,
         bias: torch.Tensor,  # [E] fp32, e_score_correction_bias
         choice: Choice,
     ) -> None:
-        self._linear = linear
-        self._bias = bias
-        self._choice = choice
+        self._call = choice.after(linear, bias)
 
     def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """[T, H] to (topk_ids [T, K] int64, topk_weights [T, K] fp32), best biased score first."""
-        return self._choice(self._linear(x), self._bias)
+        return self._call(x)

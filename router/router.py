@@ -10,6 +10,7 @@ import logging
 import math
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -135,7 +136,7 @@ class Router:
         dispatch.deadline = time.monotonic() + left_s
         self._time(dispatch, left_s)
 
-    def build_parts(self, dispatch: Dispatch, routes: Routes | None, slow: str = "") -> tuple[list[Part], Routes]:
+    def build_parts(self, dispatch: Dispatch, routes: Routes | None, slow: str = "") -> tuple[Iterator[Part], Routes]:
         """Frames for ``routes``, or all, under the current plan, and the routes that nobody (but ``slow``) can answer now."""
         excluded = {*dispatch.failed_seats, slow} if slow else dispatch.failed_seats
         experts = dispatch.topk_ids if routes is None else torch.from_numpy(dispatch.experts[routes])
@@ -143,20 +144,24 @@ class Router:
 
     def _parts_for(
         self, dispatch: Dispatch, owners: torch.Tensor, experts: torch.Tensor, routes: Routes | None
-    ) -> tuple[list[Part], Routes]:
+    ) -> tuple[Iterator[Part], Routes]:
         plan, lanes = self._snapshot
-        rows = dispatch.rows
-        shares, orphans = share_out(owners, len(lanes), experts, routes, dispatch.top_k, rows.count)
+        shares, orphans = share_out(owners, len(lanes), experts, routes, dispatch.top_k, dispatch.rows.count)
         if len(shares) > 1:  # whoever will take longest is asked first
             shares.sort(key=lambda share: lanes[share.owner].expert_pace.expected_s(share.num_experts), reverse=True)
-        parts = []
+        return self._parts(dispatch, plan.epoch, lanes, shares), orphans
+
+    def _parts(
+        self, dispatch: Dispatch, epoch: EpochId, lanes: tuple[Lane, ...], shares: list[Share]
+    ) -> Iterator[Part]:
         for share in shares:
             lane = lanes[share.owner]
-            most_rows = lane.max_rows(rows.row_bytes, dispatch.top_k)
-            parts += [self._part(dispatch, plan.epoch, lane, piece) for piece in share.cut(most_rows)]
-        return parts, orphans
+            for piece in share.cut(lane.max_rows(dispatch.rows.row_bytes, dispatch.top_k)):
+                yield self._part(dispatch, epoch, lane, piece)
 
-    def build_second_parts(self, dispatch: Dispatch, routes: Routes, doubted: set[str]) -> tuple[list[Part], Routes]:
+    def build_second_parts(
+        self, dispatch: Dispatch, routes: Routes, doubted: set[str]
+    ) -> tuple[Iterator[Part], Routes]:
         """As ``build_parts``, for others than those ``doubted`` and those that have failed."""
         experts = torch.from_numpy(dispatch.experts[routes])
         owners = self.plan.assign_others(dispatch.layer, experts, {*dispatch.failed_seats, *doubted})
@@ -181,7 +186,7 @@ class Router:
             return []
         counters.hedged_parts += 1
         logger.info("layer %d: %s takes unusually long, asking others as well", dispatch.layer, part.lane.seat)
-        return parts
+        return list(parts)
 
     def set_epoch(self, epoch: Epoch) -> None:
         """From any thread: lanes to members that stay are kept; those to members that left are closed."""

@@ -127,6 +127,9 @@ using namespace expertfleet;
 
 extern "C" {
 
+void expertfleet_choose(int threads, const float* logits, const float* bias, int64_t num_tokens, int64_t num_experts, int64_t top_k,
+                        int64_t groups, int64_t kept_groups, int normalise, float factor, int64_t* ids, float* weights);
+
 // The instruction sets that this processor has, best first; nullptr after the last.
 const char* expertfleet_instruction_set(int index) {
   for (const InstructionSet* set : kKnown) {
@@ -213,6 +216,20 @@ int expertfleet_multiply(const char* instruction_set, int threads, int float32, 
   const Product product = {x, weight, out, float32 != 0, float32_out != 0, num_rows, heads, num_in, num_out};
   Items items(product.num_items(), threads);
   run_on_threads(threads, [&](int) { items.each([&](int64_t item) { chosen->products(product, item); }); });
+  return 0;
+}
+
+// The whole gate: x [rows, in] (float32 or bf16) times the bf16 weight [experts, in], and expertfleet_choose of that.
+// 0, 1 if the instruction set is not there, or 2 if memory is not.
+int expertfleet_gate(const char* instruction_set, int product_threads, int choice_threads, int float32, const void* x, int64_t num_rows,
+                     const uint16_t* weight, int64_t num_in, int64_t num_experts, const float* bias, int64_t top_k, int64_t groups,
+                     int64_t kept_groups, int normalise, float factor, int64_t* ids, float* weights) {
+  if (!num_rows) return 0;
+  thread_local Space space;
+  float* logits = space.take<float>(size_t(num_rows * num_experts));
+  if (!logits) return 2;
+  if (expertfleet_multiply(instruction_set, product_threads, float32, x, num_rows, 1, weight, num_in, num_experts, 1, logits)) return 1;
+  expertfleet_choose(choice_threads, logits, bias, num_rows, num_experts, top_k, groups, kept_groups, normalise, factor, ids, weights);
   return 0;
 }
 

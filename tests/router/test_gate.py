@@ -5,6 +5,8 @@ import torch
 
 from expertfleet.kernels import choice, native
 from expertfleet.kernels.choice import Choice
+from expertfleet.kernels.exact_linear import ExactScores
+from expertfleet.kernels.row_rule import RuleBook, bits_of
 from expertfleet.router.gate import Gate
 
 
@@ -72,3 +74,23 @@ def test_a_row_that_is_not_finite_gets_no_finite_weights() -> None:
     ids, weights = gate(x)
     assert weights.isnan().all(1).tolist() == [False, True, False]
     assert all(len(set(row)) == 8 for row in ids.tolist())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("E", "K", "groups", "kept"), [(384, 8, 1, 1), (64, 6, 8, 3)])
+def test_products_and_choice_in_one_call_are_those_of_two(
+    dtype: torch.dtype, E: int, K: int, groups: int, kept: int
+) -> None:
+    if isinstance(native.load(), str):
+        pytest.skip("the native kernel was not built")
+    scores, bias = ExactScores(torch.randn(E, 2080).bfloat16(), RuleBook()), torch.randn(E) * 0.1
+    chosen = Choice(K, groups, kept, True, 2.827)
+    gate = Gate(scores, bias, chosen)
+    for T in (0, 1, 3, 40, 400):  # the last ones on several threads
+        x = torch.randn(2 * T, 2080).to(dtype)[::2]
+        ids, weights = gate(x)
+        expected_ids, expected_weights = chosen(scores(x), bias)
+        assert torch.equal(ids, expected_ids)
+        assert torch.equal(bits_of(weights), bits_of(expected_weights))
+    with pytest.raises(AssertionError, match="wanted"):
+        gate(torch.randn(2, 2048).to(dtype))
