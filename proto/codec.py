@@ -17,6 +17,7 @@ After the prefix that every frame has (``layout.py``), by kind (``pair_frames.py
 
 import dataclasses
 import struct
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import msgpack
@@ -227,24 +228,12 @@ def decode(frame: Buffer, max_frame_bytes: int, version: int = WIRE_VERSION) -> 
     magic, borne, kind, zero, frame_id = PREFIX.unpack_from(frame)
     if magic != MAGIC or zero:
         raise bad(f"starts with {frame[:8].hex()}, not with a frame prefix")
-    if borne != version and kind not in (Kind.HELLO, Kind.ERROR):
+    if borne != version and kind not in _WHATEVER_THEY_BEAR:
         raise FleetError(Code.WIRE_VERSION, f"wire version {borne}; this lane's is {version}")
-    match kind:
-        case Kind.DISPATCH:
-            return _decode_dispatch(frame, frame_id)
-        case Kind.RESULT:
-            return _decode_result(frame, frame_id)
-        case Kind.ERROR:
-            return _decode_error(frame, frame_id)
-        case Kind.CANCEL:
-            expect(frame, PREFIX.size)
-            return Cancel(frame_id)
-        case Kind.HELLO:
-            return _decode_hello(frame, borne)
-        case Kind.PLACED:
-            return _decode_placed(frame, frame_id)
-        case Kind.FILLED:
-            return _decode_filled(frame, frame_id)
+    if kind in _DECODERS:
+        return _DECODERS[kind](frame, frame_id)
+    if kind == Kind.HELLO:
+        return _decode_hello(frame, borne)
     if kind in pair_frames.KINDS and version >= PAIRS_SINCE:
         return pair_frames.decode(frame, Kind(kind), frame_id, max_frame_bytes)
     raise bad(f"unknown kind {kind}")
@@ -296,6 +285,11 @@ def _decode_error(frame: Buffer, frame_id: int) -> Error:
     return Error(frame_id, known, bytes(frame[start:]).decode(errors="replace"))
 
 
+def _decode_cancel(frame: Buffer, frame_id: int) -> Cancel:
+    expect(frame, PREFIX.size)
+    return Cancel(frame_id)
+
+
 def _decode_hello(frame: Buffer, newest: int) -> Hello:
     """What a version newer than this end's has added to the greeting is for ends that know it."""
     if len(frame) > PREFIX.size + MAX_HELLO_BYTES:
@@ -317,3 +311,14 @@ def _decode_hello(frame: Buffer, newest: int) -> Hello:
 
 def _span(oldest: int, newest: int) -> str:
     return f"{newest}" if oldest == newest else f"{oldest} to {newest}"
+
+
+_WHATEVER_THEY_BEAR = {int(Kind.HELLO), int(Kind.ERROR)}
+_DECODERS: dict[int, Callable[[Buffer, int], Frame]] = {  # plain numbers: an enumeration's members are slow to look up
+    int(Kind.DISPATCH): _decode_dispatch,
+    int(Kind.RESULT): _decode_result,
+    int(Kind.ERROR): _decode_error,
+    int(Kind.CANCEL): _decode_cancel,
+    int(Kind.PLACED): _decode_placed,
+    int(Kind.FILLED): _decode_filled,
+}

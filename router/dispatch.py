@@ -84,6 +84,8 @@ class Sender(Protocol):
 
     def on_overdue(self, dispatch: "Dispatch", part: Part, routes: Routes) -> list[Part]: ...
 
+    def on_answered(self, part: Part, now: float) -> None: ...
+
     def on_failed_part(self, dispatch: "Dispatch", seat: str, error: FleetError) -> None: ...
 
     def build_second_parts(
@@ -252,9 +254,7 @@ class Dispatch:
         part.num_answered += count
         self._num_left -= count
         if part.num_answered == len(part.routes):
-            now = time.monotonic()
-            part.lane.pace.observe(len(part.routes), now - part.sent_at)
-            part.lane.expert_pace.observe(part.num_experts, now - part.sent_at, now)
+            self._router.on_answered(part, time.monotonic())
             self._answered.append(self._parts.pop(part.frame.frame_id))
         if not self._num_left:
             self._review()

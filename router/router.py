@@ -78,6 +78,7 @@ class Router:
         self._epoch: Epoch | None = None
         self._lanes: dict[tuple[str, str], Lane] = {}
         self._frame_ids = itertools.count(1)
+        self._answers: list[tuple[Lane, int, int, float, float]] = []  # routes, experts, seconds, and when
         self._parked: set[Dispatch] = set()
         self._timers: dict[Dispatch, Timer] = {}
         self._hedges: dict[Dispatch, Timer] = {}
@@ -98,6 +99,7 @@ class Router:
         self.counters.routes += topk_ids.numel()
         if self.loads is not None:
             self.loads.count(layer, dispatch.experts)
+        self._learn_paces()
         return dispatch
 
     def wait_usable(self, timeout_s: float) -> bool:
@@ -187,6 +189,16 @@ class Router:
         counters.hedged_parts += 1
         logger.info("layer %d: %s takes unusually long, asking others as well", dispatch.layer, part.lane.seat)
         return list(parts)
+
+    def on_answered(self, part: Part, now: float) -> None:
+        """What is learnt of it waits for the next dispatch: somebody waits for the answer."""
+        self._answers.append((part.lane, len(part.routes), part.num_experts, now - part.sent_at, now))
+
+    def _learn_paces(self) -> None:
+        answers, self._answers = self._answers, []
+        for lane, num_routes, num_experts, seconds, at in answers:
+            lane.pace.observe(num_routes, seconds)
+            lane.expert_pace.observe(num_experts, seconds, at)
 
     def set_epoch(self, epoch: Epoch) -> None:
         """From any thread: lanes to members that stay are kept; those to members that left are closed."""
