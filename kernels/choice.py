@@ -1,8 +1,9 @@
 """The gate's choice: logits to the best experts and their weights, row by row the same bits whatever rows are beside.
 
-Knows nothing of where logits come from. Formula: DeepSeek-V3 (arXiv 2412.19437, section 2.1.2) as in transformers'
-``modeling_deepseek_v3.py``: sigmoid scores in fp32, selection on scores plus a correction bias, weights from the un-biased scores,
-normalised and scaled. Compiled where there is a compiler: then experts of equal scores are taken in the order of their ids.
+Knows nothing of where logits come from, but that the compiled products and it can be one call. Formula: DeepSeek-V3 (arXiv
+2412.19437, section 2.1.2) as in transformers' ``modeling_deepseek_v3.py``: sigmoid scores in fp32, selection on scores plus a
+correction bias, weights from the un-biased scores, normalised and scaled. Compiled where there is a compiler: then experts of equal
+scores are taken in the order of their ids.
 """
 
 import functools

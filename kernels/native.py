@@ -1,5 +1,5 @@
 """The compiled kernel for experts on CPUs (``cpp/``), called through ctypes: packing, and experts applied to routes,
-and for routers: the gate's choice, who of several is asked, what each shard is asked, and the exact combine.
+and for routers: the gate, who of several is asked, what each shard is asked, and the exact combine.
 
 Between two layers the caches are swept by the experts' weights, so each torch or numpy operation costs tens of microseconds, and one
 call of what is compiled as much as one of them.
@@ -283,13 +283,14 @@ class GateCall:
     ) -> None:
         assert weight.dtype is torch.bfloat16, f"the weight is {weight.dtype}"
         assert weight.is_contiguous(), f"the weight has strides {weight.stride()}"
-        _check_choice(bias, weight.shape[0], top_k, num_groups, num_kept_groups)
-        self._kept = weight, bias.contiguous()
+        self._num_experts, self._num_in = weight.shape
+        assert self._num_in % 16 == 0, f"the weight is {tuple(weight.shape)}, wanted a multiple of 16 inputs"
+        _check_choice(bias, self._num_experts, top_k, num_groups, num_kept_groups)
+        bias = bias.contiguous()
+        self._kept = weight, bias  # what the addresses below are of
         self._gate = native._library.expertfleet_gate
         self._instruction_set = native.instruction_sets[0].encode()
-        self._num_experts, self._num_in = weight.shape
         self._top_k = top_k
-        weight, bias = self._kept
         self._weight = weight.data_ptr(), self._num_in, self._num_experts
         self._choice = bias.data_ptr(), top_k, num_groups, num_kept_groups, normalise, scaling_factor
 
@@ -299,10 +300,8 @@ class GateCall:
         assert num_in == self._num_in, f"x is {tuple(x.shape)}, wanted [T, {self._num_in}]"
         assert dtype in _DTYPES, f"x is {dtype}"
         x = x.contiguous()
-        topk_ids, topk_weights = (
-            torch.empty(num_tokens, self._top_k, dtype=torch.int64),
-            torch.empty(num_tokens, self._top_k),
-        )
+        topk_ids = torch.empty(num_tokens, self._top_k, dtype=torch.int64)
+        topk_weights = torch.empty(num_tokens, self._top_k)
         threads, num_logits = torch.get_num_threads(), num_tokens * self._num_experts
         problem = self._gate(
             self._instruction_set, threads if num_logits * num_in >= _WORTH_THREADS else 1,
