@@ -5,7 +5,6 @@ SIGTERM or SIGINT drains and ends it with exit status 0; a second one ends what 
 
 import argparse
 import asyncio
-import gc
 import logging
 import os
 import signal
@@ -63,8 +62,6 @@ async def _serve(config: GatewayConfig) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, on_signal)
     await server.start()
-    gc.collect()
-    gc.freeze()  # what serves stays: to look through all of it would hold up every stream for 50 ms
     print(f"gateway {server.url} admin {server.admin_url}", flush=True)
     await asked_to_stop.wait()
     await server.stop(config.drain_s)

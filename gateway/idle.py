@@ -1,7 +1,7 @@
 """What a gateway does once nothing has run for a moment: it gives back the memory that it does not need.
 
-Knows nothing of what runs. Collecting garbage holds up everybody, so it is not done while an answer is under way; without it, free
-memory is scattered and grows with the number of requests.
+Knows nothing of what runs. Collecting garbage holds up everybody for tens of milliseconds, so it is not done while an answer is under
+way; without it, free memory is scattered and grows with the number of requests.
 """
 
 import asyncio
