@@ -33,31 +33,14 @@ class Choice:
         """The whole gate, x [T, H] to what the choice gives; one compiled call where both are compiled."""
         native = load()
         if isinstance(linear, ExactScores) and linear.weight is not None and isinstance(native, Native):
-            return GateCall(
-                native,
-                linear.weight,
-                bias,
-                self.top_k,
-                self.num_groups,
-                self.num_kept_groups,
-                self.normalise,
-                self.scaling_factor,
-            )
+            return GateCall(native, linear.weight, bias, *self._settings)
         return lambda x: self(linear(x), bias)
 
     def __call__(self, logits: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """fp32 [T, E] and [E] to (topk_ids [T, K] int64, topk_weights [T, K] fp32), best biased score first."""
         native = load()
         if isinstance(native, Native):
-            return native.choose(
-                logits,
-                bias,
-                self.top_k,
-                self.num_groups,
-                self.num_kept_groups,
-                self.normalise,
-                self.scaling_factor,
-            )
+            return native.choose(logits, bias, *self._settings)
         scores = sigmoid(logits)
         biased = scores + bias
         if self.num_groups > 1:
@@ -68,6 +51,11 @@ class Choice:
             total = functools.reduce(torch.add, weights.unbind(1))  # in rank order
             weights = weights / (total + 1e-20).unsqueeze(1)
         return topk_ids, weights * self.scaling_factor
+
+    @property
+    def _settings(self) -> tuple[int, int, int, bool, float]:
+        """As the compiled calls take them."""
+        return self.top_k, self.num_groups, self.num_kept_groups, self.normalise, self.scaling_factor
 
     def _keep_best_groups(self, biased: torch.Tensor) -> torch.Tensor:
         """Experts outside the groups with the largest sum of two best scores become unselectable."""
