@@ -15,6 +15,7 @@
 
 #include "experts.h"
 #include "pool.h"
+#include "routing.h"
 
 namespace expertfleet {
 namespace {
@@ -126,9 +127,6 @@ void compute(const InstructionSet& set, const Call& call, const std::vector<Segm
 using namespace expertfleet;
 
 extern "C" {
-
-void expertfleet_choose(int threads, const float* logits, const float* bias, int64_t num_tokens, int64_t num_experts, int64_t top_k,
-                        int64_t groups, int64_t kept_groups, int normalise, float factor, int64_t* ids, float* weights);
 
 // The instruction sets that this processor has, best first; nullptr after the last.
 const char* expertfleet_instruction_set(int index) {

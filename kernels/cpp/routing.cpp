@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "pool.h"
+#include "routing.h"
 
 namespace expertfleet {
 namespace {
