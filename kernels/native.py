@@ -165,30 +165,6 @@ class Native:
         )  # fmt: skip
         return topk_ids, topk_weights
 
-    def combine(
-        self, rows: bytes | torch.Tensor, weights: torch.Tensor, hidden: int, dtype: torch.dtype
-    ) -> tuple[torch.Tensor, bool]:
-        """int64 addresses, T · K, of rows [hidden] in ``dtype``, weights [T, K] → float32 [T, hidden], summed in K's order.
-
-        And whether all of that is finite.
-        """
-        assert dtype in _DTYPES, f"rows are {dtype}"
-        assert weights.dtype is torch.float32, f"weights are {weights.dtype}"
-        (num_tokens, top_k), weights = weights.shape, weights.contiguous()
-        addresses: bytes | int
-        if isinstance(rows, torch.Tensor):
-            assert rows.dtype is torch.int64, f"addresses are {rows.dtype}"
-            num_bytes, addresses = rows.nbytes, rows.contiguous().data_ptr()
-        else:
-            num_bytes, addresses = len(rows), rows
-        assert num_bytes == 8 * num_tokens * top_k, f"{num_bytes // 8} rows, {tuple(weights.shape)} weights"
-        out = torch.empty(num_tokens, hidden)
-        threads = torch.get_num_threads() if num_tokens * top_k * hidden >= _WORTH_THREADS else 1
-        is_finite = self._library.expertfleet_combine(
-            threads, dtype is torch.float32, addresses, weights.data_ptr(), num_tokens, top_k, hidden, out.data_ptr()
-        )
-        return out, bool(is_finite)
-
     def spread(self, replicas: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
         """bool [S, E], contiguous rows of them, int64 [N] below E → int64 [E], as ``router.plan.spread`` says."""
         assert replicas.dtype is torch.bool, f"replicas are {replicas.dtype}"
@@ -311,6 +287,31 @@ class GateCall:
         if problem:
             raise KernelError(f"gate: no memory for the scores of {num_tokens} tokens")
         return topk_ids, topk_weights
+
+
+class CombineCall:
+    """The exact combine of rows that are still on their way: all but one compiled call is done before the last of them is there."""
+
+    def __init__(self, native: Native, weights: torch.Tensor, hidden: int, dtype: torch.dtype) -> None:
+        """``weights`` float32 [T, K]; the rows are [hidden] in ``dtype``."""
+        assert dtype in _DTYPES, f"rows are {dtype}"
+        assert weights.dtype is torch.float32, f"weights are {weights.dtype}"
+        (num_tokens, top_k), weights = weights.shape, weights.contiguous()
+        self.places = array(
+            "q", bytes(8 * num_tokens * top_k)
+        )  # the address of each row; all are written before the call
+        self.total = torch.empty(num_tokens, hidden)  # [T, hidden] float32, summed in K's order
+        self._weights = weights  # what an address below is of
+        self._combine = native._library.expertfleet_combine
+        threads = torch.get_num_threads() if num_tokens * top_k * hidden >= _WORTH_THREADS else 1
+        self._given = (
+            threads, dtype is torch.float32, self.places.buffer_info()[0], weights.data_ptr(), num_tokens, top_k, hidden,
+            self.total.data_ptr(),
+        )  # fmt: skip
+
+    def __call__(self) -> bool:
+        """Whether all of the ``total`` is finite."""
+        return bool(self._combine(*self._given))
 
 
 class Blocks:

@@ -5,14 +5,12 @@ any arrival order and any batch give the same bits; the compiled kernel and torc
 """
 
 import functools
-import struct
-from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..kernels.native import Native, load
+from ..kernels.native import CombineCall, Native, load
 from ..proto.rows import Rows
 
 Piece = tuple[npt.NDArray[np.int64], Rows]  # routes [n], each t·K + k, and their rows [n, H]
@@ -21,35 +19,48 @@ _FEW_ROUTES = 64  # so few numbers are written down sooner one by one than as ar
 _TILE_VALUES = 1 << 16
 
 
-def combine_pieces(pieces: Sequence[Piece], topk_weights: torch.Tensor) -> tuple[torch.Tensor, bool]:
-    """Pieces that together have every route, the last one that has it counting, ``topk_weights`` [T, K] fp32, to [T, H] fp32.
+class Answers:
+    """The rows of a dispatch's routes as they come; of several for one route, the last one counts.
 
-    And whether all of that is finite.
+    Whoever waits for the last one waits for what is done after it, so each row's address is written down when it comes.
     """
-    hidden, dtype = pieces[0][1].width, pieces[0][1].dtype
-    native = load()
-    if isinstance(native, Native):
-        return native.combine(_addresses(pieces, topk_weights.numel()), topk_weights, hidden, dtype)
-    gathered = torch.empty(topk_weights.numel(), hidden, dtype=dtype)
-    for routes, rows in pieces:
-        gathered.index_copy_(0, torch.from_numpy(routes), rows.tensor)
-    total = combine(gathered.view(*topk_weights.shape, hidden), topk_weights)
-    return total, bool(torch.isfinite(total).all())
 
+    def __init__(self, topk_weights: torch.Tensor, hidden: int, dtype: torch.dtype) -> None:
+        """``topk_weights`` [T, K] fp32; rows are [hidden] in ``dtype``."""
+        self.pieces: list[Piece] = []
+        self._weights, self._hidden, self._dtype = topk_weights, hidden, dtype
+        self._call: CombineCall | None = None
 
-def _addresses(pieces: Sequence[Piece], num_routes: int) -> bytes | torch.Tensor:
-    """Where each route's row lies, int64 [N]."""
-    placed = [(routes, rows.address, rows.row_bytes) for routes, rows in pieces]
-    if num_routes <= _FEW_ROUTES:
-        places = [0] * num_routes
-        for routes, begin, stride in placed:
-            for number, route in enumerate(routes.tolist()):
-                places[route] = begin + number * stride
-        return struct.pack(f"={num_routes}q", *places)
-    addresses = np.empty(num_routes, dtype=np.int64)
-    for routes, begin, stride in placed:
-        addresses.put(routes, np.arange(begin, begin + stride * routes.shape[0], stride))
-    return torch.from_numpy(addresses)
+    def prepare(self) -> None:
+        """Takes the memory for the sum, if that was not done yet: while the first answer is awaited nobody else waits."""
+        native = load()
+        if self._call is None and isinstance(native, Native):
+            self._call = CombineCall(native, self._weights, self._hidden, self._dtype)
+
+    def add(self, routes: npt.NDArray[np.int64], rows: Rows) -> None:
+        self.prepare()
+        self.pieces.append((routes, rows))
+        if self._call is None:
+            return
+        places, begin, stride = self._call.places, rows.address, rows.row_bytes
+        if len(routes) <= _FEW_ROUTES:
+            for route in routes.tolist():
+                places[route] = begin
+                begin += stride
+        else:
+            found = np.arange(begin, begin + stride * len(routes), stride)
+            np.frombuffer(places, np.int64).put(routes, found)
+
+    def combined(self) -> tuple[torch.Tensor, bool]:
+        """[T, H] fp32 once every route has a row, and whether all of that is finite."""
+        if self._call is not None:
+            is_finite = self._call()
+            return self._call.total, is_finite
+        gathered = torch.empty(self._weights.numel(), self._hidden, dtype=self._dtype)
+        for routes, rows in self.pieces:
+            gathered.index_copy_(0, torch.from_numpy(routes), rows.tensor)
+        total = combine(gathered.view(*self._weights.shape, self._hidden), self._weights)
+        return total, bool(torch.isfinite(total).all())
 
 
 def combine(rows: torch.Tensor, topk_weights: torch.Tensor) -> torch.Tensor:

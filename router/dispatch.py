@@ -21,7 +21,7 @@ from ..proto.codec import Dispatch as Frame
 from ..proto.codec import Result
 from ..proto.errors import Code, FleetError
 from ..proto.rows import Rows
-from .combine import Piece, combine_pieces
+from .combine import Answers
 from .doubt import Doubt, doubtful_routes, faults_of, find_wrong
 from .lane import Lane
 from .shares import Routes
@@ -134,7 +134,7 @@ class Dispatch:
         self._waiting = _NO_ROUTES
         self._pause_s = _FIRST_PAUSE_S
         self._refusal = ""
-        self._pieces: list[Piece] = []  # where several are of one route, the last one counts
+        self._answers = Answers(topk_weights, self.rows.width, self.rows.dtype)
         self._total = _NOTHING
         self._doubts: list[Doubt[Lane]] | None = None  # None until all routes were answered for the first time
         self._num_first_pieces = 0
@@ -167,7 +167,7 @@ class Dispatch:
         """Gives back the memory of the answers; a dispatch under way ends with CANCELLED."""
         if not self.done:
             self._finish(FleetError(Code.CANCELLED, f"layer {self.layer}: nobody waits for it any more"))
-        self._pieces.clear()
+        self._answers.pieces.clear()
         _drop(self._answered)
 
     def start(self, parts: Iterable[Part], orphans: Routes) -> None:
@@ -233,6 +233,8 @@ class Dispatch:
             part.lane.post(part.frame, part.row_ids, functools.partial(self._on_answer, part))
             sent.append(part)
         # What follows is done while the shards have begun.
+        if not self.done:
+            self._answers.prepare()
         for part in sent:
             if part.hedge_of is None and self._doubts is None:
                 part.due_at = part.sent_at + part.lane.pace.limit_s(len(part.routes))
@@ -250,7 +252,7 @@ class Dispatch:
             return
         self._prefer(part)
         begin, count = part.num_answered, answer.rows.count
-        self._pieces.append((part.routes[begin : begin + count], answer.rows))
+        self._answers.add(part.routes[begin : begin + count], answer.rows)
         part.num_answered += count
         self._num_left -= count
         if part.num_answered == len(part.routes):
@@ -325,7 +327,7 @@ class Dispatch:
 
     def _review(self) -> None:
         """Every route is answered, some of them perhaps a second time."""
-        self._total, is_finite = combine_pieces(self._pieces, self.topk_weights)
+        self._total, is_finite = self._answers.combined()
         if self._doubts is None and not is_finite:
             self._doubt()
         else:
@@ -333,10 +335,10 @@ class Dispatch:
 
     def _doubt(self) -> None:
         """Asks others for what is not finite although the row is that was sent."""
-        routes = doubtful_routes(self.rows.tensor, self._pieces, self._total, self.top_k)
+        routes = doubtful_routes(self.rows.tensor, self._answers.pieces, self._total, self.top_k)
         asked_of = ((part.lane, part.routes[: part.num_answered]) for part in self._answered)
         self._doubts = [(lane, mine) for lane, answered in asked_of if len(mine := np.intersect1d(answered, routes))]
-        self._num_first_pieces = len(self._pieces)
+        self._num_first_pieces = len(self._answers.pieces)
         parts: list[Part] = []
         for lane, mine in self._doubts:
             parts += self._router.build_second_parts(self, mine, {lane.seat})[0]
@@ -367,7 +369,7 @@ class Dispatch:
 
     def _conclude(self) -> None:
         if self._doubts is not None:
-            seconds = self._pieces[self._num_first_pieces :]
+            seconds = self._answers.pieces[self._num_first_pieces :]
             if wrong := find_wrong(self._doubts, seconds):
                 self._router.on_wrong(self, wrong)
             self.faults = faults_of(self.layer, self.rows.tensor, self.experts, self._total, self._doubts, seconds)

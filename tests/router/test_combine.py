@@ -10,7 +10,7 @@ from expertfleet.kernels import native
 from expertfleet.kernels.row_rule import bits_of
 from expertfleet.proto.rows import Rows
 from expertfleet.router import combine as combine_module
-from expertfleet.router.combine import combine, combine_pieces
+from expertfleet.router.combine import Answers, combine
 
 
 def test_equals_the_rank_order_sum_bit_for_bit() -> None:
@@ -53,8 +53,10 @@ def test_pieces_in_any_order_give_the_bits_of_the_whole(
     rows, weights = torch.randn(tokens, top_k, hidden).to(dtype), torch.rand(tokens, top_k)
     routes = torch.randperm(tokens * top_k)
     cuts = sorted(random.sample(range(1, tokens * top_k), min(5, tokens * top_k - 1)))
-    pieces = [(part.numpy(), Rows.of(rows.view(-1, hidden)[part])) for part in routes.tensor_split(cuts)]
-    found, is_finite = combine_pieces(pieces, weights)
+    answers = Answers(weights, hidden, dtype)
+    for part in routes.tensor_split(cuts):
+        answers.add(part.numpy(), Rows.of(rows.view(-1, hidden)[part]))
+    found, is_finite = answers.combined()
     assert is_finite
     assert torch.equal(bits_of(found), bits_of(combine(rows, weights)))
 
@@ -62,6 +64,18 @@ def test_pieces_in_any_order_give_the_bits_of_the_whole(
 def test_what_is_not_finite_stays_so(kernel: None) -> None:
     rows, weights = torch.randn(4, 8, 64), torch.rand(4, 8)
     rows[1, 3, 5], rows[2, 0, 6] = float("nan"), float("inf")
-    found, is_finite = combine_pieces([(np.arange(32), Rows.of(rows.view(32, 64)))], weights)
+    answers = Answers(weights, 64, torch.float32)
+    answers.add(np.arange(32), Rows.of(rows.view(32, 64)))
+    found, is_finite = answers.combined()
     assert not is_finite
     assert (~found.isfinite()).nonzero().tolist() == [[1, 5], [2, 6]]
+
+
+def test_the_last_row_of_a_route_counts(kernel: None) -> None:
+    first, second = torch.randn(6, 64), torch.randn(2, 64)
+    answers = Answers(torch.ones(3, 2), 64, torch.float32)
+    answers.add(np.arange(6), Rows.of(first))
+    assert torch.equal(answers.combined()[0], first[::2] + first[1::2])
+    answers.add(np.array([1, 4]), Rows.of(second))
+    expected = torch.stack([first[0] + second[0], first[2] + first[3], second[1] + first[5]])
+    assert torch.equal(answers.combined()[0], expected)

@@ -5,7 +5,7 @@ import torch
 
 from expertfleet.proto.errors import Code
 from expertfleet.proto.rows import Rows
-from expertfleet.router.combine import Piece, combine_pieces
+from expertfleet.router.combine import Answers, Piece
 from expertfleet.router.doubt import doubtful_routes, faults_of, find_wrong
 
 T, K, H = 4, 2, 8
@@ -22,7 +22,10 @@ def answers(*spoiled: int) -> list[Piece]:
 
 
 def total_of(pieces: list[Piece]) -> torch.Tensor:
-    return combine_pieces(pieces, torch.ones(T, K))[0]
+    answered = Answers(torch.ones(T, K), H, torch.float32)
+    for routes, rows in pieces:
+        answered.add(routes, rows)
+    return answered.combined()[0]
 
 
 def test_only_routes_of_rows_that_were_finite_are_doubted() -> None:
