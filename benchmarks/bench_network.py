@@ -1,13 +1,15 @@
 """Decoding and prefill over a network that is slow on purpose: every machine is a network namespace with a link of its own.
 
 Needs root, ``ip`` and ``tc``, and leaves nothing behind. Every link has the rate; delay and loss are those of the attention worker's
-link, which everything passes. Before a network is used, a plain connection measures what it really is; what differs from what was
-asked is passed over, and listed as "not made" with that as its limit. Where the kernel has no ``netem``, an emulator of ours holds
-packets back, which takes processor time from what is measured: of a core, 0.1 to 0.2 s for a gigabit.
+link, which everything passes. Before a network is used, a plain connection measures what it really is. One that is slower or longer
+than what was asked is ``worse``: its shares, of the floor of what was asked, are what the better one would reach at least. One that
+is better is not used, and listed as "not made". Where the kernel has no ``netem``, an emulator of ours holds packets back, which
+takes processor time from what is measured: of a core, 0.1 to 0.2 s for a gigabit.
 
-Each machine runs one expert shard, the first one also the attention worker, which asks all of them over the network. For every rate and
-round trip it prints decoded tokens/s of 1 and of --concurrency sequences and prefilled tokens/s, and each as a share of the floor:
-the smaller of what the same processes reach with no limit and of what the attention worker's link can carry.
+Each machine runs one expert shard, the first one also the attention worker, which asks all of them over the network. A second such
+network has no limit, and the two take turns. For every rate and round trip it prints decoded tokens/s of 1 and of --concurrency
+sequences and prefilled tokens/s, and each as a share of the floor: the smaller of what the network without a limit reached in its
+turn and of what the attention worker's link can carry. All are medians of the rounds.
 
 A slice of K2-Thinking (``--model``, of ``expertfleet checkpoint make-tiny --like kimi-k2-thinking --layers 2``) takes some minutes
 a cell on two cores; --rounds, --decode and --prefill shorten it.
@@ -17,7 +19,6 @@ import argparse
 import asyncio
 import contextlib
 import itertools
-import json
 import os
 import random
 import secrets
@@ -64,8 +65,33 @@ def fleet(network: Network, options: argparse.Namespace, folder: Path, token: st
         yield started.start("attention_workers", *given, *asked, before=network.command(0)).address()
 
 
-async def measure_here(address: str, options: argparse.Namespace) -> dict[str, float]:
-    """Medians; this process is on the attention worker's machine."""
+class Client:
+    """A process on the attention worker's machine that measures what it is asked for."""
+
+    def __init__(self, network: Network, address: str, options: argparse.Namespace, token: str) -> None:
+        given = [f"--{name}={getattr(options, name)}" for name in ("concurrency", "decode", "prefill")]
+        command = network.command(0, sys.executable, __file__, "--here", address, *given)
+        environ = os.environ | {"EXPERTFLEET_CLUSTER_TOKEN": token}
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environ, text=True)
+        self.measure("one")  # everything is there and was used once
+
+    def measure(self, what: str) -> float:
+        """Tokens/s: ``one`` or ``many`` sequences that decode, or a ``prefill``."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(what, file=self._process.stdin, flush=True)
+        if not (told := self._process.stdout.readline()):
+            sys.exit("bench_network: what measures has ended")
+        return float(told)
+
+    def close(self) -> None:
+        with self._process:
+            self._process.communicate()
+
+
+async def measure_here(address: str, options: argparse.Namespace) -> None:
+    """Answers each line of stdin; this process is on the attention worker's machine."""
     async with wire.open_channel(address, []) as channel:
         stub = generate_pb2_grpc.AttentionWorkerStub(channel)
         await asyncio.wait_for(_served(stub), _READY_WITHIN_S)
@@ -87,13 +113,9 @@ async def measure_here(address: str, options: argparse.Namespace) -> dict[str, f
             began = time.perf_counter()
             return float(options.prefill / ((await generate(options.prefill, 1))[0] - began))
 
-        await decoded(1)
-        found: dict[str, list[float]] = {"one": [], "many": [], "prefill": []}
-        for _ in range(options.rounds):
-            found["one"].append(await decoded(1))
-            found["many"].append(await decoded(options.concurrency))
-            found["prefill"].append(await prefilled())
-    return {name: statistics.median(values) for name, values in found.items()}
+        measures = {"one": lambda: decoded(1), "many": lambda: decoded(options.concurrency), "prefill": prefilled}
+        while what := (await asyncio.to_thread(sys.stdin.readline)).strip():
+            print(await measures[what](), flush=True)
 
 
 async def _served(stub: generate_pb2_grpc.AttentionWorkerStub) -> None:
@@ -134,7 +156,7 @@ def main() -> None:
     options: Any = parser.parse_args()
     if options.here:
         wire.secure(wire.WireSecurity(None, os.environ["EXPERTFLEET_CLUSTER_TOKEN"]))
-        print(json.dumps(asyncio.run(measure_here(options.here, options))))
+        asyncio.run(measure_here(options.here, options))
         return
     signal.signal(signal.SIGTERM, lambda *caught: sys.exit(1))  # what was made is removed
     if options.machines < 2:
@@ -152,31 +174,46 @@ def main() -> None:
 
 
 def compare(options: argparse.Namespace, folder: Path) -> None:
-    token, config = secrets.token_hex(16), ModelConfig.from_dir(options.model)
-    environ = os.environ | {"EXPERTFLEET_CLUSTER_TOKEN": token}
-    print("gbit,round_trip_ms,found_gbit,found_ms,decode_1,floor,share,decode_many,floor,share,prefill,floor,share")
-    with networked(options.machines) as network, fleet(network, options, folder, token) as address:
-        unlimited: dict[str, float] = {}
-        for round_trip, gbit in [(0.0, 0.0), *itertools.product(sorted(options.round_trip_ms), options.gbit)]:
-            loss_percent = options.loss_percent if unlimited else 0.0
+    config = ModelConfig.from_dir(options.model)
+    print(
+        "gbit,round_trip_ms,link,found_gbit,found_ms,decode_1,floor,share,decode_many,floor,share,prefill,floor,share"
+    )
+    with measured(options, folder / "free") as (_, free), measured(options, folder / "slow") as (network, slow):
+        for round_trip, gbit in itertools.product(sorted(options.round_trip_ms), options.gbit):
             for _ in range(_LAID_AT_MOST):
-                link = lay(network, options.machines, gbit, round_trip, loss_percent)
+                link = lay(network, options.machines, gbit, round_trip, options.loss_percent)
                 if link.is_made(gbit, round_trip):
                     break
-            if not link.is_made(gbit, round_trip):
-                print(f"# {gbit:g} Gbit/s, round trip {round_trip:g} ms: not made: limit {link}", flush=True)
+            if not link.is_no_better(gbit, round_trip):
+                print(f"# {gbit:g} Gbit/s, round trip {round_trip:g} ms: not made: {link}", flush=True)
                 continue
-            network.change(0, loss_percent=loss_percent)
-            given = [f"--{name}={getattr(options, name)}" for name in ("concurrency", "decode", "prefill", "rounds")]
-            command = network.command(0, sys.executable, __file__, "--here", address, *given)
-            done = subprocess.run(command, stdout=subprocess.PIPE, env=environ, check=True)
-            found = json.loads(done.stdout)
-            unlimited = unlimited or found
-            told = [f"{gbit:g}", f"{round_trip:g}", f"{link.gbit:.2f}", f"{link.round_trip_ms:.3f}"]
-            for name, tokens in (("one", 1), ("many", options.concurrency), ("prefill", 512)):
-                floor = min(unlimited[name], carried(config, options.machines, gbit, round_trip, tokens))
-                told += [f"{found[name]:.1f}", f"{floor:.1f}", f"{found[name] / floor:.2f}"]
+            network.change(0, loss_percent=options.loss_percent)
+            made = "made" if link.is_made(gbit, round_trip) else "worse"
+            told = [f"{gbit:g}", f"{round_trip:g}", made, f"{link.gbit:.2f}", f"{link.round_trip_ms:.3f}"]
+            found: dict[str, list[tuple[float, float]]] = {what: [] for what in ("one", "many", "prefill")}
+            for _, (what, values) in itertools.product(range(options.rounds), found.items()):
+                values.append((free.measure(what), slow.measure(what)))
+            for tokens, values in zip((1, options.concurrency, 512), found.values(), strict=True):
+                carries = carried(config, options.machines, gbit, round_trip, tokens)
+                figures = [
+                    (reached, floor := min(unlimited, carries), reached / floor) for unlimited, reached in values
+                ]
+                reached, floor, share = map(statistics.median, zip(*figures, strict=True))
+                told += [f"{reached:.1f}", f"{floor:.1f}", f"{share:.2f}"]
             print(*told, sep=",", flush=True)
+
+
+@contextlib.contextmanager
+def measured(options: argparse.Namespace, folder: Path) -> Iterator[tuple[Network, Client]]:
+    """A network with a fleet that serves, and who measures it."""
+    token = secrets.token_hex(16)
+    folder.mkdir()
+    with (
+        networked(options.machines) as network,
+        fleet(network, options, folder, token) as address,
+        contextlib.closing(Client(network, address, options, token)) as client,
+    ):
+        yield network, client
 
 
 def lay(network: Network, machines: int, gbit: float, round_trip_ms: float, loss_percent: float) -> Found:

@@ -10,6 +10,7 @@ the packets that it holds.
 import contextlib
 import ctypes
 import dataclasses
+import itertools
 import os
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from .link import Link
 _SUBNET = "10.213.78"
 _NEWNET = 0x40000000
 _FORWARDING_S, _POLL_S = 10.0, 0.01
+_numbers = itertools.count()
 
 
 class Network:
@@ -29,8 +31,9 @@ class Network:
     address = f"{_SUBNET}.254"
 
     def __init__(self, machines: int, seed: int = 1) -> None:
-        self._hub = f"xf{os.getpid()}hub"
-        self._names = [f"xf{os.getpid()}m{number}" for number in range(machines)]
+        name = f"xf{os.getpid()}n{next(_numbers)}"
+        self._hub = f"{name}hub"
+        self._names = [f"{name}m{number}" for number in range(machines)]
         self._links = [Link()] * machines
         self._seed = seed
         self._late: set[int] = set()

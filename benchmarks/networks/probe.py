@@ -36,8 +36,16 @@ class Found:
 
     def is_made(self, gbit: float, round_trip_ms: float) -> bool:
         """Whether it is what was asked, 0 being nothing."""
-        return _is_near(self.gbit, gbit, _RATE_WITHIN) and _is_near(
-            self.round_trip_ms, round_trip_ms, _ROUND_TRIP_WITHIN
+        return (
+            self.is_no_better(gbit, round_trip_ms)
+            and self.gbit >= _RATE_WITHIN[0] * gbit
+            and (not round_trip_ms or self.round_trip_ms <= _ROUND_TRIP_WITHIN[1] * round_trip_ms)
+        )
+
+    def is_no_better(self, gbit: float, round_trip_ms: float) -> bool:
+        """Whether it is neither faster nor shorter than what was asked, so that whatever is reached over it could be there, too."""
+        return (not gbit or self.gbit <= _RATE_WITHIN[1] * gbit) and (
+            self.round_trip_ms >= _ROUND_TRIP_WITHIN[0] * round_trip_ms
         )
 
 
@@ -60,10 +68,6 @@ def _running(command: list[str]) -> Iterator[subprocess.Popen[str]]:
             yield process
         finally:
             process.kill()
-
-
-def _is_near(found: float, asked: float, within: tuple[float, float]) -> bool:
-    return not asked or within[0] * asked <= found <= within[1] * asked
 
 
 def answer(address: str) -> None:

@@ -153,6 +153,16 @@ def test_what_was_found_is_held_against_what_was_asked() -> None:
     assert not Found(0.72, 0.93).is_made(1, 0.5)
     assert not Found(0.02, 0.93).is_made(1, 0.5)
     assert Found(0.02, 30.0).is_made(0, 0)
+    assert not Found(0.5, 0.7).is_made(1, 0.5)
+    assert not Found(0.52, 0.93).is_made(0, 2)
+
+
+def test_what_is_no_better_than_what_was_asked_has_neither_more_rate_nor_less_delay() -> None:
+    assert Found(0.14, 13.7).is_no_better(25, 0.1)
+    assert Found(0.52, 0.93).is_no_better(1, 0.5)
+    assert not Found(0.02, 0.93).is_no_better(1, 0.5)
+    assert not Found(0.52, 0.93).is_no_better(0.5, 0.5)
+    assert Found(0.02, 30.0).is_no_better(0, 0)
 
 
 def test_nothing_is_left_and_this_thread_is_back_home() -> None:
