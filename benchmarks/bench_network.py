@@ -74,7 +74,6 @@ class Client:
         environ = os.environ | {"EXPERTFLEET_CLUSTER_TOKEN": token}
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environ, text=True)
-        self.measure("one")  # everything is there and was used once
 
     def measure(self, what: str) -> float:
         """Tokens/s: ``one`` or ``many`` sequences that decode, or a ``prefill``."""
@@ -87,7 +86,7 @@ class Client:
 
     def close(self) -> None:
         with self._process:
-            self._process.communicate()
+            self._process.kill()  # also where it still waits for a fleet that has ended
 
 
 async def measure_here(address: str, options: argparse.Namespace) -> None:
@@ -213,6 +212,7 @@ def measured(options: argparse.Namespace, folder: Path) -> Iterator[tuple[Networ
         fleet(network, options, folder, token) as address,
         contextlib.closing(Client(network, address, options, token)) as client,
     ):
+        client.measure("one")  # everything is there and was used once
         yield network, client
 
 
