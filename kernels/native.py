@@ -297,9 +297,8 @@ class CombineCall:
         assert dtype in _DTYPES, f"rows are {dtype}"
         assert weights.dtype is torch.float32, f"weights are {weights.dtype}"
         (num_tokens, top_k), weights = weights.shape, weights.contiguous()
-        self.places = array(
-            "q", bytes(8 * num_tokens * top_k)
-        )  # the address of each row; all are written before the call
+        # The address of each row; all are written before the call.
+        self.places = array("q", bytes(8 * num_tokens * top_k))
         self.total = torch.empty(num_tokens, hidden)  # [T, hidden] float32, summed in K's order
         self._weights = weights  # what an address below is of
         self._combine = native._library.expertfleet_combine

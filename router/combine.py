@@ -33,8 +33,7 @@ class Answers:
 
     def prepare(self) -> None:
         """Takes the memory for the sum, if that was not done yet: while the first answer is awaited nobody else waits."""
-        native = load()
-        if self._call is None and isinstance(native, Native):
+        if self._call is None and isinstance(native := load(), Native):
             self._call = CombineCall(native, self._weights, self._hidden, self._dtype)
 
     def add(self, routes: npt.NDArray[np.int64], rows: Rows) -> None:

@@ -118,7 +118,6 @@ class Dispatch:
         self.layer = layer
         self.priority = priority
         self.rows = Rows.of(x)  # [T, H]
-        self.topk_weights = topk_weights  # [T, K] fp32
         self.topk_ids = topk_ids  # [T, K] int64; route t·K + k
         self.top_k = topk_ids.shape[1]
         self.failed_seats: set[str] = set()
