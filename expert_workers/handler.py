@@ -44,6 +44,7 @@ from .giving import ExpertGiver
 from .holdings import Holdings
 from .pairs import ShardPairs
 from .pool import Job, Lane, Pool
+from .usual import UsualFrames
 
 logger = logging.getLogger(__name__)
 
@@ -124,6 +125,8 @@ class TcpLane:
         connection.on_frame, connection.on_end = self._receive, self._end
         handler.tcp_lanes.add(self)
         lane.beside.append(self)
+        if lane.pairs is None:
+            handler.usual.read_tcp(connection, self.version)
         self.send(encode_hello(handler.hello))
 
     def send(self, frame: bytes) -> None:
@@ -166,7 +169,7 @@ class LocalLane:
         place = job.results.part(first_route, rows.count)
         if rows.address != place.address:
             place.copy(rows)
-        self.send(encode_filled(Filled(job.frame.frame_id, first_route, rows.count, job.num_routes), self.version))
+        self._say_filled(job.frame.frame_id, first_route, rows.count, job.num_routes)
 
     def close(self) -> None:
         self._socket.end(FleetError(Code.DRAINING, "the shard ends"))
@@ -177,6 +180,7 @@ class LocalLane:
             if self._memory is None:
                 _, self.version = self._handler.greet(frame)
                 self._memory = SharedMemory.received(self._socket.received_file)
+                self._handler.usual.read_local(self._socket, self.version, self._memory, self._say_filled)
                 self.send(encode_hello(self._handler.hello))
             elif isinstance(frame, Placed):
                 self._admit(frame, self._memory)
@@ -193,6 +197,9 @@ class LocalLane:
             else:
                 self._handler.refuse(self, frame_id_of(data), error)
 
+    def _say_filled(self, frame_id: int, first_route: int, count: int, num_routes: int) -> None:
+        self.send(encode_filled(Filled(frame_id, first_route, count, num_routes), self.version))
+
     def _admit(self, frame: Placed, memory: SharedMemory) -> None:
         rows = memory.rows(frame.rows_at, frame.dtype, frame.num_rows, frame.hidden)
         results = memory.rows(frame.results_at, frame.dtype, len(frame.route_rows), frame.hidden)
@@ -208,8 +215,17 @@ class LocalLane:
 class LaneHandler:
     """Serves every lane of the shard, over gRPC, TCP beside it and local sockets; ``tcp_port`` is 0 where there is none."""
 
-    def __init__(self, holdings: Holdings, pool: Pool, reactor: Reactor, hello: Hello, pair: PairSettings) -> None:
+    def __init__(
+        self,
+        holdings: Holdings,
+        pool: Pool,
+        reactor: Reactor,
+        hello: Hello,
+        pair: PairSettings,
+        usual: UsualFrames,
+    ) -> None:
         self.pool = pool
+        self.usual = usual
         self.reactor = reactor
         self.hello = hello
         self.pair = pair

@@ -13,10 +13,13 @@ from ..checkpoint.tensors import Checkpoint
 from ..kernels.errors import KernelError
 from ..kernels.expert_layer import Three
 from ..kernels.grouped_gemm import Backend, ExpertLayer
+from ..kernels.native_lanes import Fence
 from ..membership.epoch import EpochId, ExpertSet
 from ..proto.asked import Indices
 from ..proto.codec import DTYPE_NAMES, Dispatch, short_fingerprint
 from ..proto.errors import Code, FleetError
+from ..proto.layout import DTYPE_CODES
+from ..proto.rows import address_of
 from ..settings.heap import return_free_memory
 from .sources import ExpertSources, NoSourceError
 
@@ -32,13 +35,26 @@ class Holdings:
         self.layers: dict[int, ExpertLayer] = {}
         self.bytes_total = 0
         self.min_epoch = EpochId(0, 0)
-        self.newest_epoch = EpochId(0, 0)
         self._dtype = DTYPE_NAMES[dtype]
         self._short = short_fingerprint(checkpoint.fingerprint)
         config = checkpoint.config
         self._is_held = bytearray(config.num_layers * config.num_experts)  # layer by layer
         self._mask = np.frombuffer(self._is_held, dtype=bool).reshape(config.num_layers, config.num_experts)
         self._lock = threading.Lock()
+        self.fence = Fence(  # the same for compiled code
+            fingerprint=int.from_bytes(self._short, "little"),
+            held=address_of(self._is_held),
+            num_layers=config.num_layers,
+            num_experts=config.num_experts,
+            hidden=config.hidden_size,
+            dtype=DTYPE_CODES[self._dtype],
+            item_bytes=self._dtype.itemsize,
+        )
+
+    @property
+    def newest_epoch(self) -> EpochId:
+        """Of all frames that were let in."""
+        return EpochId(*self.fence.newest_epoch)
 
     @property
     def held(self) -> ExpertSet:
@@ -99,6 +115,7 @@ class Holdings:
         """The oldest epoch served from now on; it never goes down."""
         with self._lock:
             self.min_epoch = max(self.min_epoch, epoch)
+            self.fence.min_epoch[:] = [self.min_epoch.incarnation, self.min_epoch.counter]
             return self.min_epoch
 
     def admit(self, frame: Dispatch) -> None:
@@ -117,7 +134,8 @@ class Holdings:
         if epoch < self.min_epoch:
             raise FleetError(Code.STALE_EPOCH, f"epoch {epoch} is below this shard's minimum {self.min_epoch}")
         self._admit_routes(frame.layer, frame.route_experts)
-        self.newest_epoch = max(self.newest_epoch, epoch)
+        if epoch > self.newest_epoch:
+            self.fence.newest_epoch[:] = list(frame.epoch)
 
     def _admit_routes(self, layer: int, route_experts: Indices) -> None:
         num_layers, num_experts = self._mask.shape

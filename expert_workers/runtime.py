@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ..kernels.grouped_gemm import ExpertLayer
+from ..kernels.native_lanes import ShardEnd
 from ..proto.asked import Indices
 from ..proto.codec import encode_error
 from ..proto.errors import Code, FleetError
@@ -60,6 +61,21 @@ class Runtime:
         """Whether the loop, whose pool must have been closed, ended within ``timeout_s``."""
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
+
+    def at_once(self, asked: ShardEnd, results: int) -> bool:
+        """Computes a usual frame, its results [N, H] to an address, if nothing else waits to be merged
+        or more urgent; whether that was done. On the runtime's thread, in a step of its reactor."""
+        if self._reactor.num_events > 1 or self._pool.closed or self._pool.num_queued():
+            return False
+        started = time.perf_counter()
+        try:
+            routes = asked.route_rows, asked.route_experts, asked.num_routes
+            self._layers[asked.layer].apply_at(asked.rows, asked.num_rows, *routes, results)
+        except Exception:
+            logger.exception("a frame of layer %d failed, and is tried again", asked.layer)
+            return False
+        self._account(asked.num_routes, 1, time.perf_counter() - started)
+        return True
 
     def remove(self, layer: int, experts: list[int]) -> threading.Event:
         """Experts that no new job asks for are given back between two batches, when no queued one does either; then the event is

@@ -43,6 +43,7 @@ from .peers import Peers
 from .pool import Pool
 from .runtime import Runtime
 from .sources import ExpertSources, NoSourceError
+from .usual import UsualFrames
 
 logger = logging.getLogger(__name__)
 _GIB = 1 << 30
@@ -252,7 +253,8 @@ class ExpertServer:
         hello = Hello(
             config.seat, self.checkpoint.fingerprint, config.dtype, config.max_frame_bytes, pair=config.pair_transport
         )
-        self.lanes = LaneHandler(self.holdings, self.pool, self.reactor, hello, self._pair)
+        usual = UsualFrames(self.holdings.fence, self.runtime.at_once)
+        self.lanes = LaneHandler(self.holdings, self.pool, self.reactor, hello, self._pair, usual)
         self._server = wire.make_server(server_options(config.max_frame_bytes))
         self._server.add_generic_rpc_handlers((stream_handler(self.lanes.stream),))
         control = ControlService(self.holdings, self.giver, self.tenancy.report, self._ending.asked)

@@ -37,6 +37,7 @@ class Native:
     """``instruction_sets`` are those of this processor, the best first."""
 
     def __init__(self, path: str) -> None:
+        self.path = path
         self._library = library = ctypes.CDLL(path)
         pointer, count, integer = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
         library.expertfleet_instruction_set.argtypes = [integer]

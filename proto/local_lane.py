@@ -6,6 +6,7 @@ a frame; the worker's first one, its HELLO, carries the file of the shared memor
 thread, but for ``connect_locally``.
 """
 
+import ctypes
 import ipaddress
 import logging
 import os
@@ -40,15 +41,21 @@ class FrameSocket:
         on_end: Callable[[FleetError], object],
     ) -> None:
         self.received_file = -1  # what came with the first message, this object's to close
+        # Reads a message to ``buffer`` and says how large it is; less than 0 where there is none, or none that is left to do.
+        self.receive: Callable[[], int] = self._receive_first
+        self.buffer = bytearray(MAX_MESSAGE_BYTES + 1)
+        self.clear = ctypes.c_int64(1)  # not 0 while nothing waits to be sent
         self._reactor, self._socket = reactor, connected
         self._on_frame, self._on_end = on_frame, on_end
         self._waiting: deque[bytes] = deque()
-        self._buffer = bytearray(MAX_MESSAGE_BYTES + 1)
-        self._first = True
         self._ended = False
         self._refused = False
         connected.setblocking(False)
         reactor.watch(connected, self._read)
+
+    @property
+    def file_number(self) -> int:
+        return self._socket.fileno()
 
     def send(self, frame: bytes, file: int | None = None) -> None:
         """Frames for an end that is gone are dropped; ``file`` may travel with the first one."""
@@ -72,6 +79,7 @@ class FrameSocket:
         if self._ended:
             return
         self._ended = True
+        self.clear.value = 0
         self._reactor.unwatch(self._socket)
         self._socket.close()
         if self.received_file >= 0:
@@ -91,11 +99,13 @@ class FrameSocket:
             if self._ended:
                 return
             try:
-                size = self._receive()
+                size = self.receive()
             except BlockingIOError:
                 return
             except OSError as error:
                 self.end(FleetError(Code.LANE_LOST, f"the local lane broke: {error}"))
+                return
+            if size < 0:
                 return
             if not size:
                 self.end(FleetError(Code.LANE_LOST, "the local lane broke: closed by the peer"))
@@ -104,14 +114,15 @@ class FrameSocket:
             elif size > MAX_MESSAGE_BYTES:
                 self.refuse(FleetError(Code.FRAME_TOO_LARGE, f"a frame larger than {MAX_MESSAGE_BYTES} bytes"))
             else:
-                self._deliver(self._buffer[:size])
+                self._deliver(self.buffer[:size])
 
     def _receive(self) -> int:
-        if not self._first:
-            return self._socket.recv_into(self._buffer)
-        message, files, _, _ = socket.recv_fds(self._socket, len(self._buffer), 1)
-        self._first = False
-        self._buffer[: len(message)] = message
+        return self._socket.recv_into(self.buffer)
+
+    def _receive_first(self) -> int:
+        message, files, _, _ = socket.recv_fds(self._socket, len(self.buffer), 1)
+        self.receive = self._receive
+        self.buffer[: len(message)] = message
         self.received_file = files[0] if files else -1
         return len(message)
 
@@ -122,6 +133,7 @@ class FrameSocket:
             self.end(error)
 
     def _wait_with(self, frame: bytes) -> None:
+        self.clear.value = 0
         self._waiting.append(frame)
         if len(self._waiting) > _MAX_WAITING:
             self.end(FleetError(Code.LANE_LOST, f"the other end left {_MAX_WAITING} frames unread"))
@@ -139,6 +151,7 @@ class FrameSocket:
                 return
             self._waiting.popleft()
         if not self._ended:
+            self.clear.value = 1
             self._reactor.watch(self._socket, self._read)
 
 

@@ -35,6 +35,7 @@ class Timer:
 
 class Reactor:
     def __init__(self, spin_s: float = 0.0) -> None:
+        self.num_events = 0  # of the step under way: sockets that had something
         self._spin_s = spin_s
         self._selector = selectors.DefaultSelector()
         self._posted: deque[tuple[Callable[..., object], tuple[object, ...]]] = deque()
@@ -90,6 +91,7 @@ class Reactor:
             self._asleep = True
             events = self._selector.select(0 if self._roused or self._posted else wait_s)
         self._asleep = self._roused = False
+        self.num_events = len(events)
         for key, mask in events:
             readable, writable = key.data
             if mask & selectors.EVENT_READ:

@@ -13,12 +13,12 @@ from bisect import insort
 import torch
 
 from .errors import Code, FleetError
-from .rows import Rows
+from .rows import Rows, address_of
 
 ALIGNMENT = 64
 _SIZE = 1 << 36
 _LEAST_SIZE = 1 << 32  # where an address space is limited
-_KEPT_BYTES = 64 << 20
+KEPT_BYTES = 64 << 20  # beyond them nothing stays that is not used
 
 
 class SharedMemory:
@@ -37,6 +37,13 @@ class SharedMemory:
             return cls(file, os.fstat(file).st_size)
         except (OSError, ValueError) as error:
             raise FleetError(Code.BAD_FRAME, f"the shared memory cannot be mapped: {error}") from error
+
+    @property
+    def address(self) -> int:
+        """Where it begins in this process. Raises FleetError LANE_LOST once this is closed."""
+        if self._memory is None:
+            raise FleetError(Code.LANE_LOST, "the shared memory is closed")
+        return address_of(self._memory)
 
     def rows(self, offset: int, dtype: torch.dtype, count: int, width: int, alignment: int = ALIGNMENT) -> Rows:
         """A view. Raises FleetError BAD_FRAME for what does not lie inside, LANE_LOST once this is closed."""
@@ -87,10 +94,11 @@ class Arena(SharedMemory):
     def free(self, begin: int) -> None:
         index = next(index for index, area in enumerate(self._areas) if area[0] == begin)
         del self._areas[index]
-        if not self._areas and self._touched > _KEPT_BYTES and self._memory is not None:
-            length = -(-self._touched // mmap.PAGESIZE) * mmap.PAGESIZE - _KEPT_BYTES
-            self._memory.madvise(mmap.MADV_REMOVE, _KEPT_BYTES, length)  # a burst's pages go back to the system
-            self._touched = _KEPT_BYTES
+        is_low = not self._areas or self._areas[-1][1] <= KEPT_BYTES
+        if is_low and self._touched > KEPT_BYTES and self._memory is not None:
+            length = -(-self._touched // mmap.PAGESIZE) * mmap.PAGESIZE - KEPT_BYTES
+            self._memory.madvise(mmap.MADV_REMOVE, KEPT_BYTES, length)  # a burst's pages go back to the system
+            self._touched = KEPT_BYTES
 
     def close(self) -> None:
         super().close()

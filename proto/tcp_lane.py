@@ -5,6 +5,7 @@ Knows nothing of what frames say. Whoever opens a lane's stream is told there, i
 follows its length, u64. What the kernel does not take at once the IO loop sends as soon as it does.
 """
 
+import ctypes
 import logging
 import secrets
 import socket
@@ -92,15 +93,20 @@ class TcpSocket:
         self.limit = limit
         self._socket, self._watcher, self._io = connected, watcher, io
         self.on_frame, self.on_end = on_frame, on_end
+        # Reads at most so many bytes to the beginning of ``scratch``, where a frame may begin, and says how many came; less than 0
+        # where none came, or none that is left to do. None where the socket's own call is taken.
+        self.receive: Callable[[int], int] | None = None
+        self.scratch = bytearray(_SCRATCH_BYTES)
+        self.clear = ctypes.c_int64(1)  # not 0 while nothing waits to be sent
         self._lock = threading.Lock()
         self._waiting: deque[memoryview] = deque()  # what the kernel has not taken
         self._waiting_bytes = 0
         self._ended = False
-        self._scratch = memoryview(bytearray(_SCRATCH_BYTES))
+        self._scratch = memoryview(self.scratch)
         self._body: memoryview | None = None  # of a frame under way that has memory of its own
         self._have = 0  # bytes in the body, if there is one, else in the scratch
         self._reach = _SCRATCH_BYTES  # how far the scratch is read into
-        self._is_tls = isinstance(connected, ssl.SSLSocket)  # whose calls must not meet
+        self.is_tls = isinstance(connected, ssl.SSLSocket)  # whose calls must not meet
         connected.setblocking(False)
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -109,26 +115,29 @@ class TcpSocket:
                 connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, f"TCP_{name}"), value)
         watcher.watch(connected, self._read)
 
+    @property
+    def file_number(self) -> int:
+        return self._socket.fileno()
+
     def send(self, parts: Sequence[Buffer]) -> None:
         """One frame, in parts whose bytes must stay as they are. Frames for an end that is gone are dropped."""
-        size = sum(map(len, parts))
+        whole = [_LENGTH.pack(sum(map(len, parts))), *parts]
         with self._lock:
             if self._ended:
                 return
-            left: Sequence[Buffer] = [_LENGTH.pack(size), *parts]
-            if not self._waiting:
-                try:
-                    left = self._write(left)
-                except OSError as error:
-                    self._break(error)
-                    return
-                if not left:
-                    return
-                self._io.post(self._await_room)
-            self._waiting.extend(map(memoryview, left))
-            self._waiting_bytes += size
-            if self._waiting_bytes > _MAX_WAITING_BYTES:
-                self._break(f"the other end left {_MAX_WAITING_BYTES} bytes unread")
+            try:
+                left = whole if self._waiting else self._write(whole)
+            except OSError as error:
+                self._break(error)
+            else:
+                self._keep(left)
+
+    def send_rest(self, parts: Sequence[Buffer], num_left: int) -> None:
+        """The same for a frame of which the kernel has taken, with its length, all but ``num_left`` bytes."""
+        whole = [_LENGTH.pack(sum(map(len, parts))), *parts]
+        with self._lock:
+            if not self._ended:
+                self._keep(_after(whole, sum(map(len, whole)) - num_left))
 
     def end(self, error: FleetError) -> None:
         """Closes the connection at once; ``error`` is what ``on_end`` hears."""
@@ -136,10 +145,23 @@ class TcpSocket:
             if self._ended:
                 return
             self._ended = True
+            self.clear.value = 0
             self._waiting.clear()
         self._watcher.unwatch(self._socket)
         self._io.post(self._close)
         self.on_end(error)
+
+    def _keep(self, left: Sequence[Buffer]) -> None:
+        """What the kernel did not take waits."""
+        if not left:
+            return
+        self.clear.value = 0
+        if not self._waiting:
+            self._io.post(self._await_room)
+        self._waiting.extend(map(memoryview, left))
+        self._waiting_bytes += sum(map(len, left))
+        if self._waiting_bytes > _MAX_WAITING_BYTES:
+            self._break(f"the other end left {_MAX_WAITING_BYTES} bytes unread")
 
     def _break(self, why: object) -> None:
         self._watcher.post(self.end, FleetError(Code.LANE_LOST, f"the lane's connection broke: {why}"))
@@ -147,7 +169,7 @@ class TcpSocket:
     def _write(self, parts: Sequence[Buffer]) -> Sequence[Buffer]:
         """What the kernel did not take. Raises OSError."""
         try:
-            if self._is_tls:
+            if self.is_tls:
                 parts = parts if len(parts) == 1 else (b"".join(parts),)  # to be offered again as it was
                 return _after(parts, self._socket.send(parts[0]))
             return _after(parts, self._socket.sendmsg(parts))
@@ -163,7 +185,7 @@ class TcpSocket:
         with self._lock:
             try:
                 while self._waiting:
-                    parts = list(islice(self._waiting, 1 if self._is_tls else _MOST_PARTS))
+                    parts = list(islice(self._waiting, 1 if self.is_tls else _MOST_PARTS))
                     left = self._write(parts)
                     for _ in parts:
                         self._waiting.popleft()
@@ -171,6 +193,7 @@ class TcpSocket:
                     if left:
                         return
                 self._waiting_bytes = 0
+                self.clear.value = not self._ended
             except OSError as error:
                 self._break(error)
             self._io.loop.remove_writer(self._socket.fileno())
@@ -196,12 +219,19 @@ class TcpSocket:
 
     def _receive(self) -> bool:
         """Whether there may be more."""
+        if self.receive is not None and self._body is None and not self._have:
+            size = self.receive(self._reach)
+            return size >= 0 and self._came(size, self._reach)
         space = self._scratch[self._have : self._reach] if self._body is None else self._body[self._have :]
-        if self._is_tls:
+        if self.is_tls:
             with self._lock:
                 size = self._socket.recv_into(space)
         else:
             size = self._socket.recv_into(space)
+        return self._came(size, len(space))
+
+    def _came(self, size: int, room: int) -> bool:
+        """Whether there may be more than what came now into so much room."""
         if not size:
             raise FleetError(Code.LANE_LOST, "the lane's connection broke: closed by the peer")
         self._have += size
@@ -210,8 +240,8 @@ class TcpSocket:
         elif self._have == len(self._body):
             body, self._body, self._have, self._reach = self._body, None, 0, _GLANCE_BYTES
             self.on_frame(body)
-            return self._is_tls  # whoever waits for this frame waits no longer; what follows is told again
-        return self._is_tls or size == len(space)
+            return self.is_tls  # whoever waits for this frame waits no longer; what follows is told again
+        return self.is_tls or size == room
 
     def _cut(self) -> None:
         """The frames in the scratch."""

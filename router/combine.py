@@ -36,10 +36,17 @@ class Answers:
         if self._call is None and isinstance(native := load(), Native):
             self._call = CombineCall(native, self._weights, self._hidden, self._dtype)
 
-    def add(self, routes: npt.NDArray[np.int64], rows: Rows) -> None:
+    @property
+    def places(self) -> int:
+        """Where the addresses of the routes' rows are written down, int64 [T·K]; 0 where there is no compiled call."""
+        self.prepare()
+        return self._call.places.buffer_info()[0] if self._call is not None else 0
+
+    def add(self, routes: npt.NDArray[np.int64], rows: Rows, *, is_noted: bool = False) -> None:
+        """``is_noted`` where their addresses are written down already."""
         self.prepare()
         self.pieces.append((routes, rows))
-        if self._call is None:
+        if self._call is None or is_noted:
             return
         places, begin, stride = self._call.places, rows.address, rows.row_bytes
         if len(routes) <= _FEW_ROUTES:

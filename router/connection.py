@@ -4,25 +4,44 @@ Knows nothing of sockets and streams. A connection is made on the IO loop and us
 """
 
 import asyncio
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
+from ..kernels.native_lanes import WorkerEnd
 from ..proto.codec import Dispatch, Hello, Result
 from ..proto.errors import FleetError
 from ..proto.layout import Buffer
 from ..proto.pair_frames import PairFrame
 
 
+@dataclass(slots=True)
+class Sent:
+    """A frame whose sending a compiled call has begun (``asking.py``), and where its answers' addresses are to be written down."""
+
+    frame: Dispatch
+    row_ids: torch.Tensor | None  # of the frame's rows, None for all
+    num_rows: int
+    num_unsent: int  # bytes of it that the kernel did not take
+    routes: int  # address of int64 [N]
+    places: int = 0  # address of int64 [T·K]: of each route's row
+
+
 class Owner(Protocol):
-    """The lane that a connection belongs to."""
+    """The lane that a connection belongs to; ``end`` is what compiled calls know of the connection."""
 
     seat: str
     address: str
+    end: WorkerEnd
+    limits: Hello
+    version: int
 
     def received(self, connection: "Connection", data: Buffer) -> None: ...
 
-    def answered(self, connection: "Connection", result: Result) -> None: ...
+    def answered(self, connection: "Connection", result: Result) -> None:
+        """Results whose rows came another way than their frame, or that a compiled call has read."""
+        ...
 
 
 class Connection(Protocol):
@@ -39,6 +58,14 @@ class Connection(Protocol):
     def max_rows(self, hello: Hello, row_bytes: int, top_k: int) -> int: ...
 
     def post(self, frame: Dispatch, row_ids: torch.Tensor | None) -> None: ...
+
+    def sent(self, sent: Sent) -> None:
+        """As ``post``, for what a compiled call has sent by the lane's ``end``."""
+        ...
+
+    def ignore(self, frame_id: int) -> None:
+        """Nobody writes down any more where the frame's rows are."""
+        ...
 
     def answer(self, frame: object) -> Result | None: ...
 

@@ -22,6 +22,7 @@ from ..proto.codec import Result
 from ..proto.errors import Code, FleetError
 from ..proto.rows import Rows
 from .combine import Answers
+from .connection import Sent
 from .doubt import Doubt, doubtful_routes, faults_of, find_wrong
 from .lane import Lane
 from .shares import Routes
@@ -56,17 +57,25 @@ class Part:
         "num_experts",
         "routes",
         "row_ids",
+        "sent",
         "sent_at",
     )
 
     def __init__(
-        self, lane: Lane, frame: Frame, row_ids: torch.Tensor | None, routes: Routes, num_experts: int
+        self,
+        lane: Lane,
+        frame: Frame,
+        row_ids: torch.Tensor | None,
+        routes: Routes,
+        num_experts: int,
+        sent: Sent | None = None,
     ) -> None:
         self.lane = lane
         self.frame = frame
         self.row_ids = row_ids
         self.routes = routes
         self.num_experts = num_experts  # that it activates
+        self.sent = sent  # None before
         self.num_answered = 0
         self.sent_at = 0.0
         self.due_at = math.inf  # then the wait is unusual
@@ -229,7 +238,12 @@ class Dispatch:
                 continue
             self._parts[part.frame.frame_id] = part
             part.sent_at = time.monotonic()
-            part.lane.post(part.frame, part.row_ids, functools.partial(self._on_answer, part))
+            on_answer = functools.partial(self._on_answer, part)
+            if part.sent is None:
+                part.lane.post(part.frame, part.row_ids, on_answer)
+            else:
+                part.sent.places = self._answers.places
+                part.lane.sent(part.sent, on_answer)
             sent.append(part)
         # What follows is done while the shards have begun.
         if not self.done:
@@ -251,7 +265,7 @@ class Dispatch:
             return
         self._prefer(part)
         begin, count = part.num_answered, answer.rows.count
-        self._answers.add(part.routes[begin : begin + count], answer.rows)
+        self._answers.add(part.routes[begin : begin + count], answer.rows, is_noted=answer.is_noted)
         part.num_answered += count
         self._num_left -= count
         if part.num_answered == len(part.routes):
@@ -274,8 +288,9 @@ class Dispatch:
         slow.hedges = []
         if self._parts.pop(slow.frame.frame_id, None) is not None:
             now = time.monotonic()
-            slow.lane.expert_pace.observe(slow.num_experts, now - slow.sent_at, now)  # so long at least
+            slow.lane.observe(slow.num_experts, now - slow.sent_at, now)  # so long at least
             if slow.num_answered:
+                slow.lane.ignore(slow.frame.frame_id)
                 self._answered.append(slow)
             else:
                 _drop([slow])

@@ -23,7 +23,7 @@ from ..proto.pair_group import PairSettings
 from ..proto.reactor import Reactor
 from ..proto.rows import Rows
 from ..proto.tcp_lane import METADATA_KEY, Ticket
-from .connection import Owner, settle
+from .connection import Owner, Sent, settle
 from .pairs import WorkerPairs
 from .tcp_beside import TcpBeside
 
@@ -65,6 +65,8 @@ class GrpcConnection:
         elif self._pair.transport != NO_PAIR:
             logger.warning("%s exchanges rows by %s, not %s: over gRPC", hello.seat, hello.pair, self._pair.transport)
         if self._tcp is not None:
+            if self._pairs is not None:
+                self._tcp.calls = None  # as rows may go by the pair
             self._post(self._begin_beside, self._tcp)
 
     def max_rows(self, hello: Hello, row_bytes: int, top_k: int) -> int:
@@ -77,6 +79,14 @@ class GrpcConnection:
             return
         if self._tcp is None or not self._tcp.post(frame, self._version):
             self._send(encode_dispatch(frame, self._version))
+
+    def sent(self, sent: Sent) -> None:
+        assert self._tcp is not None, "nobody else sends so"
+        self._tcp.sent(sent, self._version)
+
+    def ignore(self, frame_id: int) -> None:
+        if self._tcp is not None:
+            self._tcp.ignore(frame_id)
 
     def answer(self, frame: object) -> Result | None:
         return frame if isinstance(frame, Result) else None

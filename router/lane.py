@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..kernels.native_lanes import WorkerEnd, close_end
 from ..proto.codec import Dispatch, Error, Filled, Hello, Result, decode, encode_hello
 from ..proto.errors import Code, FleetError
 from ..proto.io_thread import IoThread
@@ -23,7 +24,7 @@ from ..proto.pair_frames import PairAt, Paired, PairedResult, Taken
 from ..proto.pair_group import PairSettings
 from ..proto.reactor import Reactor, Timer
 from ..proto.shared_memory import Arena
-from .connection import Connection
+from .connection import Connection, Sent
 from .grpc_connection import GrpcConnection
 from .local_connection import LocalConnection
 from .pace import ExpertPace, Pace
@@ -68,6 +69,8 @@ class Lane:
         self.quarantined = False  # it gave an answer that a replica refuted; for as long as this lane exists
         self.pace = Pace()
         self.expert_pace = ExpertPace()
+        self.end = WorkerEnd(seconds_per_expert=self.expert_pace.expected_s(1))
+        close_end(self.end)
         self.last_error: FleetError | None = None
         self.limits = hello  # the shard's, once it has greeted
         self.version = hello.newest  # of the lane's frames, once both ends have greeted
@@ -101,14 +104,31 @@ class Lane:
             del self._sent[frame.frame_id]
             sink(error)
 
+    def sent(self, sent: Sent, sink: Sink) -> None:
+        """As ``post``, for what a compiled call has sent by this lane's ``end``."""
+        assert self._connection is not None, "its end is open"
+        self._sent[sent.frame.frame_id] = _Sent(sink, len(sent.frame.route_rows))
+        self._connection.sent(sent)
+
+    def ignore(self, frame_id: int) -> None:
+        """Answers that are still to come are not written down; the memory of those that came stays as it is."""
+        if self._connection is not None:
+            self._connection.ignore(frame_id)
+
     def drop(self, frame_id: int) -> None:
         """The answers to a frame are no longer needed, neither those that came nor those to come."""
         sent = self._sent.get(frame_id)
         if sent is None or self._connection is None:
             return
         sent.sink = None
+        self._connection.ignore(frame_id)
         if not (sent.num_left and self._connection.cancel(frame_id)):
             self._forget(frame_id)
+
+    def observe(self, num_experts: int, seconds: float, now: float) -> None:
+        """The shard took so long for so many."""
+        self.expert_pace.observe(num_experts, seconds, now)
+        self.end.seconds_per_expert = self.expert_pace.expected_s(1)
 
     def suspect(self) -> None:
         """For a moment, or until the shard says anything."""
@@ -147,9 +167,10 @@ class Lane:
             connection.end(error)
 
     def answered(self, connection: Connection, result: Result) -> None:
-        """A result of the shard whose rows came another way."""
+        """A result of the shard whose rows came another way than its frame, or that a compiled call has read."""
         if connection is not self._connection:
             return
+        self._trust()
         try:
             self._answer(connection, result)
         except FleetError as error:
@@ -218,7 +239,7 @@ class Lane:
         sent = self._sent.get(frame.frame_id)
         if sent is None or sent.failed:
             return
-        result = connection.answer(frame)
+        result = frame if isinstance(frame, Result) and frame.is_noted else connection.answer(frame)
         if result is None or result.rows.count > sent.num_left:
             raise FleetError(Code.BAD_FRAME, f"{self.seat} answered with a misfit {type(frame).__name__} frame")
         sent.num_left -= result.rows.count
@@ -232,6 +253,7 @@ class Lane:
         if sent is None:
             return
         sent.num_left, sent.failed = 0, True
+        self.ignore(error.frame_id)
         if sent.sink is None:
             self._forget(error.frame_id)
         else:
@@ -266,6 +288,7 @@ class Lane:
         if connection is not None:
             connection.end(error)  # lets go of what it has beside what broke
         was_up, self.up, self._connection = self.up, False, None
+        close_end(self.end)
         self._forgive()
         if self._greeting is not None:
             self._greeting.cancel()

@@ -5,18 +5,25 @@ shard has ended the frame that it belongs to.
 """
 
 import asyncio
+import contextlib
+import ctypes
 import socket
 from dataclasses import dataclass
 
 import torch
 
+from ..kernels import native_lanes
 from ..proto.codec import Dispatch, Filled, Hello, Placed, Result, encode_cancel, encode_placed, placed_rows
 from ..proto.errors import Code, FleetError
+from ..proto.layout import DTYPE_CODES
 from ..proto.local_lane import MAX_MESSAGE_BYTES, FrameSocket
 from ..proto.pair_frames import PairFrame
 from ..proto.reactor import Reactor
-from ..proto.shared_memory import ALIGNMENT, Arena
-from .connection import Owner, settle
+from ..proto.rows import Rows, address_of
+from ..proto.shared_memory import ALIGNMENT, KEPT_BYTES, Arena
+from .connection import Owner, Sent, settle
+
+_AREA_BYTES = 8 << 20  # kept for the next usual frame; only what it uses of it takes memory
 
 
 @dataclass(slots=True)
@@ -29,6 +36,10 @@ class _Area:
     num_routes: int
     hidden: int
 
+    @property
+    def row_bytes(self) -> int:
+        return self.hidden * self.dtype.itemsize
+
 
 class LocalConnection:
     """Rows and results lie in memory that this end made; the socket carries where."""
@@ -40,6 +51,8 @@ class LocalConnection:
         self._socket: FrameSocket | None = None
         self._version = 0  # until the shard has greeted
         self._areas: dict[int, _Area] = {}  # by frame id
+        self._calls = native_lanes.calls()
+        self._end_at = ctypes.addressof(lane.end)
 
     def open(self, hello: bytes) -> None:
         self._socket = FrameSocket(
@@ -49,6 +62,8 @@ class LocalConnection:
 
     def greeted(self, hello: Hello, version: int) -> None:
         self._version = version
+        if self._calls is not None:
+            self._be_usual(self._calls)
 
     def max_rows(self, hello: Hello, row_bytes: int, top_k: int) -> int:
         return placed_rows(MAX_MESSAGE_BYTES, top_k)
@@ -71,16 +86,35 @@ class LocalConnection:
         )  # fmt: skip
         self._send(encode_placed(placed, self._version))
 
+    def sent(self, sent: Sent) -> None:
+        frame, begin = sent.frame, self._lane.end.area
+        rows, num_routes = frame.rows, len(frame.route_rows)
+        results_at = begin + -(-sent.num_rows * rows.row_bytes // ALIGNMENT) * ALIGNMENT
+        self._areas[frame.frame_id] = _Area(begin, results_at, rows.dtype, num_routes, rows.width)
+        assert self._calls is not None, "nobody else sends so"
+        self._calls.expect(
+            self._end_at, frame.frame_id, num_routes, rows.width, rows.row_bytes, DTYPE_CODES[rows.dtype],
+            self._arena_at + results_at, sent.routes, sent.places,
+        )  # fmt: skip
+        self._reserve()
+
+    def ignore(self, frame_id: int) -> None:
+        if self._calls is not None:
+            self._calls.forget(self._end_at, frame_id)
+
     def answer(self, frame: object) -> Result | None:
         if not isinstance(frame, Filled) or frame.frame_id not in self._areas:
             return None
         area = self._areas[frame.frame_id]
         if frame.num_routes != area.num_routes:
             return None
-        row_bytes = area.hidden * area.dtype.itemsize
-        at = area.results_at + frame.first_route * row_bytes
-        rows = self._arena.rows(at, area.dtype, frame.count, area.hidden, alignment=area.dtype.itemsize)
-        return Result(frame.frame_id, frame.first_route, frame.num_routes, rows)
+        return Result(
+            frame.frame_id, frame.first_route, frame.num_routes, self._results(area, frame.first_route, frame.count)
+        )
+
+    def _results(self, area: _Area, first_route: int, count: int) -> Rows:
+        at = area.results_at + first_route * area.row_bytes
+        return self._arena.rows(at, area.dtype, count, area.hidden, alignment=area.dtype.itemsize)
 
     def on_pair(self, frame: PairFrame) -> None:
         raise FleetError(Code.BAD_FRAME, f"a {type(frame).__name__} frame came over a local lane")
@@ -92,6 +126,10 @@ class LocalConnection:
     def free(self, frame_id: int) -> None:
         if frame_id in self._areas:  # none is left once the connection has ended
             self._arena.free(self._areas.pop(frame_id).begin)
+            end = self._lane.end
+            if not self._areas and end.area_bytes and end.area >= KEPT_BYTES:  # reserved during a burst
+                self._arena.free(end.area)
+                self._reserve()
 
     def end(self, error: FleetError) -> None:
         if self._socket is None:
@@ -104,11 +142,39 @@ class LocalConnection:
             self._connected.close()
             self._arena.close()
 
+    def _be_usual(self, calls: native_lanes.Calls) -> None:
+        """From now on compiled calls send small frames, and write down where usual answers are."""
+        assert self._socket is not None
+        connection, end, end_at = self._socket, self._lane.end, self._end_at
+        buffer_at, room = address_of(connection.buffer), len(connection.buffer)
+
+        def receive() -> int:
+            size: int = calls.take_filled(end_at, buffer_at, room)
+            for came in end.came[: end.num_came]:
+                area = self._areas[came.frame_id]
+                rows = self._results(area, came.first, came.count)
+                self._lane.answered(self, Result(came.frame_id, came.first, area.num_routes, rows, is_noted=True))
+            return native_lanes.check(size)
+
+        self._arena_at = self._arena.address
+        native_lanes.open_end(end, connection.file_number, self._version, connection.clear)
+        end.memory, end.most_frame_bytes, end.most_answer_bytes = self._arena_at, MAX_MESSAGE_BYTES, _AREA_BYTES
+        self._reserve()
+        connection.receive = receive
+
+    def _reserve(self) -> None:
+        """A place for the next usual frame, if there is one."""
+        end = self._lane.end
+        end.area_bytes = 0
+        with contextlib.suppress(FleetError):
+            end.area, end.area_bytes = self._arena.allocate(_AREA_BYTES), _AREA_BYTES
+
     def _send(self, frame: bytes) -> None:
         assert self._socket is not None
         self._socket.send(frame)
 
     def _on_end(self, error: FleetError) -> None:
+        native_lanes.close_end(self._lane.end)
         self._areas.clear()
         self._arena.close()
         if not self._loop.is_closed():

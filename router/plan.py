@@ -34,6 +34,7 @@ class Plan:
         """
         self.epoch = epoch
         self.members = members
+        self.num_experts = members[0].held.num_experts if members else 0
         shape = members[0].held.mask.shape if members else (0, 0)
         self._classes: tuple[str, ...] = tuple(
             sorted({*(member.numerics for member in members), *(before._classes if before else ())})
@@ -53,6 +54,13 @@ class Plan:
         self.numerics = self._name()
         # Grows whenever tokens come out with other bits than under the plan before.
         self.bits: int = before.bits + (before.numerics != self.numerics) if before is not None else 0
+
+    def holders(self, layer: int) -> tuple[int | None, int, int]:
+        """As ``assign`` chooses from: the address of bool [S, stride], None where no expert is shared, the stride, and the address of
+        int64 [E], the member index of each expert, or NOBODY."""
+        _, num_layers, num_experts = self._replicas.shape
+        shared = self._replicas.ctypes.data + layer * num_experts if self._is_shared[layer] else None
+        return shared, num_layers * num_experts, self._owners[layer].data_ptr()
 
     def assign(self, layer: int, experts: torch.Tensor, excluded: Collection[str] = ()) -> torch.Tensor:
         """The member index int64 [E] of each of the ``experts``, int64 of any shape; NOBODY where no usable replica is left."""

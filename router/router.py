@@ -5,7 +5,6 @@ so. The plan is replaced as a whole whenever an epoch comes or a lane goes up or
 passing suspicion and changes nobody's membership.
 """
 
-import itertools
 import logging
 import math
 import threading
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..kernels import native_lanes
 from ..membership.epoch import NO_EPOCH, Epoch, EpochId
 from ..proto.codec import Dispatch as Frame
 from ..proto.codec import Hello, short_fingerprint
@@ -22,6 +22,8 @@ from ..proto.errors import FleetError
 from ..proto.io_thread import IoThread
 from ..proto.pair_group import ALL_ON_THE_LANE, PairSettings
 from ..proto.reactor import Reactor, Timer
+from .asking import Asked, Asking
+from .connection import Sent
 from .dispatch import Dispatch, Part
 from .lane import Lane
 from .load import ExpertLoads
@@ -68,6 +70,7 @@ class Router:
         self.loads = loads  # None where nobody wants to know
         # One snapshot, replaced as a whole: a plan and the lane of each of its members.
         self._snapshot: tuple[Plan, tuple[Lane, ...]] = (Plan(NO_EPOCH, (), ()), ())
+        self._asking: Asking | None = None  # of that plan
         self._io, self._reactor = io, reactor
         self._hello = hello
         self._fingerprint = short_fingerprint(hello.fingerprint)
@@ -77,7 +80,7 @@ class Router:
         self._pair = pair
         self._epoch: Epoch | None = None
         self._lanes: dict[tuple[str, str], Lane] = {}
-        self._frame_ids = itertools.count(1)
+        self._num_frames = 0  # whose ids were given
         self._answers: list[tuple[Lane, int, int, float, float]] = []  # routes, experts, seconds, and when
         self._parked: set[Dispatch] = set()
         self._timers: dict[Dispatch, Timer] = {}
@@ -88,10 +91,14 @@ class Router:
         self, layer: int, x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor, priority: int = 0
     ) -> Dispatch:
         """Sends contiguous rows ``x`` [T, H] to the experts ``topk_ids`` [T, K]; the result is awaited, ``combined``, then closed."""
+        asked = self._ask(layer, x, topk_ids, priority)
         dispatch = Dispatch(self, layer, x, topk_ids, topk_weights, priority)
         dispatch.deadline = time.monotonic() + self._layer_deadline_s
         dispatch.patience_ends_at = dispatch.deadline + self._lost_expert_wait_s
-        dispatch.start(*self.build_parts(dispatch, None))
+        if asked is None:
+            dispatch.start(*self.build_parts(dispatch, None))
+        else:
+            dispatch.start(self._parts_asked(dispatch, asked[0]), asked[1])
         # What follows is done while the shards have begun.
         if not dispatch.done:
             self._time(dispatch, self._layer_deadline_s)
@@ -138,6 +145,28 @@ class Router:
         dispatch.deadline = time.monotonic() + left_s
         self._time(dispatch, left_s)
 
+    def _ask(
+        self, layer: int, x: torch.Tensor, topk_ids: torch.Tensor, priority: int
+    ) -> tuple[list[Asked], Routes] | None:
+        """Who can be asked by a compiled call has been asked then."""
+        if self._asking is None:
+            return None
+        asked = self._asking(layer, x, topk_ids, priority, self._layer_deadline_s, self._num_frames + 1)
+        if asked is not None:
+            self._num_frames += len(asked[0])
+        return asked
+
+    def _parts_asked(self, dispatch: Dispatch, asked: list[Asked]) -> Iterator[Part]:
+        plan, lanes = self._snapshot
+        for share, frame_id, num_unsent, routes_at in asked:
+            lane = lanes[share.owner]
+            if num_unsent >= 0:
+                part = self._part(dispatch, plan.epoch, lane, share, frame_id)
+                part.sent = Sent(part.frame, part.row_ids, len(share.rows), num_unsent, routes_at)
+                yield part
+            else:
+                yield from self._parts(dispatch, plan.epoch, lanes, [share])
+
     def build_parts(self, dispatch: Dispatch, routes: Routes | None, slow: str = "") -> tuple[Iterator[Part], Routes]:
         """Frames for ``routes``, or all, under the current plan, and the routes that nobody (but ``slow``) can answer now."""
         excluded = {*dispatch.failed_seats, slow} if slow else dispatch.failed_seats
@@ -159,7 +188,8 @@ class Router:
         for share in shares:
             lane = lanes[share.owner]
             for piece in share.cut(lane.max_rows(dispatch.rows.row_bytes, dispatch.top_k)):
-                yield self._part(dispatch, epoch, lane, piece)
+                self._num_frames += 1
+                yield self._part(dispatch, epoch, lane, piece, self._num_frames)
 
     def build_second_parts(
         self, dispatch: Dispatch, routes: Routes, doubted: set[str]
@@ -198,7 +228,7 @@ class Router:
         answers, self._answers = self._answers, []
         for lane, num_routes, num_experts, seconds, at in answers:
             lane.pace.observe(num_routes, seconds)
-            lane.expert_pace.observe(num_experts, seconds, at)
+            lane.observe(num_experts, seconds, at)
 
     def set_epoch(self, epoch: Epoch) -> None:
         """From any thread: lanes to members that stay are kept; those to members that left are closed."""
@@ -272,9 +302,9 @@ class Router:
             timer.cancel()
         self._timers[dispatch] = self._reactor.call_later(left_s, dispatch.expire)
 
-    def _part(self, dispatch: Dispatch, epoch: EpochId, lane: Lane, share: Share) -> Part:
+    def _part(self, dispatch: Dispatch, epoch: EpochId, lane: Lane, share: Share, frame_id: int) -> Part:
         frame = Frame(
-            next(self._frame_ids),
+            frame_id,
             self._fingerprint,
             (epoch.incarnation, epoch.counter),
             dispatch.layer,
@@ -296,7 +326,10 @@ class Router:
         suspected = {lane.seat for lane in self._lanes.values() if lane.suspected}
         quarantined = {lane.seat for lane in self._lanes.values() if lane.quarantined}
         plan = Plan(epoch.id, epoch.experts, up, self._snapshot[0], suspected, quarantined)
-        self._snapshot = (plan, tuple(self._lanes[member.seat, member.address] for member in epoch.experts))
+        lanes = tuple(self._lanes[member.seat, member.address] for member in epoch.experts)
+        self._snapshot = (plan, lanes)
+        if calls := native_lanes.calls():
+            self._asking = Asking(calls, plan, [lane.end for lane in lanes], self._fingerprint)
         if epoch.complete and plan.covers_everything():
             self._ready.set()
         else:

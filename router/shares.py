@@ -4,6 +4,7 @@ Knows nothing of frames, nor of who was chosen and why.
 """
 
 import itertools
+from array import array
 from typing import NamedTuple
 
 import numpy as np
@@ -64,7 +65,11 @@ def share_out(
         assert routes.shape == (experts.numel(),), f"{routes.shape[0]} routes, {experts.numel()} experts"
         given = routes.ctypes.data
     told = native.share_out(owners, num_shards, experts, given, top_k, num_rows)
-    num_routes = experts.numel()
+    return shares_of(told, experts.numel(), num_shards)
+
+
+def shares_of(told: "array[int]", num_routes: int, num_shards: int) -> tuple[list[Share], Routes]:
+    """The same of what the compiled call has told."""
     found = np.frombuffer(told, np.int64)
     asked = memoryview(told)[2 * num_routes : 3 * num_routes].cast("B").cast("i")
     ends, rows_at = 3 * num_routes, 3 * num_routes + num_shards + 1

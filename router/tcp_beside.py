@@ -6,17 +6,20 @@ shard has greeted on a connection, and where it offers none or lets nobody in, f
 """
 
 import asyncio
+import ctypes
 import logging
 import socket
 
+from ..kernels import native_lanes
 from ..membership import wire
-from ..proto.codec import Dispatch, Hello, decode, dispatch_parts, encode_cancel
+from ..proto.codec import Dispatch, Hello, Result, decode, dispatch_parts, encode_cancel
 from ..proto.errors import Code, FleetError
 from ..proto.io_thread import IoThread
-from ..proto.layout import Buffer
+from ..proto.layout import DTYPE_CODES, Buffer
 from ..proto.reactor import Reactor
+from ..proto.rows import Rows, address_of
 from ..proto.tcp_lane import TcpSocket, Ticket
-from .connection import Connection, Owner
+from .connection import Connection, Owner, Sent
 
 _log = logging.getLogger(__name__)
 _CONNECT_S = 5.0
@@ -34,6 +37,9 @@ class TcpBeside:
         self._small: _Way | None = None
         self._large: _Way | None = None
         self._taken: dict[int, _Way] = {}  # by frame id
+        self._results: dict[int, Rows] = {}  # of usual frames, by their ids
+        self.calls = native_lanes.calls()  # None where no frame is usual
+        self._end_at = ctypes.addressof(lane.end)
         self._connected: list[socket.socket] = []  # not begun
         self._closed = False
 
@@ -68,6 +74,25 @@ class TcpBeside:
         way.socket.send(dispatch_parts(frame, version))
         return True
 
+    def sent(self, sent: Sent, version: int) -> None:
+        """Of what a compiled call has sent: a place for the answers, and the rest of the frame."""
+        assert self.calls is not None, "nobody else sends so"
+        assert self._small is not None, "its end is open"
+        frame, rows, num_routes = sent.frame, sent.frame.rows, len(sent.frame.route_rows)
+        self._taken[frame.frame_id] = self._small
+        self._results[frame.frame_id] = results = Rows.new(num_routes, rows.width, rows.dtype)
+        self.calls.expect(
+            self._end_at, frame.frame_id, num_routes, rows.width, rows.row_bytes, DTYPE_CODES[rows.dtype],
+            results.address, sent.routes, sent.places,
+        )  # fmt: skip
+        if sent.num_unsent:
+            whole = frame if sent.row_ids is None else frame.with_rows(Rows.of(rows.tensor[sent.row_ids]))
+            self._small.socket.send_rest(dispatch_parts(whole, version), sent.num_unsent)
+
+    def ignore(self, frame_id: int) -> None:
+        if frame_id in self._results and self.calls is not None:
+            self.calls.forget(self._end_at, frame_id)
+
     def cancel(self, frame_id: int, version: int) -> bool:
         """Whether the frame went this way, as now its cancel does."""
         way = self._taken.get(frame_id)
@@ -78,6 +103,7 @@ class TcpBeside:
 
     def free(self, frame_id: int) -> None:
         self._taken.pop(frame_id, None)
+        self._results.pop(frame_id, None)
 
     def close(self) -> None:
         """Also from another thread, when the reactor's has ended."""
@@ -133,9 +159,30 @@ class TcpBeside:
             self._lane.received(self._connection, data)
             return
         try:
-            way.usable = isinstance(decode(data, self._max_frame_bytes), Hello)
+            hello = decode(data, self._max_frame_bytes)
         except FleetError as error:
             self._connection.end(error)
+            return
+        way.usable = isinstance(hello, Hello)
+        if way.usable and way is self._small and not way.socket.is_tls and self.calls is not None:
+            self._be_usual(self.calls, way.socket)
+
+    def _be_usual(self, calls: native_lanes.Calls, connection: TcpSocket) -> None:
+        """From now on compiled calls send small frames, and read usual answers to where they shall be."""
+        end, end_at, scratch_at = self._lane.end, self._end_at, address_of(connection.scratch)
+
+        def receive(room: int) -> int:
+            size: int = calls.take_results(end_at, scratch_at, room)
+            for came in end.came[: end.num_came]:
+                results = self._results[came.frame_id]
+                rows = results.part(came.first, came.count)
+                answer = Result(came.frame_id, came.first, results.count, rows, is_noted=True)
+                self._lane.answered(self._connection, answer)
+            return native_lanes.check(size)
+
+        native_lanes.open_end(end, connection.file_number, self._lane.version, connection.clear)
+        end.most_frame_bytes, end.most_answer_bytes = self._lane.limits.max_frame_bytes, _SMALL_BYTES
+        connection.receive = receive
 
 
 class _Way:

@@ -76,8 +76,9 @@ class End:
 
     @property
     def areas(self) -> int:
+        """In use: besides, one is kept for the next frame."""
         assert isinstance(self.connection, LocalConnection)
-        return len(self.connection._arena._areas)
+        return len(self.connection._arena._areas) - bool(self.lane.end.area_bytes)
 
     def close(self) -> None:
         self.router.close()
@@ -260,9 +261,9 @@ def test_without_shared_memory_the_lane_goes_over_grpc_and_says_so(
 
 
 def test_an_answer_that_was_not_asked_for_ends_the_lane(server: ExpertServer, end: End) -> None:
-    """The shard is asked for four routes and says that it has answered five."""
+    """The shard says that it has answered nine of nine routes, as many as it was never asked for."""
     (lane,) = server.lanes.local_lanes
-    x, ids = drawn(server.checkpoint, 1)
+    x, ids = drawn(server.checkpoint, 80)  # more than are computed as soon as they are read
     real = lane.send
     lane.send = lambda frame: real(frame[:20] + b"\x09\0\0\0" * 2 + frame[28:])
     with closing(end.dispatch(x, ids)) as dispatch:

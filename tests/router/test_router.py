@@ -412,7 +412,7 @@ def test_whoever_will_take_longest_is_asked_first(fleet: Fleet) -> None:
         assert asked == sorted(asked, reverse=True), "by numbers of experts, as nothing is known"
         dispatch.close()
     for number, seconds in enumerate((0.001, 1.0, 0.03)):
-        lane_of(fleet, number).expert_pace.observe(1, seconds, 0.0)
+        lane_of(fleet, number).observe(1, seconds, 0.0)
     dispatch, expected = fleet.ask(2)
     assert [part.lane.seat for part in dispatch._parts.values()] == ["expert-1", "expert-2", "expert-0"]
     assert torch.equal(fleet.outcome(dispatch), expected)

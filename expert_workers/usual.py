@@ -1,0 +1,88 @@
+"""Usual frames: few routes that may all be asked for, when nothing else waits; they are computed as soon as they are read.
+
+Knows nothing of kernels. A compiled call reads a frame from its socket and looks at all of it (``kernels/native_lanes.py``); what is
+unusual goes on to the lane as it came, which alone says what is wrong with it. All on the runtime's thread.
+"""
+
+import ctypes
+from collections.abc import Callable
+
+from ..kernels import native_lanes
+from ..kernels.native_lanes import NOTHING, USUAL, Fence, ShardEnd, check
+from ..proto.codec import result_parts, result_rows
+from ..proto.layout import dtype_of
+from ..proto.local_lane import FrameSocket
+from ..proto.rows import Rows, address_of
+from ..proto.shared_memory import SharedMemory
+from ..proto.tcp_lane import TcpSocket
+
+MAX_ROUTES = 64
+
+
+class UsualFrames:
+    """``at_once(asked, results)`` computes them to an address and says so, or leaves it to the pool."""
+
+    def __init__(self, fence: Fence, at_once: Callable[[ShardEnd, int], bool]) -> None:
+        self._fence, self._at_once = fence, at_once
+        self._hidden, self._dtype = fence.hidden, dtype_of(fence.dtype)
+        self._calls = native_lanes.calls()
+
+    def read_local(
+        self, connection: FrameSocket, version: int, memory: SharedMemory, say: Callable[[int, int, int, int], None]
+    ) -> None:
+        """From now on, on a connection whose ends have greeted. ``say`` tells the worker by the lane's own way of results: their frame,
+        first route and count, and the number of the frame's routes."""
+        if (calls := self._calls) is None:
+            return
+        end = self._end(connection.file_number, version, MAX_ROUTES)
+        end.memory, end.memory_bytes = memory.address, memory.size
+        end_at, buffer_at, room = ctypes.addressof(end), address_of(connection.buffer), len(connection.buffer)
+
+        def receive() -> int:
+            size: int = calls.take_placed(end_at, buffer_at, room)
+            if size != USUAL:
+                return check(size)
+            if not self._at_once(end, end.results):
+                return end.size
+            if not connection.clear or calls.give_filled(end_at):
+                say(end.frame_id, 0, end.num_routes, end.num_routes)
+            return NOTHING
+
+        connection.receive = receive
+
+    def read_tcp(self, connection: TcpSocket, version: int) -> None:
+        """The same over TCP, where results are sent; over TLS all is as it was."""
+        if (calls := self._calls) is None or connection.is_tls:
+            return
+        most = min(MAX_ROUTES, result_rows(self._hidden, self._dtype.itemsize))  # what fits a piece
+        end = self._end(connection.file_number, version, most)
+        end_at, scratch_at = ctypes.addressof(end), address_of(connection.scratch)
+        kept = self._room_for(most)
+
+        def receive(room: int) -> int:
+            size: int = calls.take_dispatch(end_at, scratch_at, room)
+            if size != USUAL:
+                return check(size)
+            nonlocal kept
+            results_at = kept.address
+            if not self._at_once(end, results_at):
+                return end.size + native_lanes.LENGTH_BYTES
+            num_left = calls.give_result(end_at, results_at) if connection.clear else NOTHING
+            if num_left:
+                parts = result_parts(end.frame_id, 0, end.num_routes, kept.part(0, end.num_routes), version)
+                if num_left > 0:
+                    connection.send_rest(parts, num_left)
+                else:
+                    connection.send(parts)
+                kept = self._room_for(most)  # the results that wait stay as they are
+            return NOTHING
+
+        connection.receive = receive
+
+    def _end(self, socket_number: int, version: int, most_routes: int) -> ShardEnd:
+        end = ShardEnd(socket=socket_number, version=version, most_routes=most_routes)
+        end.fence = ctypes.pointer(self._fence)
+        return end
+
+    def _room_for(self, num_routes: int) -> Rows:
+        return Rows.new(num_routes, self._hidden, self._dtype)
