@@ -300,12 +300,13 @@ class CombineCall:
         (num_tokens, top_k), weights = weights.shape, weights.contiguous()
         # The address of each row; all are written before the call.
         self.places = array("q", bytes(8 * num_tokens * top_k))
+        self.places_at, _ = self.places.buffer_info()
         self.total = torch.empty(num_tokens, hidden)  # [T, hidden] float32, summed in K's order
         self._weights = weights  # what an address below is of
         self._combine = native._library.expertfleet_combine
         threads = torch.get_num_threads() if num_tokens * top_k * hidden >= _WORTH_THREADS else 1
         self._given = (
-            threads, dtype is torch.float32, self.places.buffer_info()[0], weights.data_ptr(), num_tokens, top_k, hidden,
+            threads, dtype is torch.float32, self.places_at, weights.data_ptr(), num_tokens, top_k, hidden,
             self.total.data_ptr(),
         )  # fmt: skip
 

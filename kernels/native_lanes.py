@@ -6,6 +6,7 @@ is told before or after.
 
 import ctypes
 import os
+from collections.abc import Callable
 from functools import cache
 from typing import ClassVar
 
@@ -74,12 +75,7 @@ class _Expected(ctypes.Structure):
     ]
 
 
-class Came(ctypes.Structure):
-    """Answers to the routes ``first`` to ``first + count`` of a frame."""
-
-    frame_id: int
-    first: int
-    count: int
+class _Came(ctypes.Structure):
     _fields_: ClassVar = [("frame_id", _ID), ("first", _COUNT), ("count", _COUNT)]
 
 
@@ -87,8 +83,7 @@ class WorkerEnd(ctypes.Structure):
     """A worker's end of a lane; ``socket`` is -1 where no frame is usual, ``clear`` the address of a number that is not 0 while
     nothing waits to be sent.
 
-    Over shared memory, at ``memory``, the next frame may take ``area_bytes`` from ``area`` on, and 0 are left then. What is taken writes
-    ``came``, ``num_came`` of them.
+    Over shared memory, at ``memory``, the next frame may take ``area_bytes`` from ``area`` on, and 0 are left then.
     """
 
     socket: int
@@ -101,7 +96,7 @@ class WorkerEnd(ctypes.Structure):
     area: int
     area_bytes: int
     num_came: int
-    came: "ctypes.Array[Came]"
+    came: "ctypes.Array[ctypes.c_int64]"  # frame, first route and number of routes of each
     _fields_: ClassVar = [
         ("socket", _COUNT),
         ("version", _COUNT),
@@ -114,9 +109,9 @@ class WorkerEnd(ctypes.Structure):
         ("area_bytes", _COUNT),
         ("body", _POINTER),
         ("body_left", _COUNT),
-        ("under_way", Came),
+        ("under_way", _Came),
         ("num_came", _COUNT),
-        ("came", Came * 16),
+        ("came", _COUNT * (3 * 16)),
         ("num_expected", _COUNT),
         ("expected", _Expected * 32),
     ]
@@ -190,6 +185,14 @@ def open_end(end: WorkerEnd, socket: int, version: int, clear: ctypes.c_int64) -
     """Usual frames may take this socket; whoever opens it says besides what it can."""
     close_end(end)
     end.socket, end.version, end.clear = socket, version, ctypes.addressof(clear)
+
+
+def each_that_came(end: WorkerEnd, hear: Callable[[int, int], None]) -> None:
+    """Tells of the answers that a call has just read: to which frame, and to how many more of its routes."""
+    if num_came := end.num_came:
+        came = end.came[: 3 * num_came]
+        for at in range(0, 3 * num_came, 3):
+            hear(came[at], came[at + 2])
 
 
 def close_end(end: WorkerEnd) -> None:

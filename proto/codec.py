@@ -97,7 +97,6 @@ class Result:
     first_route: int
     num_routes: int
     rows: Rows  # [n, H]
-    is_noted: bool = False  # whoever sums them knows already where they are
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..kernels.native import CombineCall, Native, load
+from ..kernels.native import CombineCall, Native, load, tensor_at
 from ..proto.rows import Rows
 
 Piece = tuple[npt.NDArray[np.int64], Rows]  # routes [n], each t·K + k, and their rows [n, H]
@@ -27,7 +27,8 @@ class Answers:
 
     def __init__(self, topk_weights: torch.Tensor, hidden: int, dtype: torch.dtype) -> None:
         """``topk_weights`` [T, K] fp32; rows are [hidden] in ``dtype``."""
-        self.pieces: list[Piece] = []
+        self._pieces: list[Piece] = []
+        self._noted: list[npt.NDArray[np.int64]] = []  # routes whose rows' addresses others wrote down
         self._weights, self._hidden, self._dtype = topk_weights, hidden, dtype
         self._call: CombineCall | None = None
 
@@ -38,15 +39,29 @@ class Answers:
 
     @property
     def places(self) -> int:
-        """Where the addresses of the routes' rows are written down, int64 [T·K]; 0 where there is no compiled call."""
+        """Where the address of each route's row is to be written down, int64 [T·K]; there is a compiled call."""
         self.prepare()
-        return self._call.places.buffer_info()[0] if self._call is not None else 0
+        assert self._call is not None, "the library was built, as somebody writes there"
+        return self._call.places_at
 
-    def add(self, routes: npt.NDArray[np.int64], rows: Rows, *, is_noted: bool = False) -> None:
-        """``is_noted`` where their addresses are written down already."""
+    @property
+    def pieces(self) -> list[Piece]:
+        """In the order in which they came."""
+        while self._noted:
+            assert self._call is not None, "somebody has written there"
+            routes = self._noted.pop()
+            rows = [tensor_at(self._call.places[route], (self._hidden,), self._dtype) for route in routes.tolist()]
+            self._pieces.insert(0, (routes, Rows.of(torch.stack(rows))))
+        return self._pieces
+
+    def note(self, routes: npt.NDArray[np.int64]) -> None:
+        """Somebody has written down where their rows are; before any other is added a second time."""
+        self._noted.append(routes)
+
+    def add(self, routes: npt.NDArray[np.int64], rows: Rows) -> None:
         self.prepare()
-        self.pieces.append((routes, rows))
-        if self._call is None or is_noted:
+        self._pieces.append((routes, rows))
+        if self._call is None:
             return
         places, begin, stride = self._call.places, rows.address, rows.row_bytes
         if len(routes) <= _FEW_ROUTES:
@@ -57,13 +72,18 @@ class Answers:
             found = np.arange(begin, begin + stride * len(routes), stride)
             np.frombuffer(places, np.int64).put(routes, found)
 
+    def forget(self) -> None:
+        """Their memory is somebody else's again."""
+        self._pieces.clear()
+        self._noted.clear()
+
     def combined(self) -> tuple[torch.Tensor, bool]:
         """[T, H] fp32 once every route has a row, and whether all of that is finite."""
         if self._call is not None:
             is_finite = self._call()
             return self._call.total, is_finite
         gathered = torch.empty(self._weights.numel(), self._hidden, dtype=self._dtype)
-        for routes, rows in self.pieces:
+        for routes, rows in self._pieces:
             gathered.index_copy_(0, torch.from_numpy(routes), rows.tensor)
         total = combine(gathered.view(*self._weights.shape, self._hidden), self._weights)
         return total, bool(torch.isfinite(total).all())

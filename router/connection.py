@@ -4,6 +4,7 @@ Knows nothing of sockets and streams. A connection is made on the IO loop and us
 """
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,17 +15,21 @@ from ..proto.codec import Dispatch, Hello, Result
 from ..proto.errors import FleetError
 from ..proto.layout import Buffer
 from ..proto.pair_frames import PairFrame
+from ..proto.rows import Rows
 
 
 @dataclass(slots=True)
 class Sent:
     """A frame whose sending a compiled call has begun (``asking.py``), and where its answers' addresses are to be written down."""
 
-    frame: Dispatch
-    row_ids: torch.Tensor | None  # of the frame's rows, None for all
+    frame_id: int
+    rows: Rows  # of the layer; the frame has some of them
     num_rows: int
-    num_unsent: int  # bytes of it that the kernel did not take
+    num_routes: int
     routes: int  # address of int64 [N]
+    unsent: tuple[Sequence[Buffer], int] | None = (
+        None  # the frame's parts, and how many of its bytes the kernel did not take
+    )
     places: int = 0  # address of int64 [T·K]: of each route's row
 
 
@@ -39,8 +44,10 @@ class Owner(Protocol):
 
     def received(self, connection: "Connection", data: Buffer) -> None: ...
 
-    def answered(self, connection: "Connection", result: Result) -> None:
-        """Results whose rows came another way than their frame, or that a compiled call has read."""
+    def answered(self, connection: "Connection", result: Result) -> None: ...
+
+    def noted(self, frame_id: int, count: int) -> None:
+        """A compiled call has read the next results of a frame and written down where they are."""
         ...
 
 

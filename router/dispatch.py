@@ -44,11 +44,13 @@ _NOTHING = torch.empty(0)
 
 
 class Part:
-    """The routes of one frame to one shard, in the frame's order (sorted by expert)."""
+    """The routes of one frame to one shard, in the frame's order (sorted by expert): a ``frame`` to be posted, with the rows ``row_ids`` of
+    its own or all, or one that was ``sent`` by a compiled call."""
 
     __slots__ = (
         "due_at",
         "frame",
+        "frame_id",
         "given_up",
         "hedge_of",
         "hedges",
@@ -64,21 +66,23 @@ class Part:
     def __init__(
         self,
         lane: Lane,
-        frame: Frame,
-        row_ids: torch.Tensor | None,
+        frame_id: int,
         routes: Routes,
         num_experts: int,
+        frame: Frame | None = None,
+        row_ids: torch.Tensor | None = None,
         sent: Sent | None = None,
     ) -> None:
         self.lane = lane
+        self.frame_id = frame_id
         self.frame = frame
         self.row_ids = row_ids
+        self.sent = sent
         self.routes = routes
         self.num_experts = num_experts  # that it activates
-        self.sent = sent  # None before
         self.num_answered = 0
         self.sent_at = 0.0
-        self.due_at = math.inf  # then the wait is unusual
+        self.due_at: float | None = None  # then the wait is unusual; None until somebody asks
         self.hedges: list[Part] = []  # the same routes asked of others, as this one is slow
         self.hedge_of: Part | None = None
         self.given_up = False
@@ -175,7 +179,7 @@ class Dispatch:
         """Gives back the memory of the answers; a dispatch under way ends with CANCELLED."""
         if not self.done:
             self._finish(FleetError(Code.CANCELLED, f"layer {self.layer}: nobody waits for it any more"))
-        self._answers.pieces.clear()
+        self._answers.forget()
         _drop(self._answered)
 
     def start(self, parts: Iterable[Part], orphans: Routes) -> None:
@@ -197,12 +201,17 @@ class Dispatch:
         self._reassign(waiting)
 
     def next_due(self) -> float:
-        return min((part.due_at for part in self._parts.values()), default=math.inf)
+        """When the first of the waits becomes unusual."""
+        for part in self._parts.values():
+            if part.due_at is None:
+                is_first = part.hedge_of is None and self._doubts is None
+                part.due_at = part.sent_at + part.lane.pace.limit_s(len(part.routes)) if is_first else math.inf
+        return min((part.due_at for part in self._parts.values() if part.due_at is not None), default=math.inf)
 
     def hedge(self) -> None:
         """What a shard has had for unusually long is asked of others as well; whoever answers first is taken."""
         now = time.monotonic()
-        for part in [part for part in self._parts.values() if part.due_at <= now]:
+        for part in [part for part in self._parts.values() if part.due_at is not None and part.due_at <= now]:
             part.due_at = math.inf
             part.hedges = self._router.on_overdue(self, part, part.routes[part.num_answered :])
             for hedge in part.hedges:
@@ -231,29 +240,23 @@ class Dispatch:
         self._finish(FleetError(code, f"layer {self.layer}: {what}{last}"))
 
     def _send(self, parts: Iterable[Part]) -> None:
-        """Each as soon as it is there: the first shard begins while the next part is built."""
-        sent = []
+        """Each as soon as it is there: the first shard begins while the next part is built. What was sent already comes first."""
         for part in parts:
             if self.done or part.given_up:  # as one before it failed at once
                 continue
-            self._parts[part.frame.frame_id] = part
+            self._parts[part.frame_id] = part
             part.sent_at = time.monotonic()
             on_answer = functools.partial(self._on_answer, part)
-            if part.sent is None:
-                part.lane.post(part.frame, part.row_ids, on_answer)
-            else:
+            if part.sent is not None:
                 part.sent.places = self._answers.places
-                part.lane.sent(part.sent, on_answer)
-            sent.append(part)
-        # What follows is done while the shards have begun.
+                part.lane.sent(part.sent, on_answer, functools.partial(self._on_noted, part))
+            elif part.frame is not None:
+                part.lane.post(part.frame, part.row_ids, on_answer)
         if not self.done:
-            self._answers.prepare()
-        for part in sent:
-            if part.hedge_of is None and self._doubts is None:
-                part.due_at = part.sent_at + part.lane.pace.limit_s(len(part.routes))
+            self._answers.prepare()  # while the shards have begun
 
     def _on_answer(self, part: Part, answer: Result | FleetError) -> None:
-        if self.done or part.frame.frame_id not in self._parts:
+        if self.done or part.frame_id not in self._parts:
             return
         if isinstance(answer, FleetError):
             self._on_failure(part, answer)
@@ -263,14 +266,25 @@ class Dispatch:
                 FleetError(Code.BAD_FRAME, f"{part.lane.seat} answered layer {self.layer} with a misfit piece")
             )
             return
-        self._prefer(part)
         begin, count = part.num_answered, answer.rows.count
-        self._answers.add(part.routes[begin : begin + count], answer.rows, is_noted=answer.is_noted)
+        self._answers.add(part.routes[begin : begin + count], answer.rows)
+        self._has_answered(part, count)
+
+    def _on_noted(self, part: Part, count: int) -> None:
+        """A compiled call has written down where the rows of the next ``count`` routes are, whose order and shape it has looked at."""
+        if self.done or part.frame_id not in self._parts:
+            return
+        self._answers.note(part.routes[part.num_answered : part.num_answered + count])
+        self._has_answered(part, count)
+
+    def _has_answered(self, part: Part, count: int) -> None:
+        if part.hedges or part.hedge_of is not None:
+            self._prefer(part)
         part.num_answered += count
         self._num_left -= count
         if part.num_answered == len(part.routes):
             self._router.on_answered(part, time.monotonic())
-            self._answered.append(self._parts.pop(part.frame.frame_id))
+            self._answered.append(self._parts.pop(part.frame_id))
         if not self._num_left:
             self._review()
 
@@ -286,11 +300,11 @@ class Dispatch:
         for hedge in slow.hedges:
             hedge.hedge_of = None
         slow.hedges = []
-        if self._parts.pop(slow.frame.frame_id, None) is not None:
+        if self._parts.pop(slow.frame_id, None) is not None:
             now = time.monotonic()
             slow.lane.observe(slow.num_experts, now - slow.sent_at, now)  # so long at least
             if slow.num_answered:
-                slow.lane.ignore(slow.frame.frame_id)
+                slow.lane.ignore(slow.frame_id)
                 self._answered.append(slow)
             else:
                 _drop([slow])
@@ -299,7 +313,7 @@ class Dispatch:
         hedges, part.hedges = part.hedges, []
         for hedge in hedges:
             hedge.hedge_of, hedge.given_up = None, True
-        _drop([hedge for hedge in hedges if self._parts.pop(hedge.frame.frame_id, None) is not None])
+        _drop([hedge for hedge in hedges if self._parts.pop(hedge.frame_id, None) is not None])
 
     def _fits(self, part: Part, answer: Result) -> bool:
         """A shard answers a frame's routes in their order."""
@@ -311,7 +325,7 @@ class Dispatch:
         )
 
     def _on_failure(self, part: Part, error: FleetError) -> None:
-        self._answered.append(self._parts.pop(part.frame.frame_id))  # its first pieces may have come
+        self._answered.append(self._parts.pop(part.frame_id))  # its first pieces may have come
         if self._doubts is not None:
             self._on_failed_second(part, error)
             return
@@ -393,9 +407,10 @@ class Dispatch:
     def _finish(self, error: FleetError | None) -> None:
         self.error = error
         self.done = True
-        unanswered = list(self._parts.values())
-        self._parts.clear()
-        _drop(unanswered)
+        if self._parts:
+            unanswered = list(self._parts.values())
+            self._parts.clear()
+            _drop(unanswered)
         self._router.forget(self)
         if self._when_done is not None:
             self._when_done()
@@ -404,4 +419,4 @@ class Dispatch:
 def _drop(parts: list[Part]) -> None:
     while parts:
         part = parts.pop()
-        part.lane.drop(part.frame.frame_id)
+        part.lane.drop(part.frame_id)

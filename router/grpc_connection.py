@@ -82,7 +82,7 @@ class GrpcConnection:
 
     def sent(self, sent: Sent) -> None:
         assert self._tcp is not None, "nobody else sends so"
-        self._tcp.sent(sent, self._version)
+        self._tcp.sent(sent)
 
     def ignore(self, frame_id: int) -> None:
         if self._tcp is not None:

@@ -43,6 +43,7 @@ class _Sent:
 
     sink: Sink | None
     num_left: int  # routes without an answer; 0 also after an error
+    on_noted: Callable[[int], None] | None = None  # hears of that many more routes
     failed: bool = False  # an error may overtake results whose rows come another way
 
 
@@ -104,10 +105,11 @@ class Lane:
             del self._sent[frame.frame_id]
             sink(error)
 
-    def sent(self, sent: Sent, sink: Sink) -> None:
-        """As ``post``, for what a compiled call has sent by this lane's ``end``."""
+    def sent(self, sent: Sent, sink: Sink, on_noted: Callable[[int], None]) -> None:
+        """As ``post``, for what a compiled call has sent by this lane's ``end``; ``on_noted`` hears of the number of routes whose answers
+        have been written down since."""
         assert self._connection is not None, "its end is open"
-        self._sent[sent.frame.frame_id] = _Sent(sink, len(sent.frame.route_rows))
+        self._sent[sent.frame_id] = _Sent(sink, sent.num_routes, on_noted)
         self._connection.sent(sent)
 
     def ignore(self, frame_id: int) -> None:
@@ -121,9 +123,11 @@ class Lane:
         if sent is None or self._connection is None:
             return
         sent.sink = None
-        self._connection.ignore(frame_id)
-        if not (sent.num_left and self._connection.cancel(frame_id)):
-            self._forget(frame_id)
+        if sent.num_left:
+            self._connection.ignore(frame_id)
+            if self._connection.cancel(frame_id):
+                return
+        self._forget(frame_id)
 
     def observe(self, num_experts: int, seconds: float, now: float) -> None:
         """The shard took so long for so many."""
@@ -167,14 +171,21 @@ class Lane:
             connection.end(error)
 
     def answered(self, connection: Connection, result: Result) -> None:
-        """A result of the shard whose rows came another way than its frame, or that a compiled call has read."""
+        """A result of the shard whose rows came another way."""
         if connection is not self._connection:
             return
-        self._trust()
         try:
             self._answer(connection, result)
         except FleetError as error:
             connection.end(error)
+
+    def noted(self, frame_id: int, count: int) -> None:
+        """A compiled call has read the next ``count`` results of a frame that is awaited, and written down where they are."""
+        self._trust()
+        sent = self._sent[frame_id]
+        sent.num_left -= count
+        assert sent.on_noted is not None, "it was sent so"
+        sent.on_noted(count)
 
     def begin(self, connection: Connection) -> None:
         """Greets over a new connection."""
@@ -239,7 +250,7 @@ class Lane:
         sent = self._sent.get(frame.frame_id)
         if sent is None or sent.failed:
             return
-        result = frame if isinstance(frame, Result) and frame.is_noted else connection.answer(frame)
+        result = connection.answer(frame)
         if result is None or result.rows.count > sent.num_left:
             raise FleetError(Code.BAD_FRAME, f"{self.seat} answered with a misfit {type(frame).__name__} frame")
         sent.num_left -= result.rows.count

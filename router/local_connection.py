@@ -19,7 +19,7 @@ from ..proto.layout import DTYPE_CODES
 from ..proto.local_lane import MAX_MESSAGE_BYTES, FrameSocket
 from ..proto.pair_frames import PairFrame
 from ..proto.reactor import Reactor
-from ..proto.rows import Rows, address_of
+from ..proto.rows import address_of
 from ..proto.shared_memory import ALIGNMENT, KEPT_BYTES, Arena
 from .connection import Owner, Sent, settle
 
@@ -35,10 +35,6 @@ class _Area:
     dtype: torch.dtype
     num_routes: int
     hidden: int
-
-    @property
-    def row_bytes(self) -> int:
-        return self.hidden * self.dtype.itemsize
 
 
 class LocalConnection:
@@ -87,13 +83,12 @@ class LocalConnection:
         self._send(encode_placed(placed, self._version))
 
     def sent(self, sent: Sent) -> None:
-        frame, begin = sent.frame, self._lane.end.area
-        rows, num_routes = frame.rows, len(frame.route_rows)
+        rows, begin = sent.rows, self._lane.end.area
         results_at = begin + -(-sent.num_rows * rows.row_bytes // ALIGNMENT) * ALIGNMENT
-        self._areas[frame.frame_id] = _Area(begin, results_at, rows.dtype, num_routes, rows.width)
+        self._areas[sent.frame_id] = _Area(begin, results_at, rows.dtype, sent.num_routes, rows.width)
         assert self._calls is not None, "nobody else sends so"
         self._calls.expect(
-            self._end_at, frame.frame_id, num_routes, rows.width, rows.row_bytes, DTYPE_CODES[rows.dtype],
+            self._end_at, sent.frame_id, sent.num_routes, rows.width, rows.row_bytes, DTYPE_CODES[rows.dtype],
             self._arena_at + results_at, sent.routes, sent.places,
         )  # fmt: skip
         self._reserve()
@@ -108,13 +103,10 @@ class LocalConnection:
         area = self._areas[frame.frame_id]
         if frame.num_routes != area.num_routes:
             return None
-        return Result(
-            frame.frame_id, frame.first_route, frame.num_routes, self._results(area, frame.first_route, frame.count)
-        )
-
-    def _results(self, area: _Area, first_route: int, count: int) -> Rows:
-        at = area.results_at + first_route * area.row_bytes
-        return self._arena.rows(at, area.dtype, count, area.hidden, alignment=area.dtype.itemsize)
+        row_bytes = area.hidden * area.dtype.itemsize
+        at = area.results_at + frame.first_route * row_bytes
+        rows = self._arena.rows(at, area.dtype, frame.count, area.hidden, alignment=area.dtype.itemsize)
+        return Result(frame.frame_id, frame.first_route, frame.num_routes, rows)
 
     def on_pair(self, frame: PairFrame) -> None:
         raise FleetError(Code.BAD_FRAME, f"a {type(frame).__name__} frame came over a local lane")
@@ -145,15 +137,12 @@ class LocalConnection:
     def _be_usual(self, calls: native_lanes.Calls) -> None:
         """From now on compiled calls send small frames, and write down where usual answers are."""
         assert self._socket is not None
-        connection, end, end_at = self._socket, self._lane.end, self._end_at
+        connection, end, end_at, noted = self._socket, self._lane.end, self._end_at, self._lane.noted
         buffer_at, room = address_of(connection.buffer), len(connection.buffer)
 
         def receive() -> int:
             size: int = calls.take_filled(end_at, buffer_at, room)
-            for came in end.came[: end.num_came]:
-                area = self._areas[came.frame_id]
-                rows = self._results(area, came.first, came.count)
-                self._lane.answered(self, Result(came.frame_id, came.first, area.num_routes, rows, is_noted=True))
+            native_lanes.each_that_came(end, noted)
             return native_lanes.check(size)
 
         self._arena_at = self._arena.address

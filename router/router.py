@@ -17,12 +17,14 @@ import torch
 from ..kernels import native_lanes
 from ..membership.epoch import NO_EPOCH, Epoch, EpochId
 from ..proto.codec import Dispatch as Frame
-from ..proto.codec import Hello, short_fingerprint
+from ..proto.codec import Hello, dispatch_parts, short_fingerprint
 from ..proto.errors import FleetError
 from ..proto.io_thread import IoThread
+from ..proto.layout import Buffer
 from ..proto.pair_group import ALL_ON_THE_LANE, PairSettings
 from ..proto.reactor import Reactor, Timer
-from .asking import Asked, Asking
+from ..proto.rows import Rows
+from .asking import Answer, Asking
 from .connection import Sent
 from .dispatch import Dispatch, Part
 from .lane import Lane
@@ -98,7 +100,7 @@ class Router:
         if asked is None:
             dispatch.start(*self.build_parts(dispatch, None))
         else:
-            dispatch.start(self._parts_asked(dispatch, asked[0]), asked[1])
+            dispatch.start(self._parts_asked(dispatch, asked), asked.orphans)
         # What follows is done while the shards have begun.
         if not dispatch.done:
             self._time(dispatch, self._layer_deadline_s)
@@ -145,27 +147,40 @@ class Router:
         dispatch.deadline = time.monotonic() + left_s
         self._time(dispatch, left_s)
 
-    def _ask(
-        self, layer: int, x: torch.Tensor, topk_ids: torch.Tensor, priority: int
-    ) -> tuple[list[Asked], Routes] | None:
+    def _ask(self, layer: int, x: torch.Tensor, topk_ids: torch.Tensor, priority: int) -> Answer | None:
         """Who can be asked by a compiled call has been asked then."""
         if self._asking is None:
             return None
-        asked = self._asking(layer, x, topk_ids, priority, self._layer_deadline_s, self._num_frames + 1)
+        asked = self._asking(layer, x, topk_ids, priority, self._num_frames + 1)
         if asked is not None:
-            self._num_frames += len(asked[0])
+            self._num_frames += asked.num_asked
         return asked
 
-    def _parts_asked(self, dispatch: Dispatch, asked: list[Asked]) -> Iterator[Part]:
+    def _parts_asked(self, dispatch: Dispatch, asked: Answer) -> Iterator[Part]:
+        """Those that were sent first."""
         plan, lanes = self._snapshot
-        for share, frame_id, num_unsent, routes_at in asked:
-            lane = lanes[share.owner]
-            if num_unsent >= 0:
-                part = self._part(dispatch, plan.epoch, lane, share, frame_id)
-                part.sent = Sent(part.frame, part.row_ids, len(share.rows), num_unsent, routes_at)
-                yield part
-            else:
-                yield from self._parts(dispatch, plan.epoch, lanes, [share])
+        num_sent = 0
+        for share in asked.sent():
+            num_sent += 1
+            lane, num_routes = lanes[share.owner], len(share.routes)
+            sent = Sent(share.frame_id, dispatch.rows, share.num_rows, num_routes, share.routes_at)
+            if share.num_unsent:
+                sent.unsent = (
+                    self._sent_frame(dispatch, plan.epoch, lane, asked.share(share.owner), sent),
+                    share.num_unsent,
+                )
+            yield Part(lane, share.frame_id, share.routes, share.num_experts, sent=sent)
+        self.counters.frames += num_sent
+        if num_sent < asked.num_asked:
+            yield from self._parts(dispatch, plan.epoch, lanes, asked.unsent())
+
+    def _sent_frame(
+        self, dispatch: Dispatch, epoch: EpochId, lane: Lane, share: Share, sent: Sent
+    ) -> tuple[Buffer, ...]:
+        """The parts of a frame as the compiled call has sent them, in memory that stays."""
+        frame = self._frame(dispatch, epoch, share, sent.frame_id, self._layer_deadline_s)
+        rows = Rows.of(dispatch.rows.tensor[torch.from_numpy(share.rows)])
+        return dispatch_parts(frame.with_rows(rows), lane.version)
 
     def build_parts(self, dispatch: Dispatch, routes: Routes | None, slow: str = "") -> tuple[Iterator[Part], Routes]:
         """Frames for ``routes``, or all, under the current plan, and the routes that nobody (but ``slow``) can answer now."""
@@ -188,8 +203,7 @@ class Router:
         for share in shares:
             lane = lanes[share.owner]
             for piece in share.cut(lane.max_rows(dispatch.rows.row_bytes, dispatch.top_k)):
-                self._num_frames += 1
-                yield self._part(dispatch, epoch, lane, piece, self._num_frames)
+                yield self._part(dispatch, epoch, lane, piece)
 
     def build_second_parts(
         self, dispatch: Dispatch, routes: Routes, doubted: set[str]
@@ -201,8 +215,7 @@ class Router:
 
     def watch(self, dispatch: Dispatch) -> None:
         """``dispatch.hedge`` is called when its next part is overdue, if there is anybody else to ask."""
-        due_at = dispatch.next_due()
-        if self.plan.has_replicas and math.isfinite(due_at):
+        if self.plan.has_replicas and math.isfinite(due_at := dispatch.next_due()):
             if timer := self._hedges.get(dispatch):
                 timer.cancel()
             self._hedges[dispatch] = self._reactor.call_later(max(0.0, due_at - time.monotonic()), dispatch.hedge)
@@ -302,21 +315,26 @@ class Router:
             timer.cancel()
         self._timers[dispatch] = self._reactor.call_later(left_s, dispatch.expire)
 
-    def _part(self, dispatch: Dispatch, epoch: EpochId, lane: Lane, share: Share, frame_id: int) -> Part:
-        frame = Frame(
+    def _part(self, dispatch: Dispatch, epoch: EpochId, lane: Lane, share: Share) -> Part:
+        self.counters.frames += 1
+        self._num_frames += 1
+        all_rows = len(share.rows) == dispatch.rows.count
+        row_ids = None if all_rows else torch.from_numpy(share.rows)
+        frame = self._frame(dispatch, epoch, share, self._num_frames, dispatch.deadline - time.monotonic())
+        return Part(lane, frame.frame_id, share.routes, share.num_experts, frame, row_ids)
+
+    def _frame(self, dispatch: Dispatch, epoch: EpochId, share: Share, frame_id: int, left_s: float) -> Frame:
+        return Frame(
             frame_id,
             self._fingerprint,
             (epoch.incarnation, epoch.counter),
             dispatch.layer,
             dispatch.priority,
-            int((dispatch.deadline - time.monotonic()) * 1e6),
+            int(left_s * 1e6),
             dispatch.rows,
             share.places,
             share.experts,
         )
-        self.counters.frames += 1
-        all_rows = len(share.rows) == dispatch.rows.count
-        return Part(lane, frame, None if all_rows else torch.from_numpy(share.rows), share.routes, share.num_experts)
 
     def _replan(self) -> None:
         epoch = self._epoch
@@ -329,7 +347,7 @@ class Router:
         lanes = tuple(self._lanes[member.seat, member.address] for member in epoch.experts)
         self._snapshot = (plan, lanes)
         if calls := native_lanes.calls():
-            self._asking = Asking(calls, plan, [lane.end for lane in lanes], self._fingerprint)
+            self._asking = Asking(calls, plan, [lane.end for lane in lanes], self._fingerprint, self._layer_deadline_s)
         if epoch.complete and plan.covers_everything():
             self._ready.set()
         else:

@@ -12,7 +12,7 @@ import socket
 
 from ..kernels import native_lanes
 from ..membership import wire
-from ..proto.codec import Dispatch, Hello, Result, decode, dispatch_parts, encode_cancel
+from ..proto.codec import Dispatch, Hello, decode, dispatch_parts, encode_cancel
 from ..proto.errors import Code, FleetError
 from ..proto.io_thread import IoThread
 from ..proto.layout import DTYPE_CODES, Buffer
@@ -74,20 +74,19 @@ class TcpBeside:
         way.socket.send(dispatch_parts(frame, version))
         return True
 
-    def sent(self, sent: Sent, version: int) -> None:
+    def sent(self, sent: Sent) -> None:
         """Of what a compiled call has sent: a place for the answers, and the rest of the frame."""
         assert self.calls is not None, "nobody else sends so"
         assert self._small is not None, "its end is open"
-        frame, rows, num_routes = sent.frame, sent.frame.rows, len(sent.frame.route_rows)
-        self._taken[frame.frame_id] = self._small
-        self._results[frame.frame_id] = results = Rows.new(num_routes, rows.width, rows.dtype)
+        rows, num_routes = sent.rows, sent.num_routes
+        self._taken[sent.frame_id] = self._small
+        self._results[sent.frame_id] = results = Rows.new(num_routes, rows.width, rows.dtype)
         self.calls.expect(
-            self._end_at, frame.frame_id, num_routes, rows.width, rows.row_bytes, DTYPE_CODES[rows.dtype],
+            self._end_at, sent.frame_id, num_routes, rows.width, rows.row_bytes, DTYPE_CODES[rows.dtype],
             results.address, sent.routes, sent.places,
         )  # fmt: skip
-        if sent.num_unsent:
-            whole = frame if sent.row_ids is None else frame.with_rows(Rows.of(rows.tensor[sent.row_ids]))
-            self._small.socket.send_rest(dispatch_parts(whole, version), sent.num_unsent)
+        if sent.unsent is not None:
+            self._small.socket.send_rest(*sent.unsent)
 
     def ignore(self, frame_id: int) -> None:
         if frame_id in self._results and self.calls is not None:
@@ -169,15 +168,12 @@ class TcpBeside:
 
     def _be_usual(self, calls: native_lanes.Calls, connection: TcpSocket) -> None:
         """From now on compiled calls send small frames, and read usual answers to where they shall be."""
-        end, end_at, scratch_at = self._lane.end, self._end_at, address_of(connection.scratch)
+        end, end_at, noted = self._lane.end, self._end_at, self._lane.noted
+        scratch_at = address_of(connection.scratch)
 
         def receive(room: int) -> int:
             size: int = calls.take_results(end_at, scratch_at, room)
-            for came in end.came[: end.num_came]:
-                results = self._results[came.frame_id]
-                rows = results.part(came.first, came.count)
-                answer = Result(came.frame_id, came.first, results.count, rows, is_noted=True)
-                self._lane.answered(self._connection, answer)
+            native_lanes.each_that_came(end, noted)
             return native_lanes.check(size)
 
         native_lanes.open_end(end, connection.file_number, self._lane.version, connection.clear)
