@@ -23,7 +23,8 @@ from ..proto.rows import address_of
 from ..proto.shared_memory import ALIGNMENT, KEPT_BYTES, Arena
 from .connection import Owner, Sent, settle
 
-_AREA_BYTES = 8 << 20  # kept for the next usual frame; only what it uses of it takes memory
+_AREA_BYTES = 8 << 20  # reserved for the next usual frame; only what it uses of it takes memory
+_MOST_SPARE = 4
 
 
 @dataclass(slots=True)
@@ -35,6 +36,7 @@ class _Area:
     dtype: torch.dtype
     num_routes: int
     hidden: int
+    was_reserved: bool = False  # as large as any other that was
 
 
 class LocalConnection:
@@ -47,6 +49,7 @@ class LocalConnection:
         self._socket: FrameSocket | None = None
         self._version = 0  # until the shard has greeted
         self._areas: dict[int, _Area] = {}  # by frame id
+        self._spare: list[int] = []  # where areas begin that may be reserved next
         self._calls = native_lanes.calls()
         self._end_at = ctypes.addressof(lane.end)
 
@@ -85,7 +88,7 @@ class LocalConnection:
     def sent(self, sent: Sent) -> None:
         rows, begin = sent.rows, self._lane.end.area
         results_at = begin + -(-sent.num_rows * rows.row_bytes // ALIGNMENT) * ALIGNMENT
-        self._areas[sent.frame_id] = _Area(begin, results_at, rows.dtype, sent.num_routes, rows.width)
+        self._areas[sent.frame_id] = _Area(begin, results_at, rows.dtype, sent.num_routes, rows.width, True)
         assert self._calls is not None, "nobody else sends so"
         self._calls.expect(
             self._end_at, sent.frame_id, sent.num_routes, rows.width, rows.row_bytes, DTYPE_CODES[rows.dtype],
@@ -117,7 +120,11 @@ class LocalConnection:
 
     def free(self, frame_id: int) -> None:
         if frame_id in self._areas:  # none is left once the connection has ended
-            self._arena.free(self._areas.pop(frame_id).begin)
+            area = self._areas.pop(frame_id)
+            if area.was_reserved and len(self._spare) < _MOST_SPARE and area.begin < KEPT_BYTES:
+                self._spare.append(area.begin)
+                return
+            self._arena.free(area.begin)
             end = self._lane.end
             if not self._areas and end.area_bytes and end.area >= KEPT_BYTES:  # reserved during a burst
                 self._arena.free(end.area)
@@ -154,6 +161,9 @@ class LocalConnection:
     def _reserve(self) -> None:
         """A place for the next usual frame, if there is one."""
         end = self._lane.end
+        if self._spare:
+            end.area, end.area_bytes = self._spare.pop(), _AREA_BYTES
+            return
         end.area_bytes = 0
         with contextlib.suppress(FleetError):
             end.area, end.area_bytes = self._arena.allocate(_AREA_BYTES), _AREA_BYTES

@@ -22,7 +22,7 @@ from ..proto.errors import FleetError
 from ..proto.io_thread import IoThread
 from ..proto.layout import Buffer
 from ..proto.pair_group import ALL_ON_THE_LANE, PairSettings
-from ..proto.reactor import Reactor, Timer
+from ..proto.reactor import Reactor
 from ..proto.rows import Rows
 from .asking import Answer, Asking
 from .connection import Sent
@@ -31,6 +31,7 @@ from .lane import Lane
 from .load import ExpertLoads
 from .plan import NOBODY, Plan
 from .shares import Routes, Share, share_out
+from .waits import Waits
 
 logger = logging.getLogger(__name__)
 # Parts asked a second time because the first shard is slow: at most this share of all, but for a few.
@@ -85,8 +86,8 @@ class Router:
         self._num_frames = 0  # whose ids were given
         self._answers: list[tuple[Lane, int, int, float, float]] = []  # routes, experts, seconds, and when
         self._parked: set[Dispatch] = set()
-        self._timers: dict[Dispatch, Timer] = {}
-        self._hedges: dict[Dispatch, Timer] = {}
+        self._deadlines: Waits[Dispatch] = Waits(reactor, Dispatch.expire)
+        self._hedges: Waits[Dispatch] = Waits(reactor, Dispatch.hedge)
         self._ready = threading.Event()
 
     def dispatch(
@@ -103,7 +104,7 @@ class Router:
             dispatch.start(self._parts_asked(dispatch, asked), asked.orphans)
         # What follows is done while the shards have begun.
         if not dispatch.done:
-            self._time(dispatch, self._layer_deadline_s)
+            self._deadlines.end_at(dispatch, dispatch.deadline)
         self.counters.dispatches += 1
         self.counters.routes += topk_ids.numel()
         if self.loads is not None:
@@ -145,7 +146,7 @@ class Router:
         """The layer's deadline counts from now."""
         left_s = min(self._layer_deadline_s, dispatch.patience_ends_at - time.monotonic())
         dispatch.deadline = time.monotonic() + left_s
-        self._time(dispatch, left_s)
+        self._deadlines.end_at(dispatch, dispatch.deadline)
 
     def _ask(self, layer: int, x: torch.Tensor, topk_ids: torch.Tensor, priority: int) -> Answer | None:
         """Who can be asked by a compiled call has been asked then."""
@@ -216,9 +217,7 @@ class Router:
     def watch(self, dispatch: Dispatch) -> None:
         """``dispatch.hedge`` is called when its next part is overdue, if there is anybody else to ask."""
         if self.plan.has_replicas and math.isfinite(due_at := dispatch.next_due()):
-            if timer := self._hedges.get(dispatch):
-                timer.cancel()
-            self._hedges[dispatch] = self._reactor.call_later(max(0.0, due_at - time.monotonic()), dispatch.hedge)
+            self._hedges.end_at(dispatch, due_at)
 
     def on_overdue(self, dispatch: Dispatch, part: Part, routes: Routes) -> list[Part]:
         """The same ``routes`` for others, if all of them can be asked of somebody else and not too many were already."""
@@ -239,8 +238,10 @@ class Router:
 
     def _learn_paces(self) -> None:
         answers, self._answers = self._answers, []
+        is_hedging = self.plan.has_replicas
         for lane, num_routes, num_experts, seconds, at in answers:
-            lane.pace.observe(num_routes, seconds)
+            if is_hedging:
+                lane.pace.observe(num_routes, seconds)
             lane.observe(num_experts, seconds, at)
 
     def set_epoch(self, epoch: Epoch) -> None:
@@ -303,17 +304,11 @@ class Router:
 
     def forget(self, dispatch: Dispatch) -> None:
         self._parked.discard(dispatch)
-        for timers in (self._timers, self._hedges):
-            if timer := timers.pop(dispatch, None):
-                timer.cancel()
+        self._deadlines.forget(dispatch)
+        self._hedges.forget(dispatch)
         if dispatch.error is not None:
             self.counters.failed_dispatches += 1
         self.counters.faulty_rows += len(dispatch.faults)
-
-    def _time(self, dispatch: Dispatch, left_s: float) -> None:
-        if timer := self._timers.get(dispatch):
-            timer.cancel()
-        self._timers[dispatch] = self._reactor.call_later(left_s, dispatch.expire)
 
     def _part(self, dispatch: Dispatch, epoch: EpochId, lane: Lane, share: Share) -> Part:
         self.counters.frames += 1

@@ -76,9 +76,9 @@ class End:
 
     @property
     def areas(self) -> int:
-        """In use: besides, one is kept for the next frame."""
+        """In use: besides, one is reserved for the next frame, and some that were are kept for those after it."""
         assert isinstance(self.connection, LocalConnection)
-        return len(self.connection._arena._areas) - bool(self.lane.end.area_bytes)
+        return len(self.connection._arena._areas) - len(self.connection._spare) - bool(self.lane.end.area_bytes)
 
     def close(self) -> None:
         self.router.close()

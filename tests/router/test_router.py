@@ -98,7 +98,7 @@ class Fleet:
 
     def close(self) -> None:
         self.router.close()
-        assert not self.router._timers
+        assert not self.router._deadlines
         for shard in self.shards:
             self.io.submit(shard.stop())
         self.io.stop()
@@ -448,7 +448,7 @@ def test_a_passing_refusal_of_the_only_holder_is_asked_again(fleet: Fleet, code:
     fleet.shards[0].refuse = None
     assert torch.equal(fleet.outcome(dispatch, 3), expected)
     assert not fleet.router._parked
-    assert not fleet.router._timers
+    assert not fleet.router._deadlines
 
 
 def test_past_the_deadline_the_last_refusal_is_named() -> None:
