@@ -3,16 +3,19 @@
 1. ``--frames`` frames of a mix (dispatches of 1 to 64 rows of 7,168 bf16 values with top-8 routes, result pieces, their placed
 twins for shared memory, cancels, errors, greetings) are encoded and decoded; the growth of the resident set after the first
 tenth is divided by the frames after it. 2. As many frames are decoded after 1 to 8 of their bytes were changed, or an end was cut
-off or added: each must decode or be refused by type, and no refusal may allocate. --processes share the frames, each with a seed
+off or added: each must decode or be refused by type, and no refusal may allocate. Frames of at most 128 KiB go through sockets as well,
+to the compiled calls that both ends of a lane read usual frames with, which must leave the memory around results as it is. --processes share the frames, each with a seed
 of its own, and look at their own memory. Prints a CSV line for each process and for whole and mutated frames (of 10,000,000
 frames the growth counts after the first million); ends with 1 if one of the limits (1 byte per frame, 64 MiB for one decoding) is
 passed.
 """
 
 import argparse
+import ctypes
 import multiprocessing
 import os
 import random
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +25,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from expertfleet.kernels import native_lanes
+from expertfleet.kernels.native_lanes import Fence, ShardEnd, WorkerEnd
 from expertfleet.proto.codec import (
+    MAX_PIECE_BYTES,
     Dispatch,
     Filled,
     Hello,
@@ -38,7 +44,8 @@ from expertfleet.proto.codec import (
     encode_result,
 )
 from expertfleet.proto.errors import Code, FleetError
-from expertfleet.proto.rows import Rows
+from expertfleet.proto.layout import WIRE_VERSION
+from expertfleet.proto.rows import Rows, address_of
 
 _HIDDEN, _EXPERTS, _TOP_K, _LIMIT = 7168, 384, 8, 64 << 20
 _ROWS = (1, 1, 1, 1, 2, 4, 8, 16, 64)
@@ -46,11 +53,72 @@ _BYTES_PER_FRAME, _ONE_DECODING = 1.0, 64 << 20
 _REPORTS = 10
 
 
+class Compiled:
+    """The compiled calls of both ends, and a socket of each kind for each."""
+
+    _MOST_BYTES, _ROUTES, _GUARD = 128 << 10, 64 * _TOP_K, 4096
+    calls = native_lanes.calls()
+
+    def __init__(self) -> None:
+        assert self.calls is not None, "the library was not built"
+        self._buffer = bytearray(1 << 18)
+        self._held = bytearray(b"\1" * 4 * _EXPERTS)
+        self._memory = torch.zeros(1 << 22, dtype=torch.uint8)
+        shape = {"num_layers": 4, "num_experts": _EXPERTS, "hidden": _HIDDEN, "dtype": 1, "item_bytes": 2}
+        self._fence = Fence(held=address_of(self._held), **shape)
+        self._results = torch.zeros(self._ROUTES * _HIDDEN + 2 * self._GUARD, dtype=torch.bfloat16)
+        self._routes = torch.arange(self._ROUTES)
+        self._places = torch.zeros(self._ROUTES + 2 * self._GUARD, dtype=torch.int64)
+        self._clear = ctypes.c_int64(1)
+        pairs = [socket.socketpair(socket.AF_UNIX, kind) for kind in (socket.SOCK_SEQPACKET, socket.SOCK_STREAM)]
+        self._local, self._stream = pairs
+        self._shards, self._workers = [], []
+        for _, near in pairs:
+            shard = ShardEnd(socket=near.fileno(), version=WIRE_VERSION, most_routes=64)
+            shard.fence = ctypes.pointer(self._fence)
+            self._shards.append(shard)
+            self._workers.append(WorkerEnd())
+        self._shards[0].memory, self._shards[0].memory_bytes = self._memory.data_ptr(), self._memory.nbytes
+        self.num_usual = 0
+
+    def take(self, frame: bytes, frame_id: int, num_routes: int) -> None:
+        """By the calls of both ends and both kinds; a frame of so many routes is awaited."""
+        if not 0 < len(frame) <= self._MOST_BYTES:
+            return
+        calls, at, room = self.calls, address_of(self._buffer), len(self._buffer)
+        data = len(frame).to_bytes(8, "little") + frame
+        for number, (shard_call, worker_call) in enumerate(
+            ((calls.take_placed, calls.take_filled), (calls.take_dispatch, calls.take_results))
+        ):
+            far, near = (self._local, self._stream)[number]
+            far.send((frame, data)[number])
+            self.num_usual += shard_call(ctypes.addressof(self._shards[number]), at, room) == native_lanes.USUAL
+            worker = self._workers[number]
+            native_lanes.open_end(worker, near.fileno(), WIRE_VERSION, self._clear)
+            shape = (num_routes, _HIDDEN, 2 * _HIDDEN, 1)
+            results, places = self._results[self._GUARD :], self._places[self._GUARD :]
+            memory = (results.data_ptr(), self._routes.data_ptr(), places.data_ptr())
+            calls.expect(ctypes.addressof(worker), frame_id, *shape, *memory)
+            far.send((frame, data)[number])
+            worker_call(ctypes.addressof(worker), at, room)
+            self.num_usual += worker.num_came
+
+    def is_intact(self) -> bool:
+        """Whether nothing lies where nothing belongs."""
+        around = [
+            memory[part]
+            for memory in (self._results, self._places)
+            for part in (slice(self._GUARD), slice(-self._GUARD, None))
+        ]
+        return not any(bool(memory.any()) for memory in around)
+
+
 class Mix:
     """Makes frames; rows are views of one block, so that drawing them costs little."""
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
+        self.num_routes = 1  # of the frame that was made last
         self._block = torch.randn(_ROWS[-1] * _TOP_K, _HIDDEN).bfloat16()
         self._makes: tuple[Callable[[int], bytes], ...] = (
             *(self._dispatch, self._result, self._placed, self._filled) * 4,
@@ -74,11 +142,14 @@ class Mix:
         return encode_placed(Placed(frame_id, bytes(8), (1, 2), 3, 0, 10**7, *shape, *self._routes(rows)))
 
     def _result(self, frame_id: int) -> bytes:
-        routes = self.rng.choice(_ROWS[:-1]) * _TOP_K
-        return encode_result(frame_id, 0, routes, Rows.of(self._block[: min(routes, 64)]))
+        routes = self.rng.choice(_ROWS) * _TOP_K
+        self.num_routes = routes
+        most = MAX_PIECE_BYTES // (2 * _HIDDEN) - 1
+        return encode_result(frame_id, 0, routes, Rows.of(self._block[: min(routes, most)]))
 
     def _filled(self, frame_id: int) -> bytes:
-        return encode_filled(Filled(frame_id, 0, 8, 64))
+        self.num_routes = self.rng.choice(_ROWS) * _TOP_K
+        return encode_filled(Filled(frame_id, 0, 8, self.num_routes))
 
     def _routes(self, rows: int) -> tuple[memoryview, memoryview]:
         count = rows * _TOP_K
@@ -116,16 +187,27 @@ def soak(seed: int, frames: int) -> bool:
     """In a process of its own: whether the limits were kept."""
     torch.set_num_threads(1)
     mix = Mix(random.Random(seed))
-    whole = _soak("whole", seed, frames, lambda index: mix.frame(index + 1))
-    mutated = _soak("mutated", seed, frames, lambda index: mix.mutated(mix.frame(index + 1)))
+    compiled = Compiled()
+
+    def take(data: bytes, index: int) -> None:
+        compiled.take(data, index + 1, mix.num_routes)
+
+    whole = _soak("whole", seed, frames, lambda index: mix.frame(index + 1), take)
+    num_usual, compiled.num_usual = compiled.num_usual, 0
+    mutated = _soak("mutated", seed, frames, lambda index: mix.mutated(mix.frame(index + 1)), take)
+    print(f"# seed {seed}: usual were {num_usual} whole and {compiled.num_usual} mutated frames", file=sys.stderr)
+    if not (compiled.is_intact() and num_usual):
+        print(f"# seed {seed}: compiled calls wrote where nothing belongs, or did nothing", file=sys.stderr)
+        return False
     return whole and mutated
 
 
-def _soak(what: str, seed: int, frames: int, make: Callable[[int], bytes]) -> bool:
+def _soak(what: str, seed: int, frames: int, make: Callable[[int], bytes], take: Callable[[bytes, int], None]) -> bool:
     began, refused, largest = time.monotonic(), 0, 0
     after_first_tenth = resident = _resident()
     for index in _counted(what, seed, frames):
         data = make(index)
+        take(data, index)
         try:
             frame = decode(data, _LIMIT)
             if isinstance(frame, Dispatch | Result):

@@ -238,6 +238,21 @@ def test_a_dispatch_closed_under_way_is_cancelled(server: ExpertServer, end: End
     assert not end.lane._sent
 
 
+@pytest.mark.parametrize("kind", ["local", "tcp"])
+def test_answers_that_nobody_waits_for_are_written_down_nowhere(io: IoThread, server: ExpertServer, kind: str) -> None:
+    x, ids = drawn(server.checkpoint, 4)
+    with closing(End(io, server, kind)) as end:
+        wanted = end.ask(x, ids)
+        closed = [end.dispatch(x, ids) for _ in range(3)]
+        places = [dispatch._answers.prepare() or dispatch._answers._call.places for dispatch in closed]  # type: ignore[union-attr,func-returns-value]
+        for dispatch in closed:
+            dispatch.close()
+        for _ in range(5):
+            assert torch.equal(end.ask(x, ids), wanted)
+        assert end.reactor.run(lambda: not end.lane._sent, 10)
+        assert not any(any(each) for each in places)
+
+
 def test_answers_that_came_outlive_the_lane(server: ExpertServer, end: End) -> None:
     x, ids = drawn(server.checkpoint, 4)
     wanted = end.ask(x, ids)

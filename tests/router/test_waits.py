@@ -1,0 +1,63 @@
+"""Whoever waits hears of its time once, and nobody does who ended before."""
+
+import random
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from expertfleet.proto.reactor import Reactor
+from expertfleet.router.waits import Waits
+
+
+@pytest.fixture
+def reactor() -> Iterator[Reactor]:
+    reactor = Reactor()
+    yield reactor
+    reactor.close()
+
+
+def test_all_hear_once_in_time_whatever_the_order(reactor: Reactor) -> None:
+    heard: dict[int, float] = {}
+    waits: Waits[int] = Waits(reactor, lambda number: heard.setdefault(number, time.monotonic()))
+    now = time.monotonic()
+    ends = {number: now + random.uniform(0, 0.3) for number in range(50)}
+    for number, at in ends.items():
+        waits.end_at(number, at)
+    for number in range(0, 50, 5):
+        waits.forget(number)
+    assert reactor.run(lambda: len(heard) == 40, 5)
+    assert not waits
+    reactor.run(lambda: False, 0.05)
+    assert set(heard) == {number for number in ends if number % 5}
+    assert all(0 <= heard[number] - ends[number] < 0.2 for number in heard)
+
+
+def test_who_waits_again_from_within_is_heard_again_at_its_new_time(reactor: Reactor) -> None:
+    heard: list[int] = []
+
+    def call(number: int) -> None:
+        heard.append(number)
+        if heard.count(number) < 3:
+            waits.end_at(number, time.monotonic() + 0.01)
+        if number == 1:
+            waits.forget(2)
+
+    waits: Waits[int] = Waits(reactor, call)
+    now = time.monotonic()
+    waits.end_at(1, now)
+    waits.end_at(2, now)
+    waits.end_at(3, now + 0.001)
+    assert reactor.run(lambda: len(heard) == 6, 5)
+    assert sorted(heard) == [1, 1, 1, 3, 3, 3]
+    assert not waits
+
+
+def test_of_a_later_time_that_is_said_instead_only_that_one_counts(reactor: Reactor) -> None:
+    heard: list[str] = []
+    waits: Waits[str] = Waits(reactor, heard.append)
+    waits.end_at("a", time.monotonic() + 0.01)
+    waits.end_at("a", time.monotonic() + 0.1)
+    reactor.run(lambda: False, 0.05)
+    assert not heard
+    assert reactor.run(lambda: heard == ["a"], 5)
