@@ -15,8 +15,7 @@ from ..proto.local_lane import FrameSocket
 from ..proto.rows import Rows, address_of
 from ..proto.shared_memory import SharedMemory
 from ..proto.tcp_lane import TcpSocket
-
-MAX_ROUTES = 64
+from .runtime import MIN_SLICE_ROUTES
 
 
 class UsualFrames:
@@ -34,7 +33,7 @@ class UsualFrames:
         first route and count, and the number of the frame's routes."""
         if (calls := self._calls) is None:
             return
-        end = self._end(connection.file_number, version, MAX_ROUTES)
+        end = self._end(connection.file_number, version, MIN_SLICE_ROUTES)
         end.memory, end.memory_bytes = memory.address, memory.size
         end_at, buffer_at, room = ctypes.addressof(end), address_of(connection.buffer), len(connection.buffer)
 
@@ -54,7 +53,7 @@ class UsualFrames:
         """The same over TCP, where results are sent; over TLS all is as it was."""
         if (calls := self._calls) is None or connection.is_tls:
             return
-        most = min(MAX_ROUTES, result_rows(self._hidden, self._dtype.itemsize))  # what fits a piece
+        most = min(MIN_SLICE_ROUTES, result_rows(self._hidden, self._dtype.itemsize))  # what fits a piece
         end = self._end(connection.file_number, version, most)
         end_at, scratch_at = ctypes.addressof(end), address_of(connection.scratch)
         kept = self._room_for(most)

@@ -24,7 +24,7 @@ KEPT_BYTES = 64 << 20  # beyond them nothing stays that is not used
 class SharedMemory:
     def __init__(self, file: int, size: int) -> None:
         """Maps ``size`` bytes of ``file``, which the caller keeps and may close."""
-        self._memory: mmap.mmap | None = mmap.mmap(file, size)
+        self.memory: mmap.mmap | None = mmap.mmap(file, size)  # None once this is closed; goes with whoever has it last
         self.size = size
 
     @classmethod
@@ -41,18 +41,18 @@ class SharedMemory:
     @property
     def address(self) -> int:
         """Where it begins in this process. Raises FleetError LANE_LOST once this is closed."""
-        if self._memory is None:
+        if self.memory is None:
             raise FleetError(Code.LANE_LOST, "the shared memory is closed")
-        return address_of(self._memory)
+        return address_of(self.memory)
 
     def rows(self, offset: int, dtype: torch.dtype, count: int, width: int, alignment: int = ALIGNMENT) -> Rows:
         """A view. Raises FleetError BAD_FRAME for what does not lie inside, LANE_LOST once this is closed."""
         if offset < 0 or offset % alignment or offset + count * width * dtype.itemsize > self.size:
             what = f"{count * width} values of {dtype} at {offset}"
             raise FleetError(Code.BAD_FRAME, f"{what} do not lie in the {self.size} bytes of shared memory")
-        if self._memory is None:
+        if self.memory is None:
             raise FleetError(Code.LANE_LOST, "the shared memory is closed")
-        return Rows(count, width, dtype, self._memory, offset)
+        return Rows(count, width, dtype, self.memory, offset)
 
     def put(self, offset: int, rows: Rows) -> None:
         """Copies rows to a place inside. Raises FleetError LANE_LOST once this is closed."""
@@ -60,7 +60,7 @@ class SharedMemory:
 
     def close(self) -> None:
         """The memory goes with its last view, at either end; it does not wait for a garbage collection."""
-        self._memory = None
+        self.memory = None
 
 
 class Arena(SharedMemory):
@@ -95,9 +95,9 @@ class Arena(SharedMemory):
         index = next(index for index, area in enumerate(self._areas) if area[0] == begin)
         del self._areas[index]
         is_low = not self._areas or self._areas[-1][1] <= KEPT_BYTES
-        if is_low and self._touched > KEPT_BYTES and self._memory is not None:
+        if is_low and self._touched > KEPT_BYTES and self.memory is not None:
             length = -(-self._touched // mmap.PAGESIZE) * mmap.PAGESIZE - KEPT_BYTES
-            self._memory.madvise(mmap.MADV_REMOVE, KEPT_BYTES, length)  # a burst's pages go back to the system
+            self.memory.madvise(mmap.MADV_REMOVE, KEPT_BYTES, length)  # a burst's pages go back to the system
             self._touched = KEPT_BYTES
 
     def close(self) -> None:

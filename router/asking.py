@@ -33,7 +33,7 @@ class SentShare(NamedTuple):
     num_unsent: int
 
 
-class Answer:
+class Told:
     """What a compiled call has told (``Native.share_out`` and ``cpp/lanes.cpp`` say what is where)."""
 
     def __init__(self, told: "array[int]", num_routes: int, num_shards: int, num_asked: int, frame_id: int) -> None:
@@ -67,16 +67,13 @@ class Answer:
 
     def unsent(self) -> list[Share]:
         """What is left to the lanes, in the order in which it is to be sent."""
-        order, left = self._told[self._order : self._left], self._told[self._left :]
-        owners = [
-            owner for owner, num_unsent in list(zip(order, left, strict=True))[: self.num_asked] if num_unsent < 0
-        ]
-        return [self.share(owner) for owner in owners]
+        shares, last = self.shares(), self._order + self.num_asked
+        order, left = self._told[self._order : last], self._told[self._left : self._left + self.num_asked]
+        return [shares[owner] for owner, num_unsent in zip(order, left, strict=True) if num_unsent < 0]
 
-    def share(self, owner: int) -> Share:
-        """All of one shard's."""
-        shares, _ = shares_of(self._told, self._num_routes, self._num_shards)
-        return next(share for share in shares if share.owner == owner)
+    def shares(self) -> dict[int, Share]:
+        """All that is asked, by owner."""
+        return {share.owner: share for share in shares_of(self._told, self._num_routes, self._num_shards)[0]}
 
 
 class Asking:
@@ -100,7 +97,7 @@ class Asking:
 
     def __call__(
         self, layer: int, x: torch.Tensor, topk_ids: torch.Tensor, priority: int, first_frame_id: int
-    ) -> Answer | None:
+    ) -> Told | None:
         """Rows [T, H] for the experts [T, K], int64. The frames' ids are those from ``first_frame_id`` on. None where this is not for a
         compiled call. Raises IndexError for an expert that there is not."""
         shape = (x.shape, topk_ids.shape, x.dtype)
@@ -116,7 +113,7 @@ class Asking:
         if num_asked < 0:
             raise IndexError(f"an expert of {topk_ids.tolist()} is not below {self._plan.num_experts}")
         self._renew()
-        return Answer(told, self._num_routes, self._num_shards, num_asked, first_frame_id)
+        return Told(told, self._num_routes, self._num_shards, num_asked, first_frame_id)
 
     def _prepare(self, of_rows: torch.Size, of_ids: torch.Size, dtype: torch.dtype) -> bool:
         """For a question of this shape, if it is small enough."""

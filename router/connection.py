@@ -31,6 +31,7 @@ class Sent:
         None  # the frame's parts, and how many of its bytes the kernel did not take
     )
     places: int = 0  # address of int64 [T·K]: of each route's row
+    memory: object = None  # what the answers lie in stays as long as this is kept, whatever becomes of the connection
 
 
 class Owner(Protocol):
@@ -67,7 +68,7 @@ class Connection(Protocol):
     def post(self, frame: Dispatch, row_ids: torch.Tensor | None) -> None: ...
 
     def sent(self, sent: Sent) -> None:
-        """As ``post``, for what a compiled call has sent by the lane's ``end``."""
+        """As ``post``, for what a compiled call has sent by the lane's ``end``; says in it what the answers lie in."""
         ...
 
     def ignore(self, frame_id: int) -> None:

@@ -77,7 +77,7 @@ class Part:
         self.frame_id = frame_id
         self.frame = frame
         self.row_ids = row_ids
-        self.sent = sent
+        self.sent = sent  # keeps what the answers lie in
         self.routes = routes
         self.num_experts = num_experts  # that it activates
         self.num_answered = 0

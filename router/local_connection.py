@@ -89,6 +89,7 @@ class LocalConnection:
         rows, begin = sent.rows, self._lane.end.area
         results_at = begin + -(-sent.num_rows * rows.row_bytes // ALIGNMENT) * ALIGNMENT
         self._areas[sent.frame_id] = _Area(begin, results_at, rows.dtype, sent.num_routes, rows.width, True)
+        sent.memory = self._arena.memory
         assert self._calls is not None, "nobody else sends so"
         self._calls.expect(
             self._end_at, sent.frame_id, sent.num_routes, rows.width, rows.row_bytes, DTYPE_CODES[rows.dtype],

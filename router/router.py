@@ -24,7 +24,7 @@ from ..proto.layout import Buffer
 from ..proto.pair_group import ALL_ON_THE_LANE, PairSettings
 from ..proto.reactor import Reactor
 from ..proto.rows import Rows
-from .asking import Answer, Asking
+from .asking import Asking, Told
 from .connection import Sent
 from .dispatch import Dispatch, Part
 from .lane import Lane
@@ -148,7 +148,7 @@ class Router:
         dispatch.deadline = time.monotonic() + left_s
         self._deadlines.end_at(dispatch, dispatch.deadline)
 
-    def _ask(self, layer: int, x: torch.Tensor, topk_ids: torch.Tensor, priority: int) -> Answer | None:
+    def _ask(self, layer: int, x: torch.Tensor, topk_ids: torch.Tensor, priority: int) -> Told | None:
         """Who can be asked by a compiled call has been asked then."""
         if self._asking is None:
             return None
@@ -157,7 +157,7 @@ class Router:
             self._num_frames += asked.num_asked
         return asked
 
-    def _parts_asked(self, dispatch: Dispatch, asked: Answer) -> Iterator[Part]:
+    def _parts_asked(self, dispatch: Dispatch, asked: Told) -> Iterator[Part]:
         """Those that were sent first."""
         plan, lanes = self._snapshot
         num_sent = 0
@@ -167,7 +167,7 @@ class Router:
             sent = Sent(share.frame_id, dispatch.rows, share.num_rows, num_routes, share.routes_at)
             if share.num_unsent:
                 sent.unsent = (
-                    self._sent_frame(dispatch, plan.epoch, lane, asked.share(share.owner), sent),
+                    self._sent_frame(dispatch, plan.epoch, lane, asked.shares()[share.owner], sent),
                     share.num_unsent,
                 )
             yield Part(lane, share.frame_id, share.routes, share.num_experts, sent=sent)

@@ -80,7 +80,7 @@ class TcpBeside:
         assert self._small is not None, "its end is open"
         rows, num_routes = sent.rows, sent.num_routes
         self._taken[sent.frame_id] = self._small
-        self._results[sent.frame_id] = results = Rows.new(num_routes, rows.width, rows.dtype)
+        sent.memory = self._results[sent.frame_id] = results = Rows.new(num_routes, rows.width, rows.dtype)
         self.calls.expect(
             self._end_at, sent.frame_id, num_routes, rows.width, rows.row_bytes, DTYPE_CODES[rows.dtype],
             results.address, sent.routes, sent.places,

@@ -17,7 +17,7 @@ from expertfleet.membership.epoch import EpochId, ExpertSet, Member
 from expertfleet.proto.codec import Dispatch, Placed, decode
 from expertfleet.proto.layout import WIRE_VERSION
 from expertfleet.proto.shared_memory import ALIGNMENT, Arena
-from expertfleet.router.asking import Answer, Asking
+from expertfleet.router.asking import Asking, Told
 from expertfleet.router.plan import Plan
 from expertfleet.router.shares import share_out
 
@@ -134,7 +134,7 @@ def test_frames_are_those_that_python_would_send(calls: Calls, has_replicas: boo
             assert all(shards.is_silent(shard) for shard in range(num_shards))
 
 
-def unsent(asked: Answer | None) -> set[int]:
+def unsent(asked: Told | None) -> set[int]:
     assert asked is not None
     return {share.owner for share in asked.unsent()}
 

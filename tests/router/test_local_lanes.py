@@ -5,7 +5,7 @@ import gc
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -49,20 +49,26 @@ class End:
         versions: tuple[int, int] = (OLDEST_WIRE_VERSION, WIRE_VERSION),
         refused: bool = False,
         beside: bool = True,
+        members: Sequence[ExpertServer] = (),
     ) -> None:
         self.config = server.checkpoint.config
         self.reactor = Reactor()
         hello = Hello("attention-0", server.checkpoint.fingerprint, "bfloat16", 1 << 24, *versions)
         allowed = {"local_lanes": kind == "local", "tcp_lanes": kind == "tcp"}
         self.router = Router(io, self.reactor, hello, deadline_s, **allowed)
-        member = Member("expert-0", server.address, server.numerics, server.holdings.held)
-        self.router.set_epoch(Epoch(EpochId(1, 1), server.checkpoint.fingerprint, "bfloat16", (member,), (), True))
+        of_epoch = tuple(
+            Member(f"expert-{number}", each.address, each.numerics, each.holdings.held)
+            for number, each in enumerate(members or (server,))
+        )
+        self.router.set_epoch(Epoch(EpochId(1, 1), server.checkpoint.fingerprint, "bfloat16", of_epoch, (), True))
         self.reactor.step(0)
-        ((self.lane),) = self.router._lanes.values()
+        self.lane = next(iter(self.router._lanes.values()))
         assert self.reactor.run(lambda: self.lane.last_error is not None if refused else self.router.usable, 20)
         self.connection: Any = self.lane._connection
         if kind == "tcp" and beside and not refused:
-            assert self.reactor.run(lambda: self.connection._tcp.is_usable, 20)
+            for lane in self.router._lanes.values():
+                connection: Any = lane._connection
+                assert self.reactor.run(lambda: connection._tcp.is_usable, 20)  # noqa: B023
 
     def dispatch(self, x: torch.Tensor, ids: torch.Tensor) -> Dispatch:
         return self.router.dispatch(LAYER, x, ids, torch.ones(ids.shape))
@@ -261,6 +267,41 @@ def test_answers_that_came_outlive_the_lane(server: ExpertServer, end: End) -> N
         server.stop(5)
         assert end.reactor.run(lambda: not end.lane.up, 10)
         assert torch.equal(dispatch.combined(), wanted)
+
+
+@pytest.mark.parametrize("kind", ["local", "tcp"])
+def test_answers_of_a_shard_that_is_gone_are_summed_with_those_still_to_come(
+    io: IoThread, server: ExpertServer, small_checkpoint: Path, kind: str
+) -> None:
+    go, shards = threading.Event(), []
+    for number, experts in enumerate(("0-31", "32-63")):
+        shard = ExpertServer(ExpertConfig(small_checkpoint, seat=f"expert-{number}", experts=experts))
+        if number:
+            real = shard.runtime.at_once
+            shard.runtime.at_once = lambda *asked, real=real: go.wait(10) and real(*asked)  # type: ignore[misc]
+        shard.start()
+        shards.append(shard)
+    for shard in shards:
+        while shard.tenancy.state != "ready":
+            time.sleep(0.02)
+    x, ids = drawn(server.checkpoint, 4)
+    ids[:, :2] = torch.tensor([3, 40])
+    with closing(End(io, server, kind)) as whole:
+        wanted = whole.ask(x, ids)
+    with closing(End(io, shards[0], kind, members=shards)) as end, closing(end.dispatch(x, ids)) as dispatch:
+        assert end.reactor.run(lambda: len(dispatch._answered) == 1, 10)
+        assert dispatch._answered[0].sent is not None, "it was asked and answered by compiled calls"
+        lane = dispatch._answered[0].lane
+        shards[0].stop(0)
+        assert end.reactor.run(lambda: not lane.up, 10)
+        gc.collect()
+        junk = [torch.full((1 << 20,), 7.0) for _ in range(20)]
+        go.set()
+        assert end.reactor.run(lambda: dispatch.done, 10)
+        assert dispatch.error is None
+        assert torch.equal(dispatch.combined(), wanted)
+        del junk
+    shards[1].stop(0)
 
 
 def test_without_shared_memory_the_lane_goes_over_grpc_and_says_so(
