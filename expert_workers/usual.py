@@ -36,8 +36,10 @@ class UsualFrames:
         end = self._end(connection.file_number, version, MIN_SLICE_ROUTES)
         end.memory, end.memory_bytes = memory.address, memory.size
         end_at, buffer_at, room = ctypes.addressof(end), address_of(connection.buffer), len(connection.buffer)
+        mapped = memory.memory
 
         def receive() -> int:
+            assert mapped is not None  # stays until this has returned, even if the lane ends meanwhile
             size: int = calls.take_placed(end_at, buffer_at, room)
             if size != USUAL:
                 return check(size)

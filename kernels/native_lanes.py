@@ -95,6 +95,8 @@ class WorkerEnd(ctypes.Structure):
     memory: int | None
     area: int
     area_bytes: int
+    body_left: int
+    num_expected: int
     num_came: int
     came: "ctypes.Array[ctypes.c_int64]"  # frame, first route and number of routes of each
     _fields_: ClassVar = [

@@ -79,6 +79,7 @@ class FrameSocket:
         if self._ended:
             return
         self._ended = True
+        self.receive = _nothing
         self.clear.value = 0
         self._reactor.unwatch(self._socket)
         self._socket.close()
@@ -90,6 +91,7 @@ class FrameSocket:
         """The same, after the other end was told why in an ERROR frame of no dispatch, and had time to read it."""
         if not self._refused:
             self._refused = True
+            self.receive = self._receive
             self.send(encode_error(0, error))
             self._reactor.call_later(_LAST_WORDS_S, lambda: self.end(error))
 
@@ -205,6 +207,10 @@ def connect_locally(address: str) -> socket.socket | None:
         _log.info("%s has no local lane: %s", address, error)
         return None
     return connected
+
+
+def _nothing() -> int:
+    return -1
 
 
 def _name(port: int) -> str:

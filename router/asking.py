@@ -105,6 +105,7 @@ class Asking:
             return None
         assert x.is_contiguous(), f"x has strides {x.stride()}"
         assert topk_ids.is_contiguous(), f"ids have strides {topk_ids.stride()}"
+        assert topk_ids.dtype is torch.int64, f"ids are {topk_ids.dtype}"
         ask, told = self._ask, self._told
         ask.replicas, ask.stride, ask.owners = self._holders.get(layer) or self._holders_of(layer)
         ask.layer, ask.priority, ask.frame_id = layer, priority, first_frame_id

@@ -180,12 +180,19 @@ class Lane:
             connection.end(error)
 
     def noted(self, frame_id: int, count: int) -> None:
-        """A compiled call has read the next ``count`` results of a frame that is awaited, and written down where they are."""
+        """A compiled call has read the next ``count`` results of a frame, and written down where they are."""
         self._trust()
-        sent = self._sent[frame_id]
+        sent = self._sent.get(frame_id)
+        if sent is None:
+            return
+        assert count <= sent.num_left, (
+            f"{count} answers, {sent.num_left} are left"
+        )  # as all others of the frame were noted, too
         sent.num_left -= count
-        assert sent.on_noted is not None, "it was sent so"
-        sent.on_noted(count)
+        if sent.sink is not None and sent.on_noted is not None:
+            sent.on_noted(count)
+        elif not sent.num_left:
+            self._forget(frame_id)
 
     def begin(self, connection: Connection) -> None:
         """Greets over a new connection."""
@@ -250,6 +257,8 @@ class Lane:
         sent = self._sent.get(frame.frame_id)
         if sent is None or sent.failed:
             return
+        if sent.on_noted is not None:
+            self.ignore(frame.frame_id)  # whoever counts some of a frame's answers counts all that follow
         result = connection.answer(frame)
         if result is None or result.rows.count > sent.num_left:
             raise FleetError(Code.BAD_FRAME, f"{self.seat} answered with a misfit {type(frame).__name__} frame")
@@ -273,6 +282,7 @@ class Lane:
     def _forget(self, frame_id: int) -> None:
         del self._sent[frame_id]
         if self._connection is not None:
+            self._connection.ignore(frame_id)
             self._connection.free(frame_id)
 
     def _greet(self, connection: Connection, hello: object) -> None:

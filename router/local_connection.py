@@ -121,14 +121,15 @@ class LocalConnection:
 
     def free(self, frame_id: int) -> None:
         if frame_id in self._areas:  # none is left once the connection has ended
-            area = self._areas.pop(frame_id)
+            area, end = self._areas.pop(frame_id), self._lane.end
             if area.was_reserved and len(self._spare) < _MOST_SPARE and area.begin < KEPT_BYTES:
                 self._spare.append(area.begin)
-                return
-            self._arena.free(area.begin)
-            end = self._lane.end
+            else:
+                self._arena.free(area.begin)
             if not self._areas and end.area_bytes and end.area >= KEPT_BYTES:  # reserved during a burst
                 self._arena.free(end.area)
+                end.area_bytes = 0
+            if end.socket >= 0 and not end.area_bytes:
                 self._reserve()
 
     def end(self, error: FleetError) -> None:

@@ -111,6 +111,7 @@ class TcpBeside:
         error = FleetError(Code.LANE_LOST, f"the lane to {self._lane.seat} ends")
         small, large, self._small, self._large = self._small, self._large, None, None
         if small is not None:
+            native_lanes.close_end(self._lane.end)
             small.socket.end(error)
         if large is not None:
             self._io.post(large.socket.end, error)

@@ -43,8 +43,11 @@ class Waits(Generic[T]):
     def _look(self) -> None:
         self._timer, self._timer_at = None, math.inf
         now = time.monotonic()
-        for waiting in [waiting for waiting, at in self._ends.items() if at <= now]:
-            if self._ends.pop(waiting, None) is not None:  # nobody before it has made that needless
-                self._call(waiting)
-        if self._ends and (first := min(self._ends.values())) < self._timer_at:
-            self._arm(first)
+        try:
+            for waiting in [waiting for waiting, at in self._ends.items() if at <= now]:
+                if self._ends.get(waiting, math.inf) <= now:  # nobody before it has changed that
+                    del self._ends[waiting]
+                    self._call(waiting)
+        finally:  # whoever comes after one that failed does so in the next step
+            if self._ends and (first := min(self._ends.values())) < self._timer_at:
+                self._arm(first)

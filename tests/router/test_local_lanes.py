@@ -1,6 +1,7 @@
 """Dispatches to a real shard over lanes of every kind, above all over shared memory: the same bits, no memory used too early or never again."""
 
 import dataclasses
+import functools
 import gc
 import os
 import threading
@@ -17,11 +18,12 @@ from expertfleet.checkpoint.tensors import Checkpoint
 from expertfleet.expert_workers.config import ExpertConfig
 from expertfleet.expert_workers.server import ExpertServer
 from expertfleet.membership.epoch import Epoch, EpochId, ExpertSet, Member
-from expertfleet.proto.codec import Hello
+from expertfleet.proto.codec import Hello, result_parts
 from expertfleet.proto.errors import Code, FleetError
 from expertfleet.proto.io_thread import IoThread
 from expertfleet.proto.layout import OLDEST_WIRE_VERSION, WIRE_VERSION
 from expertfleet.proto.reactor import Reactor
+from expertfleet.proto.rows import Rows
 from expertfleet.router import lane as lane_module
 from expertfleet.router.dispatch import Dispatch
 from expertfleet.router.grpc_connection import GrpcConnection
@@ -270,6 +272,47 @@ def test_answers_that_came_outlive_the_lane(server: ExpertServer, end: End) -> N
 
 
 @pytest.mark.parametrize("kind", ["local", "tcp"])
+def test_a_shard_that_says_things_twice_is_believed_nothing_more(io: IoThread, server: ExpertServer, kind: str) -> None:
+    x, ids = drawn(server.checkpoint, 1)
+    with closing(End(io, server, kind)) as end:
+        wanted = end.ask(x, ids)
+        at_once, server.lanes.usual._at_once = server.lanes.usual._at_once, lambda asked, results: False
+        lanes: Any = server.lanes.local_lanes if kind == "local" else server.lanes.tcp_lanes
+        said: list[Any] = []
+
+        def say(lane: Any, frame_id: int, first: int, rows: Rows) -> None:
+            if kind == "local":
+                lane._say_filled(frame_id, first, rows.count, ids.numel())
+            else:
+                lane._connection.send(result_parts(frame_id, first, ids.numel(), rows, lane.version))
+
+        def twice(lane: Any, job: Any, first: int, rows: Rows) -> None:
+            said.append((lane, job.frame.frame_id, rows.part(2, 2)))
+            for _ in range(2):
+                say(lane, job.frame.frame_id, 0, rows.part(0, 2))
+
+        for lane in lanes:
+            lane.deliver = functools.partial(twice, lane)
+        dispatch = end.dispatch(x, ids)
+        places = dispatch._answers.prepare() or dispatch._answers._call.places  # type: ignore[union-attr,func-returns-value]
+        assert end.reactor.run(lambda: dispatch.done, 10)
+        assert dispatch.error is not None
+        assert dispatch.error.code is Code.BAD_FRAME
+        dispatch.close()
+        assert end.lane.end.num_expected == 0
+        before = list(places)
+        ((lane, frame_id, rest),) = said
+        server.reactor.post(say, lane, frame_id, 2, rest)
+        end.reactor.run(lambda: False, 0.2)
+        assert list(places) == before
+        assert sum(map(bool, before)) == 2
+        server.lanes.usual._at_once = at_once
+        for lane in lanes:
+            del lane.deliver
+        assert torch.equal(end.ask(x, ids), wanted)
+
+
+@pytest.mark.parametrize("kind", ["local", "tcp"])
 def test_answers_of_a_shard_that_is_gone_are_summed_with_those_still_to_come(
     io: IoThread, server: ExpertServer, small_checkpoint: Path, kind: str
 ) -> None:
@@ -302,6 +345,24 @@ def test_answers_of_a_shard_that_is_gone_are_summed_with_those_still_to_come(
         assert torch.equal(dispatch.combined(), wanted)
         del junk
     shards[1].stop(0)
+
+
+def test_what_is_computed_when_a_shard_is_stopped_has_its_memory_to_the_end(server: ExpertServer, end: End) -> None:
+    x, ids = drawn(server.checkpoint, 1)
+    layer, computing = server.holdings.layers[LAYER], threading.Event()
+    real = layer.apply_at
+
+    def slow(*asked: int) -> None:
+        computing.set()
+        time.sleep(0.5)
+        real(*asked)
+
+    layer.apply_at = slow  # type: ignore[method-assign]
+    with closing(end.dispatch(x, ids)):
+        assert computing.wait(10)
+        assert not server.stop(0)
+        assert server.runtime.join(10)
+    assert server.runtime.counters.batches == 1
 
 
 def test_without_shared_memory_the_lane_goes_over_grpc_and_says_so(

@@ -5,7 +5,7 @@ import ctypes
 import itertools
 import random
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 
 import pytest
@@ -51,6 +51,7 @@ class Lane:
         self.num_noted: dict[int, int] = {}
         self.waits: dict[int, Wait] = {}
         self.by_python: list[Result] = []  # kept, as a dispatch keeps them
+        self.ignore: Callable[[int], None] = lambda frame_id: None
 
     def received(self, connection: object, data: Buffer) -> None:
         with contextlib.suppress(FleetError):
@@ -61,6 +62,7 @@ class Lane:
                     at = result.rows.address + number * result.rows.row_bytes
                     wait.places[wait.routes[result.first_route + number]] = at
                 self.by_python.append(result)
+                self.ignore(result.frame_id)  # as a lane does
                 self.noted(result.frame_id, result.rows.count)
                 return
         self.heard.append(bytes(data))
@@ -112,6 +114,7 @@ class Beside:
         self.way = self.beside._small = _Way(self.socket)
         self.way.usable = True
         self.beside._be_usual(calls, self.socket)
+        self.lane.ignore = self.beside.ignore
 
     def send(self, frames: list[bytes], rng: random.Random) -> None:
         data = b"".join(len(frame).to_bytes(8, "little") + frame for frame in frames)
@@ -168,6 +171,7 @@ def test_results_lie_where_they_belong_and_other_frames_come_whole(beside: Besid
         beside.send(frames, rng)
         beside.hear(ROUTES * len(waits), len(wanted))
         assert lane.heard == wanted
+        assert lane.end.num_expected == 0
         for wait in waits:
             wait.check()
             beside.beside.free(wait.frame_id)

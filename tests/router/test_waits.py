@@ -53,6 +53,38 @@ def test_who_waits_again_from_within_is_heard_again_at_its_new_time(reactor: Rea
     assert not waits
 
 
+def test_one_that_fails_takes_nobody_else_s_time(reactor: Reactor) -> None:
+    heard: list[int] = []
+
+    def call(number: int) -> None:
+        heard.append(number)
+        if number == 1:
+            raise RuntimeError("on purpose")
+
+    waits: Waits[int] = Waits(reactor, call)
+    now = time.monotonic()
+    for number in (1, 2):
+        waits.end_at(number, now)
+    waits.end_at(3, now + 0.01)
+    assert reactor.run(lambda: heard == [1, 2, 3], 5)
+
+
+def test_who_is_given_more_time_by_another_s_call_has_it(reactor: Reactor) -> None:
+    heard: list[tuple[int, float]] = []
+    later = time.monotonic() + 0.05
+
+    def call(number: int) -> None:
+        heard.append((number, time.monotonic()))
+        if number == 1:
+            waits.end_at(2, later)
+
+    waits: Waits[int] = Waits(reactor, call)
+    waits.end_at(1, later - 0.05)
+    waits.end_at(2, later - 0.05)
+    assert reactor.run(lambda: len(heard) == 2, 5)
+    assert heard[1][1] >= later
+
+
 def test_of_a_later_time_that_is_said_instead_only_that_one_counts(reactor: Reactor) -> None:
     heard: list[str] = []
     waits: Waits[str] = Waits(reactor, heard.append)
