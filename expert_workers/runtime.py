@@ -7,6 +7,7 @@ fails answers its own jobs and the loop lives.
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,9 +63,9 @@ class Runtime:
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
-    def at_once(self, asked: ShardEnd, results: int) -> bool:
-        """Computes a usual frame, its results [N, H] to an address, if nothing else waits to be merged
-        or more urgent; whether that was done. On the runtime's thread, in a step of its reactor."""
+    def at_once(self, asked: ShardEnd, results: int, answer: Callable[[], None]) -> bool:
+        """Computes a usual frame, its results [N, H] to an address, and calls ``answer``, if nothing else waits that it should be merged
+        with or stand back for; whether that was done. On the runtime's thread, in a step of its reactor."""
         if self._reactor.num_events > 1 or self._pool.closed or self._pool.num_queued():
             return False
         started = time.perf_counter()
@@ -74,7 +75,9 @@ class Runtime:
         except Exception:
             logger.exception("a frame of layer %d failed, and is tried again", asked.layer)
             return False
-        self._account(asked.num_routes, 1, time.perf_counter() - started)
+        ended = time.perf_counter()
+        answer()
+        self._account(asked.num_routes, 1, ended - started)
         return True
 
     def remove(self, layer: int, experts: list[int]) -> threading.Event:

@@ -19,9 +19,9 @@ from .runtime import MIN_SLICE_ROUTES
 
 
 class UsualFrames:
-    """``at_once(asked, results)`` computes them to an address and says so, or leaves it to the pool."""
+    """``at_once(asked, results, answer)`` computes them to an address, calls ``answer`` and says so, or leaves them to the pool."""
 
-    def __init__(self, fence: Fence, at_once: Callable[[ShardEnd, int], bool]) -> None:
+    def __init__(self, fence: Fence, at_once: Callable[[ShardEnd, int, Callable[[], None]], bool]) -> None:
         self._fence, self._at_once = fence, at_once
         self._hidden, self._dtype = fence.hidden, dtype_of(fence.dtype)
         self._calls = native_lanes.calls()
@@ -38,16 +38,16 @@ class UsualFrames:
         end_at, buffer_at, room = ctypes.addressof(end), address_of(connection.buffer), len(connection.buffer)
         mapped = memory.memory
 
+        def answer() -> None:
+            if not connection.clear or calls.give_filled(end_at):
+                say(end.frame_id, 0, end.num_routes, end.num_routes)
+
         def receive() -> int:
             assert mapped is not None  # stays until this has returned, even if the lane ends meanwhile
             size: int = calls.take_placed(end_at, buffer_at, room)
             if size != USUAL:
                 return check(size)
-            if not self._at_once(end, end.results):
-                return end.size
-            if not connection.clear or calls.give_filled(end_at):
-                say(end.frame_id, 0, end.num_routes, end.num_routes)
-            return NOTHING
+            return NOTHING if self._at_once(end, end.results, answer) else end.size
 
         connection.receive = receive
 
@@ -60,15 +60,9 @@ class UsualFrames:
         end_at, scratch_at = ctypes.addressof(end), address_of(connection.scratch)
         kept = self._room_for(most)
 
-        def receive(room: int) -> int:
-            size: int = calls.take_dispatch(end_at, scratch_at, room)
-            if size != USUAL:
-                return check(size)
+        def answer() -> None:
             nonlocal kept
-            results_at = kept.address
-            if not self._at_once(end, results_at):
-                return end.size + native_lanes.LENGTH_BYTES
-            num_left = calls.give_result(end_at, results_at) if connection.clear else NOTHING
+            num_left = calls.give_result(end_at, kept.address) if connection.clear else NOTHING
             if num_left:
                 parts = result_parts(end.frame_id, 0, end.num_routes, kept.part(0, end.num_routes), version)
                 if num_left > 0:
@@ -76,7 +70,14 @@ class UsualFrames:
                 else:
                     connection.send(parts)
                 kept = self._room_for(most)  # the results that wait stay as they are
-            return NOTHING
+
+        def receive(room: int) -> int:
+            size: int = calls.take_dispatch(end_at, scratch_at, room)
+            if size != USUAL:
+                return check(size)
+            if self._at_once(end, kept.address, answer):
+                return NOTHING
+            return end.size + native_lanes.LENGTH_BYTES
 
         connection.receive = receive
 

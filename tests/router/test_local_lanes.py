@@ -276,7 +276,7 @@ def test_a_shard_that_says_things_twice_is_believed_nothing_more(io: IoThread, s
     x, ids = drawn(server.checkpoint, 1)
     with closing(End(io, server, kind)) as end:
         wanted = end.ask(x, ids)
-        at_once, server.lanes.usual._at_once = server.lanes.usual._at_once, lambda asked, results: False
+        at_once, server.lanes.usual._at_once = server.lanes.usual._at_once, lambda *asked: False
         lanes: Any = server.lanes.local_lanes if kind == "local" else server.lanes.tcp_lanes
         said: list[Any] = []
 
