@@ -32,7 +32,7 @@ from expertfleet.checkpoint.tiny_config import KIMI_K2_THINKING, config_document
 
 _RESULTS = Path(__file__).parent / "results"
 _EXPERTS = _RESULTS / "experts-intel-r-xeon-r-processor-x2-amx-int8.csv"
-_LANES = _RESULTS / "lanes-epyc-2core.csv"
+_LANES = _RESULTS / "lanes-xeon-2core.csv"
 _GIB = 1 << 30
 _DRAWS = 100
 _COLUMNS = ("CPU nodes", "sequences", "attention ms", "router ms", "experts ms", "wire ms", "tokens/s", "$/million")
