@@ -4,7 +4,8 @@ Everything is as in serving (routing to parts, frames, the shards' handler, pool
 the experts, which return their rows, after a sleep if one is asked for. Kinds of lanes take turns, round by round: ``local``
 (sockets and shared memory), ``tcp`` (beside gRPC), ``grpc`` alone, and ``gloo`` (gRPC, with rows from ``--pair-min-kib`` on
 beside it); so do ``raw``, one TCP connection, and ``bare``, one gRPC stream, with as many bytes as rows and answers have and nothing
-around them. CPU is what processes burnt per layer, all threads.
+around them. CPU is what processes burnt per layer, all threads; ``experts_us`` is how long the experts of all shards took of a layer, by
+the clock, in the mean: with one shard the lane itself takes what is left of the median without them.
 Prints a CSV line per kind, number of tokens and of shards.
 """
 
@@ -29,8 +30,9 @@ from expertfleet.proto.codec import MAX_PIECE_BYTES
 from expertfleet.proto.io_thread import IoThread
 from expertfleet.proto.pair_group import PairSettings
 
-_COLUMNS = "kind,tokens,shards,layers,median_us,p99_us,layers_per_s,router_cpu_us,shard_cpu_us"
+_COLUMNS = "kind,tokens,shards,layers,median_us,p99_us,layers_per_s,router_cpu_us,shard_cpu_us,experts_us"
 _DRAWS = 16
+_WARM_UP = 10  # layers of each round before it counts, as another kind had the turn before
 
 
 class Bare:
@@ -157,24 +159,30 @@ def _compare(
 ) -> None:
     config = checkpoint.config
     times: dict[str, list[float]] = {each.kind: [] for each in (*paths, *plain)}
-    spent: dict[str, list[float]] = {path.kind: [0.0, 0.0, 0.0] for path in paths}  # wall, CPU here, CPU of the shards
+    spent = {path.kind: [0.0] * 4 for path in paths}  # wall, CPU here, CPU of the shards, their experts' time
     bytes_out = tokens * config.hidden_size * 2
     draws = [random_draw(tokens, config) for _ in range(_DRAWS)]
     for _ in range(options.rounds):
         for path in paths:
-            before = time.perf_counter(), cpu_seconds(), sum(shard.cpu_seconds() for shard in shards)
+            path.run(draws, _WARM_UP, options.in_flight)
+            before = _seconds(shards)
             times[path.kind] += path.run(draws, options.layers, options.in_flight)
-            after = time.perf_counter(), cpu_seconds(), sum(shard.cpu_seconds() for shard in shards)
-            for index in range(3):
-                spent[path.kind][index] += after[index] - before[index]
+            for index, (then, now) in enumerate(zip(before, _seconds(shards), strict=True)):
+                spent[path.kind][index] += now - then
         for each in plain:
             times[each.kind] += each.times(bytes_out, bytes_out * config.top_k, options.layers)
     for kind, seconds in times.items():
         ordered, count = sorted(seconds), len(seconds)
         median, p99 = (f"{1e6 * each:.0f}" for each in (ordered[count // 2], ordered[int(0.99 * (count - 1))]))
-        wall, here, there = spent.get(kind, (sum(seconds), 0.0, 0.0))
-        burnt = [f"{1e6 * each / count:.0f}" if each else "" for each in (here, there)]
+        wall, *each_s = spent.get(kind, (sum(seconds), 0.0, 0.0, 0.0))
+        burnt = [f"{1e6 * each / count:.0f}" if each else "" for each in each_s]
         print(kind, tokens, len(shards), count, median, p99, f"{count / wall:.1f}", *burnt, sep=",", flush=True)
+
+
+def _seconds(shards: list[ShardProcess]) -> tuple[float, ...]:
+    """Now: by the clock, of CPU here, of CPU of the shards, and of their experts by the clock."""
+    of_shards = [shard.seconds() for shard in shards]
+    return (time.perf_counter(), cpu_seconds(), *map(sum, zip(*of_shards, strict=True)))
 
 
 def main() -> None:

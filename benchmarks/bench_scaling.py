@@ -97,7 +97,7 @@ class Fleet:
             shard.end()
 
     def _shards_cpu(self) -> float:
-        return sum(shard.cpu_seconds() for shard in self._shards)
+        return sum(shard.seconds()[0] for shard in self._shards)
 
 
 def ask(fleet: Fleet, tokens: int, in_flight: int, options: argparse.Namespace) -> None:

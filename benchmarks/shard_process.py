@@ -2,8 +2,8 @@
 
 ``--experts-as`` a backend's name serves the real ones; ``echo`` returns every route's row, so that all but the experts is
 measured, and reads no weights; ``bf16`` multiplies weights that were rounded to bf16 while loading (3.6 × the bytes), to compare
-INT4 with. The process prints its shards' addresses when they are ready, then its CPU seconds for every line of input, and ends
-with the input.
+INT4 with. The process prints its shards' addresses when they are ready, then for every line of input its CPU seconds and
+those that its experts took, and ends with the input.
 """
 
 import argparse
@@ -137,12 +137,14 @@ class ShardProcess:
         (address,) = self.addresses
         return address
 
-    def cpu_seconds(self) -> float:
+    def seconds(self) -> tuple[float, float]:
+        """Of CPU, and of its experts by the clock."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write("cpu\n")
+        self._process.stdin.write("seconds\n")
         self._process.stdin.flush()
-        return float(self._process.stdout.readline())
+        cpu, experts = self._process.stdout.readline().split()
+        return float(cpu), float(experts)
 
     def end(self) -> None:
         assert self._process.stdin is not None
@@ -190,7 +192,7 @@ def main() -> None:
             sys.exit(f"{server.config.seat}: {server.tenancy.error}")
     print(*(server.address for server in servers), flush=True)
     for _ in sys.stdin:
-        print(cpu_seconds(), flush=True)
+        print(cpu_seconds(), sum(server.runtime.counters.compute_s for server in servers), flush=True)
     for server in servers:
         server.stop(5.0)
     os._exit(0)  # gloo's threads may still be inside it, and would abort or hold up an ordinary end

@@ -28,7 +28,6 @@ import torch
 from expertfleet.kernels import native_lanes
 from expertfleet.kernels.native_lanes import Fence, ShardEnd, WorkerEnd
 from expertfleet.proto.codec import (
-    MAX_PIECE_BYTES,
     Dispatch,
     Filled,
     Hello,
@@ -44,7 +43,7 @@ from expertfleet.proto.codec import (
     encode_result,
 )
 from expertfleet.proto.errors import Code, FleetError
-from expertfleet.proto.layout import WIRE_VERSION
+from expertfleet.proto.layout import WIRE_VERSION, Kind
 from expertfleet.proto.rows import Rows, address_of
 
 _HIDDEN, _EXPERTS, _TOP_K, _LIMIT = 7168, 384, 8, 64 << 20
@@ -57,11 +56,14 @@ class Compiled:
     """The compiled calls of both ends, and a socket of each kind for each."""
 
     _MOST_BYTES, _ROUTES, _GUARD = 128 << 10, 64 * _TOP_K, 4096
-    calls = native_lanes.calls()
 
     def __init__(self) -> None:
-        assert self.calls is not None, "the library was not built"
+        calls = native_lanes.calls()
+        assert calls is not None, "the library was not built"
+        self.num_usual = 0
+        self._calls = calls
         self._buffer = bytearray(1 << 18)
+        self._into = address_of(self._buffer), len(self._buffer)
         self._held = bytearray(b"\1" * 4 * _EXPERTS)
         self._memory = torch.zeros(1 << 22, dtype=torch.uint8)
         shape = {"num_layers": 4, "num_experts": _EXPERTS, "hidden": _HIDDEN, "dtype": 1, "item_bytes": 2}
@@ -69,39 +71,49 @@ class Compiled:
         self._results = torch.zeros(self._ROUTES * _HIDDEN + 2 * self._GUARD, dtype=torch.bfloat16)
         self._routes = torch.arange(self._ROUTES)
         self._places = torch.zeros(self._ROUTES + 2 * self._GUARD, dtype=torch.int64)
+        begins = self._results[self._GUARD :], self._routes, self._places[self._GUARD :]
+        self._answers = [begin.data_ptr() for begin in begins]
         self._clear = ctypes.c_int64(1)
-        pairs = [socket.socketpair(socket.AF_UNIX, kind) for kind in (socket.SOCK_SEQPACKET, socket.SOCK_STREAM)]
-        self._local, self._stream = pairs
+        self._pairs = [socket.socketpair(socket.AF_UNIX, kind) for kind in (socket.SOCK_SEQPACKET, socket.SOCK_STREAM)]
         self._shards, self._workers = [], []
-        for _, near in pairs:
+        for _, near in self._pairs:
             shard = ShardEnd(socket=near.fileno(), version=WIRE_VERSION, most_routes=64)
             shard.fence = ctypes.pointer(self._fence)
             self._shards.append(shard)
             self._workers.append(WorkerEnd())
+            native_lanes.open_end(self._workers[-1], near.fileno(), WIRE_VERSION, self._clear)
         self._shards[0].memory, self._shards[0].memory_bytes = self._memory.data_ptr(), self._memory.nbytes
-        self.num_usual = 0
 
-    def take(self, frame: bytes, frame_id: int, num_routes: int) -> None:
-        """By the calls of both ends and both kinds; a frame of so many routes is awaited."""
+    def take(self, frame: bytes, kind: int, frame_id: int, num_routes: int) -> None:
+        """By the calls for frames of this kind, or for a kind of none by all of them; a frame of so many routes is awaited."""
         if not 0 < len(frame) <= self._MOST_BYTES:
             return
-        calls, at, room = self.calls, address_of(self._buffer), len(self._buffer)
-        data = len(frame).to_bytes(8, "little") + frame
-        for number, (shard_call, worker_call) in enumerate(
-            ((calls.take_placed, calls.take_filled), (calls.take_dispatch, calls.take_results))
-        ):
-            far, near = (self._local, self._stream)[number]
-            far.send((frame, data)[number])
-            self.num_usual += shard_call(ctypes.addressof(self._shards[number]), at, room) == native_lanes.USUAL
-            worker = self._workers[number]
-            native_lanes.open_end(worker, near.fileno(), WIRE_VERSION, self._clear)
-            shape = (num_routes, _HIDDEN, 2 * _HIDDEN, 1)
-            results, places = self._results[self._GUARD :], self._places[self._GUARD :]
-            memory = (results.data_ptr(), self._routes.data_ptr(), places.data_ptr())
-            calls.expect(ctypes.addressof(worker), frame_id, *shape, *memory)
-            far.send((frame, data)[number])
-            worker_call(ctypes.addressof(worker), at, room)
-            self.num_usual += worker.num_came
+        is_of_none = kind not in (Kind.PLACED, Kind.DISPATCH, Kind.FILLED, Kind.RESULT)
+        for stream, asks, answers in ((0, Kind.PLACED, Kind.FILLED), (1, Kind.DISPATCH, Kind.RESULT)):
+            if kind == asks or is_of_none:
+                self._take_asked(stream, frame)
+            if kind == answers or is_of_none:
+                self._take_answer(stream, frame, frame_id, num_routes)
+
+    def _send(self, stream: int, frame: bytes) -> None:
+        self._pairs[stream][0].send(len(frame).to_bytes(8, "little") + frame if stream else frame)
+
+    def _take_asked(self, stream: int, frame: bytes) -> None:
+        self._send(stream, frame)
+        call = self._calls.take_dispatch if stream else self._calls.take_placed
+        self.num_usual += call(ctypes.addressof(self._shards[stream]), *self._into) == native_lanes.USUAL
+
+    def _take_answer(self, stream: int, frame: bytes, frame_id: int, num_routes: int) -> None:
+        worker = self._workers[stream]
+        at = ctypes.addressof(worker)
+        self._calls.expect(at, frame_id, num_routes, _HIDDEN, 2 * _HIDDEN, 1, *self._answers)
+        self._send(stream, frame)
+        call = self._calls.take_results if stream else self._calls.take_filled
+        call(at, *self._into)
+        self.num_usual += worker.num_came
+        self._calls.forget(at, frame_id)
+        if worker.body_left:  # a frame that says it is longer than it is
+            native_lanes.open_end(worker, worker.socket, WIRE_VERSION, self._clear)
 
     def is_intact(self) -> bool:
         """Whether nothing lies where nothing belongs."""
@@ -118,7 +130,7 @@ class Mix:
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
-        self.num_routes = 1  # of the frame that was made last
+        self.num_routes, self.kind = 1, 0  # of the frame that was made last
         self._block = torch.randn(_ROWS[-1] * _TOP_K, _HIDDEN).bfloat16()
         self._makes: tuple[Callable[[int], bytes], ...] = (
             *(self._dispatch, self._result, self._placed, self._filled) * 4,
@@ -128,7 +140,9 @@ class Mix:
         )
 
     def frame(self, frame_id: int) -> bytes:
-        return self.rng.choice(self._makes)(frame_id)
+        frame = self.rng.choice(self._makes)(frame_id)
+        self.kind = frame[5]
+        return frame
 
     def _dispatch(self, frame_id: int) -> bytes:
         rows = self.rng.choice(_ROWS)
@@ -142,10 +156,8 @@ class Mix:
         return encode_placed(Placed(frame_id, bytes(8), (1, 2), 3, 0, 10**7, *shape, *self._routes(rows)))
 
     def _result(self, frame_id: int) -> bytes:
-        routes = self.rng.choice(_ROWS) * _TOP_K
-        self.num_routes = routes
-        most = MAX_PIECE_BYTES // (2 * _HIDDEN) - 1
-        return encode_result(frame_id, 0, routes, Rows.of(self._block[: min(routes, most)]))
+        self.num_routes = routes = self.rng.choice(_ROWS[:-1]) * _TOP_K
+        return encode_result(frame_id, 0, routes, Rows.of(self._block[: min(routes, 64)]))
 
     def _filled(self, frame_id: int) -> bytes:
         self.num_routes = self.rng.choice(_ROWS) * _TOP_K
@@ -190,7 +202,7 @@ def soak(seed: int, frames: int) -> bool:
     compiled = Compiled()
 
     def take(data: bytes, index: int) -> None:
-        compiled.take(data, index + 1, mix.num_routes)
+        compiled.take(data, mix.kind, index + 1, mix.num_routes)
 
     whole = _soak("whole", seed, frames, lambda index: mix.frame(index + 1), take)
     num_usual, compiled.num_usual = compiled.num_usual, 0

@@ -107,7 +107,7 @@ class FrameSocket:
             except OSError as error:
                 self.end(FleetError(Code.LANE_LOST, f"the local lane broke: {error}"))
                 return
-            if size < 0:
+            if size < 0 or self._ended:
                 return
             if not size:
                 self.end(FleetError(Code.LANE_LOST, "the local lane broke: closed by the peer"))

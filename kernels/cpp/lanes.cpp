@@ -14,6 +14,10 @@
 
 #include "routing.h"
 
+#if !defined(MSG_NOSIGNAL)
+#define MSG_NOSIGNAL 0
+#endif
+
 namespace expertfleet {
 namespace {
 
