@@ -82,9 +82,9 @@ def test_what_was_measured_is_read_from_the_results() -> None:
     assert measured.share_bf16 == pytest.approx(3.8 / 21.0 * 32 / 9)
     assert measured.flops_int4 == pytest.approx(0.2906e12 / 2)
     assert measured.flops_bf16 == pytest.approx(0.2163e12 / 2)
-    assert measured.router_s == pytest.approx(119e-6)
-    assert measured.router_token_s == pytest.approx((1645 - 119) / 63 * 1e-6)
-    assert measured.router_shard_s == pytest.approx((292 - 119) / 3 * 1e-6)
+    assert measured.router_s == pytest.approx(128e-6)
+    assert measured.router_token_s == pytest.approx((3708 - 128) / 63 * 1e-6)
+    assert measured.router_shard_s == pytest.approx((342 - 128) / 3 * 1e-6)
 
 
 def test_a_fleet_that_does_not_hold_the_model_has_no_line(capsys: pytest.CaptureFixture[str]) -> None:
