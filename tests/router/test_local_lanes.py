@@ -17,6 +17,8 @@ import torch
 from expertfleet.checkpoint.tensors import Checkpoint
 from expertfleet.expert_workers.config import ExpertConfig
 from expertfleet.expert_workers.server import ExpertServer
+from expertfleet.kernels import native_lanes
+from expertfleet.kernels.native import tensor_at
 from expertfleet.membership.epoch import Epoch, EpochId, ExpertSet, Member
 from expertfleet.proto.codec import Hello, result_parts
 from expertfleet.proto.errors import Code, FleetError
@@ -345,6 +347,58 @@ def test_answers_of_a_shard_that_is_gone_are_summed_with_those_still_to_come(
         assert torch.equal(dispatch.combined(), wanted)
         del junk
     shards[1].stop(0)
+
+
+@pytest.mark.parametrize("kind", ["local", "tcp"])
+def test_either_end_may_be_without_compiled_calls(
+    io: IoThread, server: ExpertServer, small_checkpoint: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    questions = [drawn(server.checkpoint, tokens) for tokens in (1, 4, 20)]
+    with closing(End(io, server, kind)) as end:
+        wanted = [end.ask(*question) for question in questions]
+    with monkeypatch.context() as without:
+        without.setattr(native_lanes, "calls", lambda: None)
+        plain = ExpertServer(ExpertConfig(small_checkpoint))
+        plain.start()
+        while plain.tenancy.state != "ready":
+            time.sleep(0.02)
+        ends = [End(io, server, kind), End(io, plain, kind)]
+    for end in (*ends, End(io, plain, kind)):
+        with closing(end):
+            for question, total in zip(questions, wanted, strict=True):
+                assert torch.equal(end.ask(*question), total)
+    plain.stop(0)
+
+
+@pytest.mark.parametrize("kind", ["local", "tcp"])
+def test_what_is_not_finite_is_asked_of_another_shard(
+    io: IoThread, server: ExpertServer, small_checkpoint: Path, kind: str
+) -> None:
+    other = ExpertServer(ExpertConfig(small_checkpoint, seat="expert-1"))
+    other.start()
+    while other.tenancy.state != "ready":
+        time.sleep(0.02)
+    layer, hidden = other.holdings.layers[LAYER], other.checkpoint.config.hidden_size
+    real = layer.apply_at
+
+    def spoil(x: int, num_rows: int, rows: int, experts: int, num_routes: int, out: int) -> None:
+        real(x, num_rows, rows, experts, num_routes, out)
+        tensor_at(out, (num_routes, hidden), torch.bfloat16)[0, 3] = torch.nan
+
+    x, ids = drawn(server.checkpoint, 4)
+    with closing(End(io, server, kind)) as whole:
+        wanted = whole.ask(x, ids)
+    layer.apply_at = spoil  # type: ignore[method-assign]
+    with closing(End(io, server, kind, members=(server, other))) as end:
+        with closing(end.dispatch(x, ids)) as dispatch:
+            assert len(dispatch._parts) == 2
+            assert all(part.sent is not None for part in dispatch._parts.values())
+            assert end.reactor.run(lambda: dispatch.done, 10)
+            assert dispatch.error is None
+            assert not dispatch.faults
+            assert torch.equal(dispatch.combined(), wanted)
+        assert end.router.quarantined == [other.address]
+    other.stop(0)
 
 
 def test_what_is_computed_when_a_shard_is_stopped_has_its_memory_to_the_end(server: ExpertServer, end: End) -> None:
