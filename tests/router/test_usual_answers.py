@@ -210,6 +210,7 @@ def wait_piece(wait: Wait, first: int, last: int) -> bytes:
 
 def test_what_is_dropped_halfway_goes_nowhere_and_the_next_frame_is_read(beside: Beside) -> None:
     first, second, rng = Wait(1), Wait(2), random.Random()
+    beside.lane.waits = {2: second}
     beside.beside.sent(first.sent())
     beside.beside.sent(second.sent())
     whole = b"".join(
