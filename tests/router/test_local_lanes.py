@@ -68,6 +68,7 @@ class End:
         self.reactor.step(0)
         self.lane = next(iter(self.router._lanes.values()))
         assert self.reactor.run(lambda: self.lane.last_error is not None if refused else self.router.usable, 20)
+        assert refused or self.reactor.run(lambda: all(lane.up for lane in self.router._lanes.values()), 20)
         self.connection: Any = self.lane._connection
         if kind == "tcp" and beside and not refused:
             for lane in self.router._lanes.values():
