@@ -63,7 +63,7 @@ class EchoLayer(ExpertLayer):
         return 0
 
     def apply(self, x: torch.Tensor, route_rows: torch.Tensor, route_experts: torch.Tensor, out: torch.Tensor) -> None:
-        raise NotImplementedError("a shard has rows in memory")
+        raise KernelError("a shard asks for rows by their address")
 
     def apply_at(self, x: int, num_rows: int, route_rows: int, route_experts: int, num_routes: int, out: int) -> None:
         """With as few operations as a native layer has outside its kernel."""

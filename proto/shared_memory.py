@@ -21,6 +21,11 @@ _LEAST_SIZE = 1 << 32  # where an address space is limited
 KEPT_BYTES = 64 << 20  # beyond them nothing stays that is not used
 
 
+def aligned(num_bytes: int) -> int:
+    """As many, or as few more as end at a place where rows may begin."""
+    return -(-num_bytes // ALIGNMENT) * ALIGNMENT
+
+
 class SharedMemory:
     def __init__(self, file: int, size: int) -> None:
         """Maps ``size`` bytes of ``file``, which the caller keeps and may close."""
@@ -79,7 +84,7 @@ class Arena(SharedMemory):
 
     def allocate(self, num_bytes: int) -> int:
         """Where ``num_bytes`` may lie. Raises FleetError OVERLOADED when there is no room."""
-        num_bytes = -(-num_bytes // ALIGNMENT) * ALIGNMENT
+        num_bytes = aligned(num_bytes)
         begin = 0
         for taken, end in self._areas:
             if taken - begin >= num_bytes:

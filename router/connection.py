@@ -10,10 +10,10 @@ from typing import Protocol
 
 import torch
 
-from ..kernels.native_lanes import WorkerEnd
+from ..kernels.native_lanes import Calls, WorkerEnd
 from ..proto.codec import Dispatch, Hello, Result
 from ..proto.errors import FleetError
-from ..proto.layout import Buffer
+from ..proto.layout import DTYPE_CODES, Buffer
 from ..proto.pair_frames import PairFrame
 from ..proto.rows import Rows
 
@@ -32,6 +32,14 @@ class Sent:
     )
     places: int = 0  # address of int64 [T·K]: of each route's row
     memory: object = None  # what the answers lie in stays as long as this is kept, whatever becomes of the connection
+
+    def expect(self, calls: Calls, end: int, results: int) -> None:
+        """From now on the end at this address takes its answers, [N, H] to the address ``results``, for usual."""
+        rows = self.rows
+        calls.expect(
+            end, self.frame_id, self.num_routes, rows.width, rows.row_bytes, DTYPE_CODES[rows.dtype],
+            results, self.routes, self.places,
+        )  # fmt: skip
 
 
 class Owner(Protocol):

@@ -17,14 +17,13 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from ..proto.codec import Dispatch as Frame
 from ..proto.codec import Result
 from ..proto.errors import Code, FleetError
 from ..proto.rows import Rows
 from .combine import Answers
-from .connection import Sent
 from .doubt import Doubt, doubtful_routes, faults_of, find_wrong
 from .lane import Lane
+from .part import Part
 from .shares import Routes
 
 # Refusals after which the same routes may be asked of somebody else.
@@ -41,51 +40,6 @@ _FIRST_PAUSE_S = 0.02
 _MAX_PAUSE_S = 0.5
 _NO_ROUTES: Routes = np.empty(0, dtype=np.int64)
 _NOTHING = torch.empty(0)
-
-
-class Part:
-    """The routes of one frame to one shard, in the frame's order (sorted by expert): a ``frame`` to be posted, with the rows ``row_ids`` of
-    its own or all, or one that was ``sent`` by a compiled call."""
-
-    __slots__ = (
-        "due_at",
-        "frame",
-        "frame_id",
-        "given_up",
-        "hedge_of",
-        "hedges",
-        "lane",
-        "num_answered",
-        "num_experts",
-        "routes",
-        "row_ids",
-        "sent",
-        "sent_at",
-    )
-
-    def __init__(
-        self,
-        lane: Lane,
-        frame_id: int,
-        routes: Routes,
-        num_experts: int,
-        frame: Frame | None = None,
-        row_ids: torch.Tensor | None = None,
-        sent: Sent | None = None,
-    ) -> None:
-        self.lane = lane
-        self.frame_id = frame_id
-        self.frame = frame
-        self.row_ids = row_ids
-        self.sent = sent  # keeps what the answers lie in
-        self.routes = routes
-        self.num_experts = num_experts  # that it activates
-        self.num_answered = 0
-        self.sent_at = 0.0
-        self.due_at: float | None = None  # then the wait is unusual; None until somebody asks
-        self.hedges: list[Part] = []  # the same routes asked of others, as this one is slow
-        self.hedge_of: Part | None = None
-        self.given_up = False
 
 
 class Sender(Protocol):
@@ -250,7 +204,8 @@ class Dispatch:
             if part.sent is not None:
                 part.sent.places = self._answers.places
                 part.lane.sent(part.sent, on_answer, functools.partial(self._on_noted, part))
-            elif part.frame is not None:
+            else:
+                assert part.frame is not None, "it was neither sent nor can be"
                 part.lane.post(part.frame, part.row_ids, on_answer)
         if not self.done:
             self._answers.prepare()  # while the shards have begun

@@ -185,9 +185,8 @@ class Lane:
         sent = self._sent.get(frame_id)
         if sent is None:
             return
-        assert count <= sent.num_left, (
-            f"{count} answers, {sent.num_left} are left"
-        )  # as all others of the frame were noted, too
+        # All others of the frame were noted, too, so there are as many left.
+        assert count <= sent.num_left, f"{count} answers, {sent.num_left} are left"
         sent.num_left -= count
         if sent.sink is not None and sent.on_noted is not None:
             sent.on_noted(count)

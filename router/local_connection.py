@@ -15,12 +15,11 @@ import torch
 from ..kernels import native_lanes
 from ..proto.codec import Dispatch, Filled, Hello, Placed, Result, encode_cancel, encode_placed, placed_rows
 from ..proto.errors import Code, FleetError
-from ..proto.layout import DTYPE_CODES
 from ..proto.local_lane import MAX_MESSAGE_BYTES, FrameSocket
 from ..proto.pair_frames import PairFrame
 from ..proto.reactor import Reactor
 from ..proto.rows import address_of
-from ..proto.shared_memory import ALIGNMENT, KEPT_BYTES, Arena
+from ..proto.shared_memory import KEPT_BYTES, Arena, aligned
 from .connection import Owner, Sent, settle
 
 _AREA_BYTES = 8 << 20  # reserved for the next usual frame; only what it uses of it takes memory
@@ -70,7 +69,7 @@ class LocalConnection:
     def post(self, frame: Dispatch, row_ids: torch.Tensor | None) -> None:
         rows, num_routes = frame.rows, len(frame.route_rows)
         num_rows, hidden = rows.count if row_ids is None else row_ids.shape[0], rows.width
-        rows_bytes = -(-num_rows * rows.row_bytes // ALIGNMENT) * ALIGNMENT
+        rows_bytes = aligned(num_rows * rows.row_bytes)
         begin = self._arena.allocate(rows_bytes + num_routes * rows.row_bytes)
         if row_ids is None:
             self._arena.put(begin, rows)
@@ -87,14 +86,11 @@ class LocalConnection:
 
     def sent(self, sent: Sent) -> None:
         rows, begin = sent.rows, self._lane.end.area
-        results_at = begin + -(-sent.num_rows * rows.row_bytes // ALIGNMENT) * ALIGNMENT
+        results_at = begin + aligned(sent.num_rows * rows.row_bytes)
         self._areas[sent.frame_id] = _Area(begin, results_at, rows.dtype, sent.num_routes, rows.width, True)
         sent.memory = self._arena.memory
         assert self._calls is not None, "nobody else sends so"
-        self._calls.expect(
-            self._end_at, sent.frame_id, sent.num_routes, rows.width, rows.row_bytes, DTYPE_CODES[rows.dtype],
-            self._arena_at + results_at, sent.routes, sent.places,
-        )  # fmt: skip
+        sent.expect(self._calls, self._end_at, self._arena_at + results_at)
         self._reserve()
 
     def ignore(self, frame_id: int) -> None:

@@ -26,9 +26,10 @@ from ..proto.reactor import Reactor
 from ..proto.rows import Rows
 from .asking import Asking, Told
 from .connection import Sent
-from .dispatch import Dispatch, Part
+from .dispatch import Dispatch
 from .lane import Lane
 from .load import ExpertLoads
+from .part import Part
 from .plan import NOBODY, Plan
 from .shares import Routes, Share, share_out
 from .waits import Waits

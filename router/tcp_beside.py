@@ -15,7 +15,7 @@ from ..membership import wire
 from ..proto.codec import Dispatch, Hello, decode, dispatch_parts, encode_cancel
 from ..proto.errors import Code, FleetError
 from ..proto.io_thread import IoThread
-from ..proto.layout import DTYPE_CODES, Buffer
+from ..proto.layout import Buffer
 from ..proto.reactor import Reactor
 from ..proto.rows import Rows, address_of
 from ..proto.tcp_lane import TcpSocket, Ticket
@@ -78,13 +78,11 @@ class TcpBeside:
         """Of what a compiled call has sent: a place for the answers, and the rest of the frame."""
         assert self.calls is not None, "nobody else sends so"
         assert self._small is not None, "its end is open"
-        rows, num_routes = sent.rows, sent.num_routes
         self._taken[sent.frame_id] = self._small
-        sent.memory = self._results[sent.frame_id] = results = Rows.new(num_routes, rows.width, rows.dtype)
-        self.calls.expect(
-            self._end_at, sent.frame_id, num_routes, rows.width, rows.row_bytes, DTYPE_CODES[rows.dtype],
-            results.address, sent.routes, sent.places,
-        )  # fmt: skip
+        sent.memory = self._results[sent.frame_id] = results = Rows.new(
+            sent.num_routes, sent.rows.width, sent.rows.dtype
+        )
+        sent.expect(self.calls, self._end_at, results.address)
         if sent.unsent is not None:
             self._small.socket.send_rest(*sent.unsent)
 

@@ -18,6 +18,8 @@ import pytest
 import trustme
 
 from expertfleet.checkpoint.make_tiny import make_tiny
+from expertfleet.kernels import native_lanes
+from expertfleet.kernels.native_lanes import Calls
 from expertfleet.proto.generated import generate_pb2, generate_pb2_grpc
 
 TESTS = Path(__file__).parent
@@ -51,6 +53,15 @@ def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("checkpoints") / "small"
     make_tiny(directory, seed=int.from_bytes(os.urandom(2)))
     return directory
+
+
+@pytest.fixture(scope="session")
+def calls() -> Calls:
+    """The compiled calls of lanes."""
+    found = native_lanes.calls()
+    if found is None:
+        pytest.skip("the compiled library was not built")
+    return found
 
 
 @pytest.fixture

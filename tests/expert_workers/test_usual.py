@@ -41,14 +41,6 @@ BEFORE_ROUTES = {"placed": 80, "dispatch": 64}
 
 
 @pytest.fixture(scope="module")
-def calls() -> Calls:
-    found = native_lanes.calls()
-    if found is None:
-        pytest.skip("the compiled library was not built")
-    return found
-
-
-@pytest.fixture(scope="module")
 def holdings(tmp_path_factory: pytest.TempPathFactory) -> Holdings:
     """Half of the experts of layers 1 and 2, at epoch 1.4 or later."""
     folder = tmp_path_factory.mktemp("usual") / "model"

@@ -27,14 +27,6 @@ MARK = b"\1\2\3\4\5\6\7\x08"
 LENGTH = 8
 
 
-@pytest.fixture(scope="module")
-def calls() -> Calls:
-    found = native_lanes.calls()
-    if found is None:
-        pytest.skip("the compiled library was not built")
-    return found
-
-
 class Shards:
     """Ends of lanes, every second one over shared memory, and the other side of each; ``holders`` of each expert."""
 

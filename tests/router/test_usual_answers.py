@@ -29,14 +29,6 @@ LIMIT = 4 << 20
 ENOUGH = FleetError(Code.LANE_LOST, "enough")
 
 
-@pytest.fixture(scope="module")
-def calls() -> Calls:
-    found = native_lanes.calls()
-    if found is None:
-        pytest.skip("the compiled library was not built")
-    return found
-
-
 class Lane:
     """What a connection asks of its lane; ``heard`` are frames, ``num_noted`` counts routes by frame.
 
