@@ -1,4 +1,4 @@
-"""The thread that owns the device: takes batches from the pool, runs the grouped GEMM, answers every job.
+"""The thread that owns the device: takes batches from the pool, applies the layer's experts, answers every job.
 
 Knows nothing of lanes beyond "deliver these rows". Between batches it steps its reactor, which reads the local lanes. A batch that
 fails answers its own jobs and the loop lives.

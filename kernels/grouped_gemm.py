@@ -24,6 +24,7 @@ def grouped_gemm(
     route_experts: torch.Tensor,  # [N] int64
     layer: ExpertLayer,
 ) -> torch.Tensor:  # [N, H]
+    """Checks its arguments and applies the layer; a shard, whose rows lie at addresses, calls ``layer.apply_at``."""
     num_rows, hidden = x.shape
     num_routes = route_rows.shape[0]
     assert hidden == layer.shape.hidden, f"rows have {hidden} values, the layer {layer.shape.hidden}"
