@@ -56,10 +56,10 @@ def build_admin_app(service: Service) -> FastAPI:
             message = (
                 f"no API key guards the admin port on {host}; start the gateway with one to scale over the network"
             )
-            raise ApiError(403, message, kind="permission_error", code="no_api_key")
+            raise ApiError("no_api_key", message)
         if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
             # A page in somebody's browser may post text anywhere, but not this.
-            raise ApiError(415, "content-type: application/json is needed", param="content-type", code="invalid_value")
+            raise ApiError("unsupported_media_type", "content-type: application/json is needed", param="content-type")
         return await _scaled(service, check_scale(await read_object(request, _MAX_SCALE_BYTES)))
 
     return app

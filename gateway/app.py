@@ -15,6 +15,8 @@ from .errors import ApiError
 from .front import Front, error_response
 from .service import Service
 
+_ROUTING_ERRORS = {404: ("unknown path", "not_found"), 405: ("wrong method", "method_not_allowed")}
+
 
 def build_app(service: Service) -> FastAPI:
     app = new_app(service)
@@ -46,9 +48,9 @@ def new_app(service: Service) -> FastAPI:
 
     @app.exception_handler(HTTPException)
     async def routing_error(request: Request, error: HTTPException) -> Response:
-        what = {404: "unknown path", 405: "wrong method"}.get(error.status_code, error.detail)
+        what, code = _ROUTING_ERRORS[error.status_code]
         message = f"{what}: {request.method} {request.url.path[:200]}"
-        return error_response(ApiError(error.status_code, message, code="not_found"), service)
+        return error_response(ApiError(code, message), service)
 
     @app.exception_handler(ApiError)
     async def api_error(_: Request, error: ApiError) -> Response:

@@ -13,13 +13,14 @@ from .parser import Parser
 from .sampling import draw_seed, generate_request, seed_of, stop_ids
 from .schemas import ChatRequest
 from .tool_ids import renumber
-from .tools import STRICT_FIELD, Toolbox, read_tools
+from .tools import Toolbox, read_tools
 
 
 def chat_job(request: ChatRequest, model: Model, request_id: str, ignored: list[str]) -> Job:
-    toolbox = read_tools(request)
+    unread: set[str] = set()
+    toolbox = read_tools(request, unread)
     _check_tools(toolbox, model)
-    messages, num_calls = renumber(read_messages(request.messages))
+    messages, num_calls = renumber(read_messages(request.messages, unread))
     try:
         prompt_ids = model.template.render_ids(messages, list(toolbox.declared) or None)
     except TemplateError as error:
@@ -51,7 +52,7 @@ def chat_job(request: ChatRequest, model: Model, request_id: str, ignored: list[
         ),
         new_reader=lambda: Parser(markers, model.tokenizer.is_special, model.new_decoder(), tools),
         prompts=(prompt_ids,),
-        ignored=(*ignored, STRICT_FIELD) if toolbox.asks_strict else tuple(ignored),
+        ignored=(*ignored, *sorted(unread)),
         num_earlier_calls=num_calls,
     )
 

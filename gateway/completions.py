@@ -32,6 +32,7 @@ def completion_job(
                 request_id=f"{request_id}-{number * request.n + index}",
                 prompt_ids=prompt_ids,
                 seed=seed_of(seed, index),
+                prompt_field="prompt" if _is_single(request.prompt) else f"prompt[{number}]",
             )
             for number, prompt_ids in enumerate(prompts)
             for index in range(request.n)
@@ -49,7 +50,7 @@ def completion_job(
 
 def _read_prompts(request: CompletionRequest, model: Model, max_choices: int) -> list[list[int]]:
     raw = request.prompt
-    if isinstance(raw, str) or (isinstance(raw, list) and raw and _is_id(raw[0])):
+    if _is_single(raw):
         return [_read_prompt(raw, "prompt", model)]
     if not isinstance(raw, list) or not raw:
         raise bad_value("prompt", f"{shown(raw)} is neither text nor token ids nor a list of either")
@@ -71,6 +72,11 @@ def _read_prompt(raw: Any, where: str, model: Model) -> list[int]:
     if not ids:
         raise bad_value(where, "a prompt needs at least one token")
     return ids
+
+
+def _is_single(raw: Any) -> bool:
+    """Whether it is one prompt, rather than a list of them."""
+    return isinstance(raw, str) or (isinstance(raw, list) and bool(raw) and _is_id(raw[0]))
 
 
 def _is_id(value: Any) -> bool:

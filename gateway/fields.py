@@ -6,12 +6,13 @@ with a neutral value: one that asks for what happens anyway.
 """
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .errors import bad_value, shown, unsupported
 
 IGNORED_HEADER = "x-expertfleet-ignored"
+_MAX_HEADER = 2000
 
 # Name → why it has no effect here.
 ADVISORY: Mapping[str, str] = {
@@ -23,6 +24,7 @@ ADVISORY: Mapping[str, str] = {
     "prompt_cache_key": "prefixes are found by their tokens alone",
     "prompt_cache_retention": "prefixes stay as long as there is room",
     "prompt_cache_options": "prefixes are found by their tokens alone",
+    "cache_control": "prefixes are found by their tokens alone",
     "prediction": "a hint for speed",
     "reasoning_effort": "the model has one level of effort",
     "session_id": "a hint for routing",
@@ -141,6 +143,16 @@ def split_stream_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], li
     """Streams carry no random padding, whatever ``include_obfuscation`` says."""
     kept = {name: value for name, value in options.items() if name != "include_obfuscation" and value is not None}
     return kept, ["stream_options.include_obfuscation"] if "include_obfuscation" in options else []
+
+
+def listed(names: Sequence[str]) -> str:
+    """For the header: all of them, or as many as fit a line that every client and proxy takes."""
+    line, num_listed = "", 0
+    for name in names:
+        if len(line) + len(name) > _MAX_HEADER:
+            return f"{line}, and {len(names) - num_listed} more"
+        line, num_listed = f"{line}, {name}" if line else name, num_listed + 1
+    return line
 
 
 def _check_advice(name: str, value: Any) -> None:

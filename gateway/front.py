@@ -53,7 +53,7 @@ class Front:
         except Exception:  # noqa: BLE001 - the last resort: the client gets an answer and the gateway lives
             _log.exception("%s %s failed", scope["method"], scope["path"])
             if not exchange.started:
-                failure = ApiError(500, "internal error", kind="server_error", code="internal")
+                failure = ApiError("internal", "internal error")
                 await error_response(failure, self._service)(scope, receive, exchange.send)
 
     def _admit(self, headers: Headers) -> None:
@@ -65,8 +65,7 @@ class Front:
         scheme, _, key = headers.get("authorization", "").partition(" ")
         keys = self._service.keys
         if keys.any and not (scheme.lower() == "bearer" and keys.accepts(key.strip())):
-            message = "a valid API key is needed, as: Authorization: Bearer KEY"
-            raise ApiError(401, message, kind="authentication_error", code="invalid_api_key")
+            raise ApiError("invalid_api_key", "a valid API key is needed, as: Authorization: Bearer KEY")
 
 
 class _Exchange:

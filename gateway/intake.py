@@ -3,15 +3,12 @@
 Knows nothing of what the object means. Whatever is not one plain JSON object within the size limit is a 4xx.
 """
 
-import json
-import re
-from typing import Any, NoReturn
+from typing import Any
 
 from starlette.requests import Request
 
-from .errors import ApiError, bad_value
-
-_ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+from .errors import ApiError, shown
+from .json_text import Fault, parse
 
 
 async def read_object(request: Request, limit: int) -> dict[str, Any]:
@@ -20,18 +17,9 @@ async def read_object(request: Request, limit: int) -> dict[str, Any]:
 
 def decode(raw: bytes) -> dict[str, Any]:
     try:
-        text = raw.decode("utf-8")
-        value = json.loads(text, parse_constant=_refuse_constant)
-        if _ESCAPED_SURROGATE.search(text):
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except UnicodeDecodeError as error:
-        raise _malformed(f"byte {error.start} is not UTF-8") from error
-    except UnicodeEncodeError as error:
-        raise _malformed("a string holds half of a surrogate pair") from error
-    except RecursionError as error:
-        raise _malformed("nested too deeply") from error
-    except ValueError as error:
-        raise _malformed(str(error)) from error
+        value = parse(raw)
+    except Fault as error:
+        raise _malformed(str(error), error.path) from error
     if not isinstance(value, dict):
         raise _malformed(f"a JSON object is needed, got {type(value).__name__}")
     return value
@@ -40,22 +28,17 @@ def decode(raw: bytes) -> dict[str, Any]:
 async def _read(request: Request, limit: int) -> bytes:
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
-        raise ApiError(415, f"content-encoding {encoding!r} is not supported; send the body as it is")
+        message = f"content-encoding: {shown(encoding)} is not supported; send the body as it is"
+        raise ApiError("unsupported_media_type", message, param="content-encoding")
     pieces: list[bytes] = []
     size = 0
     async for piece in request.stream():
         size += len(piece)
         if size > limit:
-            raise ApiError(413, f"the request body is larger than the limit of {limit} bytes", code="body_too_large")
+            raise ApiError("body_too_large", f"the request body is larger than the limit of {limit} bytes")
         pieces.append(piece)
     return b"".join(pieces)
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-def _malformed(why: str) -> ApiError:
-    error = bad_value("body", f"malformed JSON: {why}", code="malformed_json")
-    error.param = None
-    return error
+def _malformed(why: str, path: str = "") -> ApiError:
+    return ApiError("malformed_json", f"{path[:200] or 'body'}: malformed JSON: {why}", param=path[:200] or None)

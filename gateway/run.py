@@ -90,7 +90,7 @@ class Run:
         error = None if pump.cancelled() else pump.exception()
         if error is not None:
             _log.error("%s: failed while reading the answer", self._job.request_id, exc_info=error)
-            self._queue.put_nowait(ApiError(500, "internal error", kind="server_error", code="internal"))
+            self._queue.put_nowait(ApiError("internal", "internal error"))
 
     def _take(self, index: int, events: list[Event], num_tokens: int) -> None:
         if num_tokens:

@@ -30,7 +30,7 @@ def seed_of(seed: int, index: int) -> int:
     return value ^ (value >> 31)
 
 
-def max_tokens_for(num_prompt_tokens: int, request: AnyRequest, model: Model) -> int:
+def max_tokens_for(num_prompt_tokens: int, request: AnyRequest, model: Model, prompt_field: str) -> int:
     """The client's limit or what is left of the context; a 400 where prompt and limit do not fit."""
     limit, wanted = model.max_model_len, request.most_tokens
     left = limit - num_prompt_tokens
@@ -41,9 +41,9 @@ def max_tokens_for(num_prompt_tokens: int, request: AnyRequest, model: Model) ->
     else:
         total = num_prompt_tokens + wanted
         asked = f"{total} tokens ({num_prompt_tokens} in the prompt, {wanted} in the answer)"
-    field = "prompt" if hasattr(request, "prompt") else "messages"
     message = f"this model's maximum context length is {limit} tokens, but you asked for {asked}"
-    raise bad_value(field if left < 1 else "max_tokens", message, code="context_length_exceeded")
+    field = prompt_field if left < 1 else request.most_tokens_field
+    raise bad_value(field, message, code="context_length_exceeded")
 
 
 def generate_request(
@@ -54,14 +54,15 @@ def generate_request(
     prompt_ids: Sequence[int],
     seed: int,
     forbidden: Sequence[int] = (),
+    prompt_field: str = "messages",
 ) -> pb.GenerateRequest:
-    """``forbidden`` tokens are never sampled."""
+    """``forbidden`` tokens are never sampled; ``prompt_field`` is where the client wrote the prompt."""
     top = request.num_top_logprobs
     return pb.GenerateRequest(
         request_id=request_id,
         prompt_ids=prompt_ids,
         sampling=_sampling(request, model, seed, forbidden),
-        max_tokens=max_tokens_for(len(prompt_ids), request, model),
+        max_tokens=max_tokens_for(len(prompt_ids), request, model, prompt_field),
         stop_token_ids=stop_ids(request, model),
         thinking_budget=_thinking_budget(request, model),
         cache_salt=request.cache_salt,

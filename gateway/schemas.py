@@ -24,17 +24,17 @@ from .errors import ApiError, bad_value, shown
 
 _WHOLE_NUMBER = re.compile(r"[0-9]{1,10}")
 _MAX_TOKENS = (1 << 31) - 1
+_MAX_NAME = 80
+# What pydantic's paths say where a key of an object is at fault.
+_KEY = "[key]"
 
 R = TypeVar("R", bound="SamplingFields")
 
 
-def _check_bias(bias: dict[str, float]) -> dict[str, float]:
-    for key, value in bias.items():
-        if not _WHOLE_NUMBER.fullmatch(key):
-            raise ValueError(f"key {shown(key)} is not a token id")
-        if not -100 <= value <= 100:
-            raise ValueError(f"the bias of token {key} is {value}, outside -100 to 100")
-    return bias
+def _check_token(key: str) -> str:
+    if not _WHOLE_NUMBER.fullmatch(key):
+        raise ValueError("a token id of 1 to 10 digits is needed")
+    return key
 
 
 def _as_list(value: Any) -> Any:
@@ -42,6 +42,8 @@ def _as_list(value: Any) -> Any:
 
 
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+TokenKey = Annotated[str, AfterValidator(_check_token)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 32)]
 Count = Annotated[int, Field(ge=1, le=_MAX_TOKENS)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
@@ -61,13 +63,13 @@ class SamplingFields(BaseModel):
 
     model: Annotated[str, StringConstraints(min_length=1)]
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: Annotated[float, Field(ge=1e-8, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, le=_MAX_TOKENS)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
     repetition_penalty: Annotated[float, Field(ge=0.01, le=10)] | None = None
-    logit_bias: Annotated[dict[str, float], Field(max_length=1024), AfterValidator(_check_bias)] = {}
+    logit_bias: Annotated[dict[TokenKey, Bias], Field(max_length=1024)] = {}
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 64)] | None = None
     n: Annotated[int, Field(ge=1, le=8)] = 1
     stop: Annotated[list[StopString], BeforeValidator(_as_list), Field(max_length=16)] = []
@@ -94,6 +96,10 @@ class SamplingFields(BaseModel):
     def most_tokens(self) -> int | None:
         """The limit on generated tokens that the client set, if any."""
         return self.max_tokens
+
+    @property
+    def most_tokens_field(self) -> str:
+        return "max_tokens"
 
     @property
     def include_usage(self) -> bool:
@@ -129,6 +135,10 @@ class ChatRequest(SamplingFields):
         return self.max_completion_tokens or self.max_tokens
 
     @property
+    def most_tokens_field(self) -> str:
+        return "max_completion_tokens" if self.max_completion_tokens else "max_tokens"
+
+    @property
     def num_top_logprobs(self) -> int | None:
         """Alternatives a token; None when no log-probabilities are asked for."""
         return (self.top_logprobs or 0) if self.logprobs else None
@@ -157,12 +167,12 @@ def parse(kind: type[R], body: Mapping[str, Any]) -> tuple[R, list[str]]:
     try:
         return kind.model_validate(kept), ignored
     except ValidationError as error:
-        raise _first_problem(error) from error
+        raise _first_problem(error, body) from error
 
 
-def _first_problem(error: ValidationError) -> ApiError:
+def _first_problem(error: ValidationError, body: Mapping[str, Any]) -> ApiError:
     problem = error.errors(include_url=False)[0]
-    path = _path(problem["loc"])
+    path = _path(problem["loc"], body)
     message = problem["msg"].removeprefix("Value error, ")
     if not path:
         path, _, message = message.partition(": ")
@@ -173,8 +183,12 @@ def _first_problem(error: ValidationError) -> ApiError:
     return bad_value(path, f"{message} (got {shown(problem['input'])})" if problem["loc"] else message)
 
 
-def _path(location: tuple[int | str, ...]) -> str:
+def _path(location: tuple[int | str, ...], body: Any) -> str:
+    """In what the client sent: not into a list that was made of its single string, nor to a key as opposed to its value."""
     path = ""
     for part in location:
-        path += f"[{part}]" if isinstance(part, int) else f"{'.' if path else ''}{part}"
+        if part == _KEY or not isinstance(body, (dict, list)):
+            break
+        path += f"[{part}]" if isinstance(part, int) else f"{'.' if path else ''}{part[:_MAX_NAME]}"
+        body = body.get(part) if isinstance(body, dict) else body[int(part)]
     return path[:200]

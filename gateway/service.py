@@ -22,8 +22,8 @@ from .completions import completion_job
 from .config import GatewayConfig
 from .connection import EventStream, unless_gone
 from .drain import Drain
-from .errors import ApiError
-from .fields import IGNORED_HEADER
+from .errors import bad_value, shown
+from .fields import IGNORED_HEADER, listed
 from .fleet import Fleet
 from .idle import Idle
 from .intake import read_object
@@ -93,12 +93,9 @@ class Service:
 
     def check_model(self, name: str) -> None:
         if name not in self.model.names:
-            raise ApiError(
-                404,
-                f"model: {name[:200]!r} does not exist here; served: {', '.join(self.model.names)}",
-                param="model",
-                code="model_not_found",
-            )
+            served = ", ".join(self.model.names)
+            message = f"{shown(name, 200)} does not exist here; served: {served}"
+            raise bad_value("model", message, code="model_not_found")
 
     async def _read(self, http: Request) -> dict[str, Any]:
         return await read_object(http, self.config.max_body_mib << 20)
@@ -111,7 +108,7 @@ class Service:
         return await asyncio.to_thread(make, http.state.request_id)
 
     async def _respond(self, http: Request, job: Job, answers: list[Answer], form: AnyFormat) -> Response:
-        headers = {IGNORED_HEADER: ", ".join(job.ignored)} if job.ignored else {}
+        headers = {IGNORED_HEADER: listed(job.ignored)} if job.ignored else {}
         async with AsyncExitStack() as stack:
             run = Run(job, answers, self.backend, self.metrics, self.config.resumption)
             stack.enter_context(self.drain.track(run))

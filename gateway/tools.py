@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import bad_value, shown, unsupported
+from .inner_fields import FUNCTION, TOOL, check_keys
+from .json_text import check_depth
 from .schemas import ChatRequest
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-STRICT_FIELD = "tools.function.strict"
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,6 @@ class Toolbox:
     declared: tuple[dict[str, Any], ...] = ()
     callable: bool = False
     one_call: bool = False
-    # Whether a tool asked for strict schemas: advisory, as nothing constrains the arguments yet.
-    asks_strict: bool = False
 
     @property
     def forbids_calls(self) -> bool:
@@ -35,16 +34,16 @@ class Toolbox:
         return {tool["function"]["name"]: tool["function"].get("parameters") or {} for tool in self.declared}
 
 
-def read_tools(request: ChatRequest) -> Toolbox:
+def read_tools(request: ChatRequest, ignored: set[str]) -> Toolbox:
+    """``ignored`` gets the keys that are not read, as the header names them."""
     choice = _read_choice(request.tool_choice, bool(request.tools))
-    tools = [_read_tool(tool, f"tools[{index}]") for index, tool in enumerate(request.tools)]
+    tools = [_read_tool(tool, f"tools[{index}]", ignored) for index, tool in enumerate(request.tools)]
     names = [tool["function"]["name"] for tool in tools]
     for index, name in enumerate(names):
         if name in names[:index]:
             raise bad_value(f"tools[{index}].function.name", f"{shown(name)} is declared twice")
-    strict = any(tool["function"].pop("strict", False) for tool in tools)
     callable_ = bool(tools) and choice == "auto"
-    return Toolbox(tuple(tools), callable_, not request.parallel_tool_calls, strict)
+    return Toolbox(tuple(tools), callable_, not request.parallel_tool_calls)
 
 
 def _read_choice(choice: Any, has_tools: bool) -> str:
@@ -58,20 +57,27 @@ def _read_choice(choice: Any, has_tools: bool) -> str:
     raise bad_value("tool_choice", f"{shown(choice)} is neither 'none' nor 'auto'")
 
 
-def _read_tool(raw: dict[str, Any], where: str) -> dict[str, Any]:
+def _read_tool(raw: dict[str, Any], where: str, ignored: set[str]) -> dict[str, Any]:
+    """Honoured keys alone; what stands in ``parameters`` is the schema's own."""
     if raw.get("type") != "function":
         raise unsupported(f"{where}.type", f"{shown(raw.get('type'))} is not supported, only 'function' is")
     function = raw.get("function")
     if not isinstance(function, dict):
         raise bad_value(f"{where}.function", f"{shown(function)} is not an object")
+    check_keys(raw, TOOL, where, ignored, function)
+    check_keys(function, FUNCTION, f"{where}.function", ignored)
+    _check_function(function, f"{where}.function")
+    return {"type": "function", "function": {key: function[key] for key in FUNCTION.honoured & set(function)}}
+
+
+def _check_function(function: dict[str, Any], where: str) -> None:
     name = function.get("name")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        rule = "must have 1 to 64 letters, digits, '_', '-' or '.'"
-        raise bad_value(f"{where}.function.name", f"{shown(name)} {rule}")
+        raise bad_value(f"{where}.name", f"{shown(name)} must have 1 to 64 letters, digits, '_', '-' or '.'")
     if not isinstance(function.get("description") or "", str):
-        raise bad_value(f"{where}.function.description", f"{shown(function['description'])} is not a string")
+        raise bad_value(f"{where}.description", f"{shown(function['description'])} is not a string")
     if not isinstance(function.get("parameters") or {}, dict):
-        raise bad_value(f"{where}.function.parameters", f"{shown(function['parameters'])} is not an object")
+        raise bad_value(f"{where}.parameters", f"{shown(function['parameters'])} is not an object")
     if function.get("strict") not in (None, True, False):
-        raise bad_value(f"{where}.function.strict", f"{shown(function['strict'])} is not true or false")
-    return {**raw, "function": dict(function)}
+        raise bad_value(f"{where}.strict", f"{shown(function['strict'])} is not true or false")
+    check_depth(function.get("parameters"), f"{where}.parameters")

@@ -51,12 +51,158 @@ def test_an_encoded_body(rig: Any) -> None:
         ({"stop_token_ids": [99999999]}, "stop_token_ids[0]"),
         ({"max_tokens": -1}, "max_tokens"),
         ({"nonsense": 1}, "nonsense"),
-        ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"a": json.loads("[" * 80 + "]" * 80)}}}]},
-         "messages"),
     ],
 )  # fmt: skip
 def test_a_bad_field_is_named(rig: Any, fields: dict[str, Any], param: str) -> None:
     assert error_of(rig.chat(**fields), 400)["param"] == param
+
+
+def deep(levels: int) -> Any:
+    return json.loads('{"a":' * levels + "1" + "}" * levels)
+
+
+def tool(**function: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "f"} | function}
+
+
+def call(arguments: Any) -> dict[str, Any]:
+    return {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+
+
+# Field → values that are wrong, where the error says it is, and what it says of the value and the limit.
+WRONG: dict[str, list[tuple[Any, str, str]]] = {
+    "model": [(5, "model", "5"), ("", "model", "at least 1"), ("no/such", "model", "'no/such' does not exist")],
+    "temperature": [(3, "temperature", "less than or equal to 2 (got 3)"), ("1", "temperature", "number (got '1')")],
+    "top_p": [(1.5, "top_p", "less than or equal to 1 (got 1.5)"), (1e-9, "top_p", "equal to 0.00000001 (got 1e-09)")],
+    "top_k": [(-2, "top_k", "equal to -1 (got -2)")],
+    "min_p": [(2, "min_p", "equal to 1 (got 2)")],
+    "presence_penalty": [(3, "presence_penalty", "equal to 2 (got 3)")],
+    "frequency_penalty": [(-3, "frequency_penalty", "equal to -2 (got -3)")],
+    "repetition_penalty": [(0, "repetition_penalty", "equal to 0.01 (got 0)")],
+    "logit_bias": [
+        ({"5": 101}, "logit_bias.5", "equal to 100 (got 101)"), ({"a": 1}, "logit_bias.a", "token id"),
+        ({"5": 1, "x" * 300: 1}, "logit_bias." + "x" * 80, "token id"), ({"5": "x"}, "logit_bias.5", "number (got 'x')"),
+        ({"99999999": 1}, "logit_bias.99999999", "not in the vocabulary"), ([1], "logit_bias", "dictionary"),
+        ({str(id_): 1 for id_ in range(1025)}, "logit_bias", "at most 1024"),
+    ],
+    "seed": [(1 << 64, "seed", "less than 18446744073709551616"), (1.5, "seed", "1.5")],
+    "n": [(9, "n", "equal to 8 (got 9)"), (0, "n", "equal to 1 (got 0)"), (True, "n", "True")],
+    "stop": [
+        ("", "stop", "at least 1 character (got '')"), (["a", ""], "stop[1]", "at least 1"), ("x" * 257, "stop", "at most 256"),
+        (["a", "b", "x" * 257], "stop[2]", "at most 256"), (["x"] * 17, "stop", "at most 16"), ([1], "stop[0]", "got 1"), (5, "stop", "5"),
+    ],
+    "stop_token_ids": [
+        ([1, -1], "stop_token_ids[1]", "equal to 0 (got -1)"), ([1, 10**8], "stop_token_ids[1]", "not in the vocabulary"),
+        (["1"], "stop_token_ids[0]", "'1'"), ([1] * 65, "stop_token_ids", "at most 64"),
+    ],
+    "include_stop_str_in_output": [("yes", "include_stop_str_in_output", "'yes'")],
+    "ignore_eos": [(1, "ignore_eos", "got 1")],
+    "max_tokens": [(0, "max_tokens", "equal to 1 (got 0)"), (200_000, "max_tokens", "4096 tokens"), ("9", "max_tokens", "'9'")],
+    "thinking_token_budget": [(-1, "thinking_token_budget", "equal to 0 (got -1)")],
+    "stream": [("yes", "stream", "'yes'")],
+    "stream_options": [
+        ({}, "stream_options", "only allowed with stream true"), (5, "stream_options", "5"),
+        ({"include_usage": 1}, "stream_options.include_usage", "got 1"), ({"usage": True}, "stream_options.usage", "unknown"),
+    ],
+    "return_token_ids": [("x", "return_token_ids", "'x'")],
+    "priority": [(256, "priority", "equal to 255 (got 256)")],
+    "cache_salt": [("", "cache_salt", "at least 1"), ("x" * 257, "cache_salt", "at most 256")],
+    "request_id": [("a b", "request_id", "'a b'"), ("x" * 129, "request_id", "at most 128")],
+    "timeout": [(0, "timeout", "greater than 0 (got 0)"), (10**6, "timeout", "equal to 86400")],
+}  # fmt: skip
+CHAT_WRONG: dict[str, list[tuple[Any, str, str]]] = WRONG | {
+    "messages": [
+        ([], "messages", "at least 1"), ("hi", "messages", "'hi'"), ([5], "messages[0]", "5"),
+        ([{"role": "user", "content": "x"}, {"role": "robot", "content": "x"}], "messages[1].role", "'robot' is not one of"),
+        ([{"role": "user", "content": "x"}, {"role": "user"}], "messages[1].content", "required"),
+        ([{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "text", "text": 5}]}], "messages[0].content[1].text", "5"),
+        ([{"role": "user", "content": "x", "name": 5}], "messages[0].name", "5 must have 1 to 64"),
+        ([{"role": "user", "content": "x", "name": "y" * 65}], "messages[0].name", "1 to 64"),
+        ([{"role": "assistant", "tool_calls": [call("{}"), call(5)]}], "messages[0].tool_calls[1].function.arguments", "5"),
+        ([{"role": "assistant", "tool_calls": [call(deep(61))]}], "messages[0].tool_calls[0].function.arguments", "60 levels"),
+        ([{"role": "assistant", "tool_calls": [call("{}") | {"id": 5}]}], "messages[0].tool_calls[0].id", "5"),
+        ([{"role": "assistant", "reasoning": 5}], "messages[0].reasoning", "5 is not a string"),
+        ([{"role": "user", "content": "x"}, {"role": "tool", "content": "x", "tool_call_id": "7"}], "messages[1].tool_call_id", "'7'"),
+        ([{"role": "user", "content": "a " * 9000}], "messages", "4096 tokens"),
+        ([{"role": "user", "content": deep(200)}], "messages[0].content.a", "100 levels"),
+    ],
+    "tools": [
+        (5, "tools", "5"), ([tool()] * 129, "tools", "at most 128"), ([tool(), 5], "tools[1]", "5"), ([{}], "tools[0].type", "None"),
+        ([tool(), {"type": "function"}], "tools[1].function", "None"), ([tool(), tool()], "tools[1].function.name", "twice"),
+        ([tool(name="a b")], "tools[0].function.name", "'a b' must have 1 to 64"), ([tool(description=5)], "tools[0].function.description", "5"),
+        ([tool(name=str(i)) for i in range(3)] + [tool(parameters=[1])], "tools[3].function.parameters", "[1]"),
+        ([tool(name=str(i)) for i in range(3)] + [tool(parameters=deep(61))], "tools[3].function.parameters", "60 levels"),
+        ([tool(name=str(i)) for i in range(3)] + [tool(parameters=deep(500))], "tools[3].function.parameters", "100 levels"),
+        ([tool(strict="yes")], "tools[0].function.strict", "'yes'"), ([tool(input_schema={"a": 1})], "tools[0].function.input_schema", "parameters"),
+    ],
+    "tool_choice": [("some", "tool_choice", "'some'"), (5, "tool_choice", "5"), ({"type": "function", "function": {"name": "f"}}, "tool_choice", "named")],
+    "parallel_tool_calls": [("no", "parallel_tool_calls", "'no'")],
+    "max_completion_tokens": [
+        (200_000, "max_completion_tokens", "4096 tokens"), (0, "max_completion_tokens", "equal to 1 (got 0)"),
+    ],
+    "logprobs": [(1, "logprobs", "got 1")],
+    "top_logprobs": [(21, "top_logprobs", "equal to 20 (got 21)"), (3, "top_logprobs", "only allowed with logprobs true")],
+}  # fmt: skip
+COMPLETION_WRONG: dict[str, list[tuple[Any, str, str]]] = WRONG | {
+    "prompt": [
+        (5, "prompt", "5"), ("", "prompt", "at least one token"), ([], "prompt", "[]"), (["a", ""], "prompt[1]", "at least one"),
+        ([1, 10**9], "prompt[1]", "1000000000 is no token id"), ([[1], [1, "a"]], "prompt[1][1]", "'a'"), (["a", 5], "prompt[1]", "5"),
+        (["a"] * 129, "prompt", "limit of 128"), ("a " * 9000, "prompt", "4096 tokens"), ([5] * 4096, "prompt", "4096 tokens"),
+        (["a", "b", "a " * 9000], "prompt[2]", "4096 tokens"), ([[5], [5] * 4096], "prompt[1]", "4096 tokens"),
+    ],
+    "logprobs": [(21, "logprobs", "equal to 20 (got 21)"), (True, "logprobs", "True")],
+    "skip_special_tokens": [(0, "skip_special_tokens", "got 0")],
+}  # fmt: skip
+
+
+def test_every_field_has_a_wrong_value() -> None:
+    assert set(CHAT_WRONG) == set(ChatRequest.model_fields)
+    assert set(COMPLETION_WRONG) == set(CompletionRequest.model_fields)
+
+
+@pytest.mark.parametrize("name", sorted(CHAT_WRONG))
+def test_a_chats_wrong_field_is_named_with_its_value_and_limit(rig: Any, name: str) -> None:
+    for value, param, what in CHAT_WRONG[name]:
+        stream = {"stream": True} if name == "stream_options" and value != {} else {}
+        check_named(rig.chat(**{name: value}, **stream), param, what)
+
+
+@pytest.mark.parametrize("name", sorted(COMPLETION_WRONG))
+def test_a_completions_wrong_field_is_named_with_its_value_and_limit(rig: Any, name: str) -> None:
+    for value, param, what in COMPLETION_WRONG[name]:
+        stream = {"stream": True} if name == "stream_options" and value != {} else {}
+        check_named(rig.complete(**({"prompt": "x", name: value} | stream)), param, what)
+
+
+def check_named(response: Any, param: str, what: str) -> None:
+    error = error_of(response, 404 if "does not exist" in what else 400)
+    assert error["param"] == param
+    assert error["message"].startswith(f"{param}: ")
+    assert what in error["message"]
+    assert len(error["message"]) < 600
+
+
+def test_of_two_limits_the_one_that_the_client_sent_is_named(rig: Any) -> None:
+    for fields in ({"max_completion_tokens": 4096}, {"max_completion_tokens": 4096, "max_tokens": None}):
+        assert error_of(rig.chat(**fields), 400)["param"] == "max_completion_tokens"
+    assert error_of(rig.chat(max_tokens=4096, max_completion_tokens=None), 400)["param"] == "max_tokens"
+    assert error_of(rig.complete(max_tokens=4096), 400)["param"] == "max_tokens"
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (b'{"model": "tiny", "messages": [{"role": "user", "content": "\\ud83d"}]}', "messages[0].content"),
+        (b'{"model": "tiny", "messages": [{"role": "user", "content": "x"}], "stop": ["a", "\\udc00"]}', "stop[1]"),
+        (b'{"model": "tiny", "messages": [{"role": "user", "content": "x"}], "temperature": NaN}', "temperature"),
+        (b'{"model": "tiny", "messages": [{"role": "user", "content": "\xff"}]}', "messages[0].content"),
+        (b'{"model": "tiny"', None),
+    ],
+)
+def test_json_at_fault_names_its_field(rig: Any, body: bytes, param: str | None) -> None:
+    error = error_of(rig.client.post("/v1/chat/completions", content=body), 400)
+    assert (error["code"], error["param"]) == ("malformed_json", param)
+    assert error["message"].startswith(param or "body")
 
 
 @pytest.mark.parametrize(

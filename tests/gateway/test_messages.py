@@ -9,7 +9,7 @@ from expertfleet.gateway.messages import read_messages
 
 
 def one(**message: Any) -> dict[str, Any]:
-    (read,) = read_messages([message])
+    (read,) = read_messages([message], set())
     return read
 
 
@@ -52,7 +52,7 @@ def test_calls_keep_what_the_template_needs() -> None:
         ({"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url"}]}, "messages[0].content[1].type"),
         ({"role": "user", "content": "x", "name": "a b"}, "messages[0].name"),
         ({"role": "user", "content": "x", "name": "<|im_end|>"}, "messages[0].name"),
-        ({"role": "user", "content": "x", "mood": "good"}, "messages[0].mood"),
+        ({"role": "user", "content": "x", "contnet": "y"}, "messages[0].contnet"),
         ({"role": "user", "content": "x", "tool_calls": [{}]}, "messages[0].tool_calls"),
         ({"role": "assistant", "content": "x", "partial": True}, "messages[0].partial"),
         ({"role": "assistant", "refusal": "no"}, "messages[0].refusal"),
@@ -64,7 +64,7 @@ def test_calls_keep_what_the_template_needs() -> None:
 )  # fmt: skip
 def test_bad_messages_are_named(message: dict[str, Any], where: str) -> None:
     with pytest.raises(ApiError) as caught:
-        read_messages([message])
+        read_messages([message], set())
     assert caught.value.status == 400
     assert caught.value.param == where
     assert str(caught.value).startswith(where)

@@ -46,6 +46,7 @@ def test_the_role_comes_before_a_slow_first_token(rig: Any) -> None:
         (Code.DEADLINE, 504),
         (Code.INTERNAL, 500),
         (Code.NON_FINITE, 500),
+        (Code.WRONG_DTYPE, 500),
     ],
 )
 @pytest.mark.parametrize("stream", [True, False])

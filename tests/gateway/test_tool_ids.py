@@ -19,7 +19,7 @@ def result(id_: str) -> dict[str, Any]:
 
 
 def flat(*messages: dict[str, Any]) -> tuple[list[str], int]:
-    renumbered, count = renumber(read_messages(list(messages)))
+    renumbered, count = renumber(read_messages(list(messages), set()))
     ids = []
     for message in renumbered:
         ids += [call["id"] for call in message.get("tool_calls", [])] + [message.get("tool_call_id", "")]

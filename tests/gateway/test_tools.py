@@ -13,7 +13,7 @@ TOOL: dict[str, Any] = {"type": "function", "function": {"name": "f", "parameter
 
 def read(**fields: Any) -> Toolbox:
     request, _ = parse(ChatRequest, {"model": "m", "messages": [{}], **fields})
-    return read_tools(request)
+    return read_tools(request, set())
 
 
 def test_auto_null_and_absent_allow_calls() -> None:
