@@ -1,6 +1,7 @@
 """Whatever a client sends, it gets OpenAI's error shape and never a 500."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from expertfleet.gateway.inner_fields import CONTENT, REPEATED_IN_MESSAGES
 from expertfleet.gateway.schemas import ChatRequest, CompletionRequest
 
 CHAT: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "x"}]}
@@ -234,11 +236,24 @@ messages = st.lists(
     ),
     max_size=3,
 )
+keys = st.dictionaries(
+    st.sampled_from(sorted(CONTENT | set(REPEATED_IN_MESSAGES))) | st.text(max_size=12), json_values, max_size=3
+)
+tools = st.lists(
+    st.builds(
+        lambda beside, inside: {"type": "function"} | beside | {"function": {"name": "f"} | inside},
+        keys,
+        st.dictionaries(
+            st.sampled_from(["description", "parameters", "strict", "input_schema"]), json_values, max_size=2
+        ),
+    ),
+    max_size=1,
+)
 
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_no_value_of_any_field_is_a_500(rig: Any, data: st.DataObject) -> None:
+def test_no_value_of_any_field_is_a_500_and_the_error_names_one_that_was_sent(rig: Any, data: st.DataObject) -> None:
     kinds: list[tuple[type[BaseModel], str]] = [(ChatRequest, "chat/completions"), (CompletionRequest, "completions")]
     kind, path = data.draw(st.sampled_from(kinds))
     names = st.sampled_from(sorted(set(kind.model_fields) - {"timeout"}))
@@ -246,8 +261,11 @@ def test_no_value_of_any_field_is_a_500(rig: Any, data: st.DataObject) -> None:
     body = {key: value for key, value in body.items() if key in kind.model_fields}
     body |= data.draw(st.dictionaries(names, json_values, max_size=3))
     if kind is ChatRequest and data.draw(st.booleans()):
-        body["messages"] = data.draw(messages)
+        body["messages"] = [data.draw(keys) | message for message in data.draw(messages)]
+        body["tools"] = data.draw(tools)
     response = rig.client.post(f"/v1/{path}", json=body)
     assert response.status_code in (200, 400, 404), response.text
     if response.status_code != 200:
-        error_of(response, response.status_code)
+        error = error_of(response, response.status_code)
+        field = re.split(r"[.\[]", error["param"])[0]
+        assert field in body or error["code"] == "missing_required_parameter", error
