@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from .errors import CheckpointError
+from .mistakes import START_BYTES, file_is
 
 _MAX_FILE_BYTES = 256 << 20
 _MAX_INTEGER = 1 << 31
@@ -66,12 +67,13 @@ class JsonObject:
             raise self.error(key, f"must be an object, is {value!r}")
         return JsonObject(self.file, value, f"{self.prefix}{key}.")
 
-    def expect(self, key: str, *allowed: Any) -> None:
+    def expect(self, key: str, *allowed: Any, any_case: bool = False) -> None:
         """The value (null where the key is absent) is one of ``allowed``."""
-        value = self.data.get(key)
+        given = self.data.get(key)
+        value = given.lower() if any_case and isinstance(given, str) else given
         if not any(value == choice and type(value) is type(choice) for choice in allowed):
             choices = " or ".join(json.dumps(choice) for choice in allowed)
-            raise self.error(key, f"{json.dumps(value)} is not supported (must be {choices})")
+            raise self.error(key, f"{json.dumps(given)} is not supported (must be {choices})")
 
     def _present(self, key: str, default: Any) -> Any:
         value = self.data.get(key)
@@ -112,11 +114,17 @@ def parse_json_object(content: bytes, file: str) -> dict[str, Any]:
     try:
         loaded = json.loads(content, object_pairs_hook=without_duplicates, parse_constant=no_constant)
     except json.JSONDecodeError as error:
-        raise CheckpointError(file, "", f"not JSON: {error.msg}, line {error.lineno} column {error.colno}") from error
+        known = file_is(content[:START_BYTES])
+        problem = known or f"not JSON: {error.msg}, line {error.lineno} column {error.colno}"
+        raise CheckpointError(file, "", problem) from error
     except UnicodeDecodeError as error:
-        raise CheckpointError(file, "", f"not UTF-8: byte {error.start}") from error
+        raise CheckpointError(file, "", file_is(content[:START_BYTES]) or f"not UTF-8: byte {error.start}") from error
     except RecursionError as error:
         raise CheckpointError(file, "", "not usable: nested too deeply") from error
+    except CheckpointError:
+        raise
+    except ValueError as error:  # a whole number of thousands of digits
+        raise CheckpointError(file, "", f"not usable: {error}") from error
     if not isinstance(loaded, dict):
         raise CheckpointError(file, "", f"must hold a JSON object, holds a {type(loaded).__name__}")
     return loaded

@@ -1,91 +1,117 @@
 """Accepts the one quantization that is supported: compressed-tensors ``pack-quantized``, INT4, symmetric, by group.
 
-Knows nothing of the packed bits. 1. Every key that changes a weight's meaning must have its supported setting;
-2. the ``ignore`` patterns, applied to the model's own module names, must leave exactly the routed experts quantized;
-3. what remains free is the group size, which is returned.
+Knows nothing of the packed bits. 1. ``recipe.py`` says which group of the recipe each module of the model belongs to;
+2. exactly the routed experts must belong to one; 3. every key of such a group that changes a weight's meaning must have
+its supported setting, however it is spelled; 4. what remains free is the group size, which is returned.
 """
 
-import re
-from collections.abc import Iterator
+import json
 
 from .json_object import JsonObject
+from .recipe import Module, Recipe, modules
 
-_ATTENTION = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj")
-_FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
+# What the experts' kernels take.
+GROUP_UNIT = 32
+_MAX_GROUP_SIZE = 65_536
+_FORMAT = "pack-quantized"
+_SUPPORTED = "INT4 pack-quantized experts, as Kimi-K2-Thinking is published"
+_GROUP_KEYS = {"targets", "weights", "input_activations", "output_activations", "format"}
+_WEIGHT_KEYS = {
+    "num_bits",
+    "type",
+    "symmetric",
+    "strategy",
+    "group_size",
+    "dynamic",
+    "actorder",
+    "block_structure",
+    "scale_dtype",
+    # These say how the codes were found, or what belongs to codes that are not symmetric.
+    "observer",
+    "observer_kwargs",
+    "zp_dtype",
+}
 
 
 def read_group_size(config: JsonObject) -> int:
-    if not config.has("quantization_config"):
-        raise config.error("quantization_config", "missing: only INT4 pack-quantized experts are supported")
-    quantization = config.object("quantization_config")
-    quantization.expect("quant_method", "compressed-tensors")
-    quantization.expect("format", "pack-quantized")
-    quantization.expect("quantization_status", None, "compressed")
+    quantization = _section(config)
+    _check_whole(quantization)
+    recipe = Recipe(quantization)
+    sizes: dict[str, int] = {}
+    for module in modules(config):
+        group = recipe.group_of(module)
+        if group is None and module.is_expert:
+            raise _unquantized(quantization, recipe, module)
+        if group is not None and not module.is_expert:
+            problem = f"does not list {module.name}, which group {group} targets; only routed experts may be INT4"
+            raise quantization.error("ignore", problem)
+        if group is not None and group not in sizes:
+            sizes[group] = _read_group(quantization, recipe.groups[group])
+    if len(set(sizes.values())) > 1:
+        raise quantization.error("config_groups", f"experts have the group sizes {sizes}, must have one")
+    return next(iter(sizes.values()))
+
+
+def _section(config: JsonObject) -> JsonObject:
+    """Under its own key or the one that older versions wrote, and perhaps a level deeper."""
+    given = [key for key in ("quantization_config", "compression_config") if config.has(key)]
+    if not given:
+        raise config.error("quantization_config", f"missing: only {_SUPPORTED}, are supported")
+    if len(given) > 1 and config.data[given[0]] != config.data[given[1]]:
+        raise config.error(given[1], f"contradicts {given[0]}")
+    section = config.object(given[0])
+    return section.object("quantization_config") if section.has("quantization_config") else section
+
+
+def _check_whole(quantization: JsonObject) -> None:
+    method = quantization.data.get("quant_method")
+    if method not in (None, "compressed-tensors", "compressed_tensors"):
+        problem = f'{json.dumps(method)} is not supported (must be "compressed-tensors": {_SUPPORTED})'
+        raise quantization.error("quant_method", problem)
+    # Early versions wrote "frozen" for packed weights as well; the tensors' names tell.
+    quantization.expect("quantization_status", None, "compressed", "frozen")
     quantization.expect("kv_cache_scheme", None)
-    quantization.expect("sparsity_config", None, {})
-    quantization.expect("transform_config", None, {})
-    groups = quantization.object("config_groups")
-    if len(groups.data) != 1:
-        raise quantization.error("config_groups", f"holds {len(groups.data)} groups, must hold 1")
-    group_size = _read_group(groups.object(next(iter(groups.data))))
-    _check_ignored(config, quantization)
-    return group_size
+    quantization.expect("moe_sparsity_config", None, {})
+    quantization.expect("transform_config", None, {}, {"config_groups": {}})
+    sparsity = quantization.data.get("sparsity_config")
+    if not (isinstance(sparsity, dict) and sparsity.get("format") == "dense"):
+        quantization.expect("sparsity_config", None, {})
 
 
-def _read_group(group: JsonObject) -> int:
-    group.expect("targets", ["Linear"])
-    group.expect("format", None, "pack-quantized")
+def _unquantized(quantization: JsonObject, recipe: Recipe, module: Module) -> Exception:
+    if recipe.ignores(module):
+        return quantization.error("ignore", f"leaves {module.name} unquantized; routed experts must be INT4")
+    targets = ", ".join(json.dumps(target) for target in recipe.targets) or "none"
+    problem = f"no target matches {module.name} (there is {targets}); routed experts must be INT4"
+    return quantization.error("config_groups", problem)
+
+
+def _read_group(quantization: JsonObject, group: JsonObject) -> int:
+    _refuse_unknown(group, _GROUP_KEYS)
+    # A group without a format of its own has that of the whole.
+    (group if group.has("format") else quantization).expect("format", _FORMAT)
     group.expect("input_activations", None)
     group.expect("output_activations", None)
     weights = group.object("weights")
+    _refuse_unknown(weights, _WEIGHT_KEYS)
     weights.expect("num_bits", 4)
-    weights.expect("type", "int")
-    weights.expect("symmetric", True)
-    weights.expect("strategy", "group")
+    weights.expect("type", None, "int", any_case=True)
+    weights.expect("symmetric", None, True)
+    # Without a strategy the group size says which.
+    weights.expect("strategy", None, "group", any_case=True)
     weights.expect("dynamic", None, False)
-    weights.expect("actorder", None, False)
+    # In these two the columns' order mattered when the codes were found, and in the file it is the model's own.
+    weights.expect("actorder", None, False, "weight", "static", any_case=True)
     weights.expect("block_structure", None)
     weights.expect("scale_dtype", None, "torch.bfloat16", "bfloat16")
-    return weights.integer("group_size", maximum=65_536)
+    size = weights.integer("group_size", minimum=-1, maximum=_MAX_GROUP_SIZE)
+    if size < GROUP_UNIT or size % GROUP_UNIT:
+        raise weights.error("group_size", f"{size} is not supported (must be a multiple of {GROUP_UNIT})")
+    return size
 
 
-def _check_ignored(config: JsonObject, quantization: JsonObject) -> None:
-    patterns = _patterns(quantization)
-    for name, quantized in _linear_modules(config):
-        ignored = any(pattern.match(name) for pattern in patterns)
-        if ignored and quantized:
-            raise quantization.error("ignore", f"leaves {name} unquantized; routed experts must be INT4")
-        if not ignored and not quantized:
-            raise quantization.error("ignore", f"does not list {name}; only routed experts may be INT4")
-
-
-def _patterns(quantization: JsonObject) -> list[re.Pattern[str]]:
-    compiled = []
-    for entry in quantization.items("ignore"):
-        if not isinstance(entry, str):
-            raise quantization.error("ignore", f"must hold module names or patterns, holds {entry!r}")
-        expression = entry.removeprefix("re:") if entry.startswith("re:") else re.escape(entry) + r"\Z"
-        try:
-            compiled.append(re.compile(expression))
-        except re.error as error:
-            raise quantization.error("ignore", f"{entry!r} is not a regular expression: {error}") from error
-    return compiled
-
-
-def _linear_modules(config: JsonObject) -> Iterator[tuple[str, bool]]:
-    """``(module name, must be quantized)``; of a layer's experts the first, the second and the last."""
-    num_layers, num_dense = config.integer("num_hidden_layers"), config.integer("first_k_dense_replace", minimum=0)
-    num_experts = config.integer("n_routed_experts")
-    query = _ATTENTION if config.has("q_lora_rank") else ("q_proj", *_ATTENTION[2:])
-    yield "lm_head", False
-    for layer in range(num_layers):
-        prefix = f"model.layers.{layer}"
-        for projection in query:
-            yield f"{prefix}.self_attn.{projection}", False
-        for projection in _FEED_FORWARD:
-            if layer < num_dense:
-                yield f"{prefix}.mlp.{projection}", False
-                continue
-            yield f"{prefix}.mlp.shared_experts.{projection}", False
-            for expert in {0, min(1, num_experts - 1), num_experts - 1}:
-                yield f"{prefix}.mlp.experts.{expert}.{projection}", True
+def _refuse_unknown(source: JsonObject, known: set[str]) -> None:
+    """As compressed-tensors does itself: who knows what it would mean."""
+    for key, value in source.data.items():
+        if key not in known and value not in (None, {}, []):
+            raise source.error(key, f"{json.dumps(value)} is not supported (the key is not known)")
