@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import grpc
 
+from ..checkpoint.generation import SAMPLING_RANGES
 from ..proto.admission import ADMITTED
 from ..proto.errors import Code, FleetError
 from ..proto.generated import generate_pb2, generate_pb2_grpc, membership_pb2
@@ -193,14 +194,12 @@ def _sampling(wire: generate_pb2.Sampling) -> SamplingParams:
 
 
 def _check_sampling(wire: generate_pb2.Sampling) -> None:
+    sampling = _sampling(wire)
     ranges = {
-        "temperature": (wire.temperature, 0.0, 100.0),
-        "top_p": (wire.top_p, 1e-9, 1.0),
-        "min_p": (wire.min_p, 0.0, 1.0),
-        "presence_penalty": (wire.presence_penalty, -2.0, 2.0),
-        "frequency_penalty": (wire.frequency_penalty, -2.0, 2.0),
-        "repetition_penalty": (wire.repetition_penalty, 0.0, 100.0),
-        **{f"logit_bias[{key}]": (value, -100.0, 100.0) for key, value in wire.logit_bias.items()},
+        **{name: (getattr(sampling, name), *limits) for name, limits in SAMPLING_RANGES.items()},
+        "presence_penalty": (sampling.presence_penalty, -2.0, 2.0),
+        "frequency_penalty": (sampling.frequency_penalty, -2.0, 2.0),
+        **{f"logit_bias[{key}]": (value, -100.0, 100.0) for key, value in sampling.logit_bias.items()},
     }
     for name, (value, low, high) in ranges.items():
         if not (math.isfinite(value) and low <= value <= high):

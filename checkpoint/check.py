@@ -1,8 +1,9 @@
 """Checks a whole checkpoint before anything is served from it; the first fault ends the check with file and tensor.
 
-Knows nothing of shards or devices. 1. Every tensor that the configuration asks for is there with its shape and dtype;
-2. the experts' ``weight_shape`` values agree; 3. every scale, bias and norm is finite, read in large pieces by a few
-threads. Packed codes need no reading: each bit pattern is a valid code. Tensors beyond those are reported, not refused.
+Knows nothing of shards or devices. 1. Its texts can be used; 2. every tensor that the configuration asks for is there with
+its shape and dtype; 3. the experts' ``weight_shape`` values agree; 4. every scale and every unpacked weight is finite, read
+in large pieces by a few threads. Packed codes need no reading: each bit pattern is a valid code. Tensors beyond those are
+reported, not refused.
 """
 
 import logging
@@ -11,25 +12,28 @@ import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from .chat_template import ChatTemplate
 from .errors import CheckpointError
 from .files import CheckpointFiles
-from .generation import GenerationDefaults
 from .layout import TensorSpec, all_tensors
-from .model_config import CODES_PER_WORD
+from .model_config import CODES_PER_WORD, CONFIG_FILE
 from .safetensors_header import TensorInfo
-from .tokenizer import Tokenizer
+from .texts import Texts
 
 _logger = logging.getLogger(__name__)
 _SPAN_BYTES = 8 << 20
 _SHAPES_PER_TASK = 512
 _NUMBERED_LAYER = re.compile(r"model\.layers\.(\d+)\.")
 # An expert that carries one of these was not quantized as the configuration says.
-_FOREIGN_PARTS = (".weight_zero_point", ".weight_g_idx", ".weight_global_scale")
+_FOREIGN_PARTS = {
+    ".weight_zero_point": "symmetric",
+    ".weight_g_idx": "in the order of the columns",
+    ".weight_global_scale": "scaled by group alone",
+    ".input_scale": "with activations as they are",
+    ".input_global_scale": "with activations as they are",
+}
 
 Progress = Callable[[int, int], None]
 
@@ -45,7 +49,7 @@ class CheckReport:
 
 @dataclass
 class _Span:
-    """Neighbouring tensors of one file that are read at once."""
+    """Neighbouring tensors of one file, or a piece of one tensor, that are read at once."""
 
     file: str
     start: int
@@ -54,6 +58,7 @@ class _Span:
 
 
 def check(checkpoint: CheckpointFiles, progress: Progress | None = None, threads: int = 4) -> CheckReport:
+    Texts.from_dir(checkpoint.directory)
     specs = list(all_tensors(checkpoint.config))
     for spec in specs:
         _check_entry(checkpoint, spec)
@@ -64,17 +69,13 @@ def check(checkpoint: CheckpointFiles, progress: Progress | None = None, threads
     return CheckReport(len(specs), sum(end - start for _, start, end in checkpoint.ranges_read), unused)
 
 
-def check_texts(directory: Path) -> None:
-    """Configuration, tokenizer, template and generation defaults: all but the tensors."""
-    ChatTemplate.from_dir(directory, Tokenizer.from_dir(directory))
-    GenerationDefaults.from_dir(directory)
-
-
 def _check_entry(checkpoint: CheckpointFiles, spec: TensorSpec) -> None:
     info = checkpoint.info(spec.name)
     file = checkpoint.directory / info.file
     if info.shape != spec.shape:
-        raise CheckpointError(file, spec.name, f"has shape {list(info.shape)}, must be {list(spec.shape)}")
+        raise CheckpointError(
+            file, spec.name, f"has shape {list(info.shape)}, must be {list(spec.shape)} by {CONFIG_FILE}"
+        )
     if info.dtype not in spec.dtypes:
         raise CheckpointError(file, spec.name, f"has dtype {info.dtype}, must be {' or '.join(spec.dtypes)}")
 
@@ -86,16 +87,17 @@ def _unused(checkpoint: CheckpointFiles, specs: Iterable[TensorSpec]) -> tuple[s
         layer = _NUMBERED_LAYER.match(name)
         if layer and int(layer[1]) >= checkpoint.config.num_layers:
             continue
-        if ".mlp.experts." in name and name.endswith(_FOREIGN_PARTS):
+        must = next((must for part, must in _FOREIGN_PARTS.items() if name.endswith(part)), None)
+        if ".mlp.experts." in name and must is not None:
             file = checkpoint.directory / checkpoint.info(name).file
-            raise CheckpointError(file, name, "is not supported: experts must be symmetric INT4 without reordering")
+            raise CheckpointError(file, name, f"is not supported: experts must be symmetric INT4, {must}")
         unused.append(name)
     return tuple(unused)
 
 
 def _check_values(checkpoint: CheckpointFiles, specs: Iterable[TensorSpec], progress: Progress, threads: int) -> None:
     shapes = [spec for spec in specs if spec.kind == "shape"]
-    spans = _spans(checkpoint, [spec.name for spec in specs if spec.kind in ("scale", "gate_bias", "norm")])
+    spans = _spans(checkpoint, [spec.name for spec in specs if spec.kind not in ("packed", "shape")])
     total = sum(span.end - span.start for span in spans)
     done = 0
     progress(done, total)
@@ -116,7 +118,7 @@ def _check_values(checkpoint: CheckpointFiles, specs: Iterable[TensorSpec], prog
 
 
 def _spans(checkpoint: CheckpointFiles, names: Iterable[str]) -> list[_Span]:
-    """Tensors that touch in the file share a span of at most the limit (one larger tensor has its own)."""
+    """Tensors that touch in the file share a span of at most the limit; larger ones are cut."""
     spans: list[_Span] = []
     for info, name in sorted(((checkpoint.info(name), name) for name in names), key=_position):
         last = spans[-1] if spans else None
@@ -124,8 +126,13 @@ def _spans(checkpoint: CheckpointFiles, names: Iterable[str]) -> list[_Span]:
             last.end = info.end
             last.names.append(name)
         else:
-            spans.append(_Span(info.file, info.start, info.end, [name]))
+            spans += _pieces(info, name)
     return spans
+
+
+def _pieces(info: TensorInfo, name: str) -> list[_Span]:
+    starts = range(info.start, info.end, _SPAN_BYTES)
+    return [_Span(info.file, start, min(start + _SPAN_BYTES, info.end), [name]) for start in starts]
 
 
 def _position(item: tuple[TensorInfo, str]) -> tuple[str, int, int]:
@@ -146,21 +153,29 @@ def _check_shapes(checkpoint: CheckpointFiles, specs: Iterable[TensorSpec]) -> i
 
 
 def _check_finite(checkpoint: CheckpointFiles, span: _Span, buffers: threading.local) -> int:
-    size = span.end - span.start
-    if len(getattr(buffers, "memory", b"")) < size:
-        buffers.memory = bytearray(max(size, _SPAN_BYTES))
-    view = memoryview(buffers.memory)[:size]
+    if not hasattr(buffers, "memory"):
+        buffers.memory = memoryview(bytearray(_SPAN_BYTES))
+    view = buffers.memory[: span.end - span.start]
     checkpoint.read_bytes(span.names[0], span.start, view)
-    dtypes = {checkpoint.info(name).dtype for name in span.names}
-    if len(dtypes) == 1 and _num_not_finite(view, dtypes.pop()) == 0:
-        return size
-    for name in span.names:
-        info = checkpoint.info(name)
-        count = _num_not_finite(view[info.start - span.start : info.end - span.start], info.dtype)
-        if count:
-            problem = f"{count} of its values are not finite (NaN or infinite)"
+    infos = [checkpoint.info(name) for name in span.names]
+    if len({info.dtype for info in infos}) == 1 and _num_not_finite(view, infos[0].dtype) == 0:
+        return len(view)
+    for name, info in zip(span.names, infos, strict=True):
+        mine = view[max(info.start - span.start, 0) : info.end - span.start]
+        if _num_not_finite(mine, info.dtype):
+            problem = f"{_count_all(checkpoint, name, info)} of its values are not finite (NaN or infinite)"
             raise CheckpointError(checkpoint.directory / info.file, name, problem)
-    return size
+    return len(view)
+
+
+def _count_all(checkpoint: CheckpointFiles, name: str, info: TensorInfo) -> int:
+    """Values that are not finite in all of a tensor, of which a span may hold a piece."""
+    count = 0
+    for piece in _pieces(info, name):
+        content = memoryview(bytearray(piece.end - piece.start))
+        checkpoint.read_bytes(name, piece.start, content)
+        count += _num_not_finite(content, info.dtype)
+    return count
 
 
 def _num_not_finite(content: memoryview, dtype: str) -> int:

@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +20,7 @@ from .folders import Folders
 from .heads import SAMPLE_BYTES, AskHeads
 from .json_object import read_json_object
 from .layout import expert_projections
+from .mistakes import folder_lacks, folder_lacks_index, tensor_is
 from .model_config import CONFIG_FILE, ModelConfig
 from .safetensors_header import TensorInfo
 
@@ -87,7 +88,7 @@ class CheckpointFiles:
         try:
             return self.tensors[name]
         except KeyError:
-            raise CheckpointError(self.directory, name, "is in no file of the checkpoint") from None
+            raise no_tensor(self.directory, name, self.tensors) from None
 
     def expert_names(self, layer: int, expert: int) -> tuple[tuple[str, str], ...]:
         """``(packed, scale)`` for gate, up and down."""
@@ -176,18 +177,27 @@ def read_index(index: Path) -> dict[str, str]:
     return placed
 
 
+def no_tensor(place: Path, name: str, names: Collection[str]) -> CheckpointError:
+    """That ``name`` is not among the checkpoint's ``names``."""
+    return CheckpointError(place, name, "is in no file of the checkpoint", tensor_is(name, names))
+
+
 def _expected(directory: Path, folders: Folders) -> dict[str, CheckpointError]:
     """The checkpoint's files, each with the error that it is if no folder has it."""
     index = directory / INDEX_FILE
     if not index.exists():
-        nothing = CheckpointError(directory, "", f"holds neither {INDEX_FILE} nor {SINGLE_FILE}")
+        nothing = CheckpointError(
+            directory, "", f"holds neither {INDEX_FILE} nor {SINGLE_FILE}", folder_lacks_index(directory)
+        )
         if not any((folder / SINGLE_FILE).exists() for folder in folders.paths):
             raise nothing
         return {SINGLE_FILE: nothing}
     places = " or ".join(map(str, folders.paths))
     errors: dict[str, CheckpointError] = {}
     for name, file in read_index(index).items():
-        errors.setdefault(file, CheckpointError(index, name, f"lies in {file}, which does not exist in {places}"))
+        if file not in errors:
+            nowhere = f"lies in {file}, which does not exist in {places}"
+            errors[file] = CheckpointError(index, name, nowhere, folder_lacks(directory / file))
     return errors
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from .errors import CheckpointError
 from .json_object import JsonObject, read_json_object
+from .mistakes import folder_lacks, folder_lacks_config, path_is
 from .quantization import read_group_size
 from .rotary import YarnConfig, read_rotary
 
@@ -18,6 +19,7 @@ __all__ = ["CODES_PER_WORD", "CONFIG_FILE", "ModelConfig", "YarnConfig", "read_t
 
 CONFIG_FILE = "config.json"
 CODES_PER_WORD = 8
+_ARCHITECTURE = "DeepseekV3ForCausalLM"
 SCALE_BYTES = 2
 # transformers builds the two norms inside the latent attention with its class default, whatever rms_norm_eps says.
 _LATENT_NORM_EPS = 1e-6
@@ -59,8 +61,10 @@ class ModelConfig:
     @classmethod
     def from_dir(cls, directory: Path) -> "ModelConfig":
         if not directory.is_dir():
-            raise CheckpointError(directory, "", "is not a directory")
-        return _read(read_json_object(directory / CONFIG_FILE))
+            raise CheckpointError(directory, "", "is not a directory", path_is(directory))
+        if not (file := directory / CONFIG_FILE).exists():
+            raise CheckpointError(file, "", "No such file", folder_lacks(file) or folder_lacks_config(directory))
+        return _read(read_json_object(file))
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], file: str = CONFIG_FILE) -> "ModelConfig":
@@ -98,11 +102,15 @@ class ModelConfig:
 def _read(source: JsonObject) -> ModelConfig:
     _refuse_unsupported(source)
     num_layers = source.integer("num_hidden_layers", maximum=10_000)
+    num_dense_layers = source.integer("first_k_dense_replace", minimum=0)
+    if num_dense_layers >= num_layers:
+        limit = f"must be below num_hidden_layers, {num_layers}: no layer with experts is left"
+        raise source.error("first_k_dense_replace", f"{num_dense_layers} {limit}")
     rope_theta, yarn = read_rotary(source)
     config = ModelConfig(
         hidden_size=source.integer("hidden_size"),
         num_layers=num_layers,
-        num_dense_layers=source.integer("first_k_dense_replace", minimum=0),
+        num_dense_layers=num_dense_layers,
         intermediate_size=source.integer("intermediate_size"),
         moe_intermediate_size=source.integer("moe_intermediate_size"),
         num_experts=source.integer("n_routed_experts", maximum=65_535),
@@ -139,7 +147,13 @@ def _read(source: JsonObject) -> ModelConfig:
 
 def _refuse_unsupported(source: JsonObject) -> None:
     """Switches that change the arithmetic and have one supported setting; null stands for an absent key."""
-    source.expect("architectures", ["DeepseekV3ForCausalLM"])
+    if source.has("text_config"):
+        problem = (
+            f"checkpoints with a language model among others, such as Kimi-K2.5 ({source.data.get('model_type')!r}), are not "
+            f"supported yet; those of {_ARCHITECTURE} alone are, such as Kimi-K2-Thinking"
+        )
+        raise source.error("text_config", problem)
+    source.expect("architectures", [_ARCHITECTURE])
     source.expect("model_type", "kimi_k2", "deepseek_v3")
     source.expect("hidden_act", None, "silu")
     source.expect("attention_bias", None, False)
@@ -171,9 +185,6 @@ def _shape_problems(config: ModelConfig) -> list[tuple[str, str]]:
     for key, width in (("hidden_size", config.hidden_size), ("moe_intermediate_size", config.moe_intermediate_size)):
         if width % unit:
             problems.append((key, f"{width} must be a multiple of {unit} (group_size {config.group_size})"))
-    if config.num_dense_layers >= config.num_layers:
-        limit = f"must be below num_hidden_layers, {config.num_layers}: no layer with experts is left"
-        problems.append(("first_k_dense_replace", f"{config.num_dense_layers} {limit}"))
     if config.qk_rope_head_dim % 2:
         problems.append(("qk_rope_head_dim", f"{config.qk_rope_head_dim} must be even"))
     return problems

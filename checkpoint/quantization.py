@@ -5,6 +5,7 @@ Knows nothing of the packed bits. 1. ``recipe.py`` says which group of the recip
 its supported setting, however it is spelled; 4. what remains free is the group size, which is returned.
 """
 
+import itertools
 import json
 
 from .json_object import JsonObject
@@ -81,8 +82,9 @@ def _check_whole(quantization: JsonObject) -> None:
 def _unquantized(quantization: JsonObject, recipe: Recipe, module: Module) -> Exception:
     if recipe.ignores(module):
         return quantization.error("ignore", f"leaves {module.name} unquantized; routed experts must be INT4")
-    targets = ", ".join(json.dumps(target) for target in recipe.targets) or "none"
-    problem = f"no target matches {module.name} (there is {targets}); routed experts must be INT4"
+    first = ", ".join(map(json.dumps, itertools.islice(recipe.targets, 3))) or "none"
+    more = f" and {len(recipe.targets) - 3} more" if len(recipe.targets) > 3 else ""
+    problem = f"no target matches {module.name} (there is {first}{more}); routed experts must be INT4"
     return quantization.error("config_groups", problem)
 
 

@@ -73,7 +73,10 @@ def _read_block(config: JsonObject, block: JsonObject) -> tuple[float, YarnConfi
     if yarn.mscale != 1.0 and (yarn.mscale == 0.0 or yarn.mscale_all_dim == 0.0):
         # Implementations disagree about what one without the other means.
         raise block.error("mscale", f"{yarn.mscale} without mscale_all_dim is not supported (must be 1.0)")
-    return _theta(config, block), yarn
+    theta = _theta(config, block)
+    if theta == 1.0:
+        raise config.error("rope_theta", "1.0 must be above 1 with YaRN: all pairs would turn alike")
+    return theta, yarn
 
 
 def _theta(config: JsonObject, block: JsonObject | None) -> float:

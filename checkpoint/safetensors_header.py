@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from .errors import CheckpointError
 from .json_object import JsonObject, parse_json_object
+from .mistakes import START_BYTES, text_is
 
 ITEM_BYTES = {
     "BOOL": 1,
@@ -20,6 +21,9 @@ ITEM_BYTES = {
     "I8": 1,
     "F8_E4M3": 1,
     "F8_E5M2": 1,
+    "F8_E4M3FNUZ": 1,
+    "F8_E5M2FNUZ": 1,
+    "F8_E8M0": 1,
     "I16": 2,
     "U16": 2,
     "F16": 2,
@@ -30,6 +34,7 @@ ITEM_BYTES = {
     "I64": 8,
     "U64": 8,
     "F64": 8,
+    "C64": 8,
 }
 MAX_HEADER_BYTES = 100_000_000
 _LENGTH = struct.Struct("<Q")
@@ -65,8 +70,9 @@ def read_start(path: Path, num_more: int) -> tuple[bytes, int]:
     try:
         file_bytes = path.stat().st_size
         with path.open("rb") as file:
-            prefix = file.read(_LENGTH.size)
-            return prefix + file.read(_header_bytes(path, prefix, file_bytes) + num_more), file_bytes
+            start = file.read(START_BYTES)
+            wanted = _LENGTH.size + _header_bytes(path, start, file_bytes) + num_more
+            return start[:wanted] + file.read(max(0, wanted - len(start))), file_bytes
     except OSError as error:
         raise CheckpointError(path, "", error.strerror or str(error)) from error
 
@@ -86,10 +92,12 @@ def parse_header(path: Path, start: bytes, file_bytes: int) -> Header:
 
 def _header_bytes(path: Path, start: bytes, file_bytes: int) -> int:
     if len(start) < _LENGTH.size:
-        raise CheckpointError(path, "", f"truncated: {file_bytes} bytes, a header needs {_LENGTH.size}")
+        problem = f"truncated: {file_bytes} bytes, a header needs {_LENGTH.size}"
+        raise CheckpointError(path, "", problem, text_is(start))
     length = int(_LENGTH.unpack_from(start)[0])
-    if length > MAX_HEADER_BYTES:
-        raise CheckpointError(path, "", f"header of {length} bytes, limit {MAX_HEADER_BYTES}")
+    # NOTE: between these limits any first bytes are a length, also those by which other files are known.
+    if not 0 < length <= MAX_HEADER_BYTES:
+        raise CheckpointError(path, "", text_is(start) or f"header of {length} bytes, limit {MAX_HEADER_BYTES}")
     return length
 
 

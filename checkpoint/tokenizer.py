@@ -18,6 +18,7 @@ import tiktoken
 from .errors import CheckpointError
 from .generation import GenerationDefaults
 from .json_object import JsonObject, read_json_object
+from .mistakes import START_BYTES, file_is, folder_lacks, folder_lacks_ranks
 from .model_config import ModelConfig
 
 RANKS_FILE = "tiktoken.model"
@@ -68,7 +69,9 @@ class Tokenizer:
         config = ModelConfig.from_dir(directory)
         ranks = _read_ranks(directory / RANKS_FILE, config.vocab_size)
         special = _read_special(read_json_object(directory / TOKENIZER_FILE), len(ranks), config.vocab_size)
-        stops = [*GenerationDefaults.from_dir(directory).eos_token_ids, *config.eos_token_ids]
+        defaults = GenerationDefaults.from_dir(directory)
+        defaults.check_ids(directory, config.vocab_size)
+        stops = [*defaults.eos_token_ids, *config.eos_token_ids]
         stops += [special[name] for name in _SAFETY_STOPS if name in special]
         return cls(ranks, special, tuple(dict.fromkeys(stops)), config.vocab_size)
 
@@ -147,17 +150,25 @@ def _cut_runs(text: str) -> Iterator[str]:
 
 def _read_ranks(path: Path, vocab_size: int) -> dict[bytes, int]:
     try:
-        lines = path.read_bytes().splitlines()
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            path, "", "No such file", folder_lacks(path) or folder_lacks_ranks(path.parent)
+        ) from error
     except OSError as error:
         raise CheckpointError(path, "", error.strerror or str(error)) from error
+    if not content:
+        raise CheckpointError(path, "", file_is(content))
     ranks: dict[bytes, int] = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(content.splitlines(), 1):
         if not line:
             continue
         try:
             token, rank = line.split()
             ranks[base64.b64decode(token, validate=True)] = int(rank)
         except (ValueError, binascii.Error) as error:
+            if known := file_is(content[:START_BYTES]):
+                raise CheckpointError(path, "", known) from error
             raise CheckpointError(path, f"line {number}", f"must be BASE64 RANK, is {line[:80]!r}") from error
     if sorted(ranks.values()) != list(range(len(ranks))):
         raise CheckpointError(path, "", f"its {len(ranks)} different tokens must have the ranks 0 to {len(ranks) - 1}")
@@ -174,6 +185,7 @@ def _read_special(config: JsonObject, num_ranks: int, vocab_size: int) -> dict[s
     """Every id from the last rank to the vocabulary's end by name; what the file does not list has a reserved name."""
     names = {token_id: f"<|reserved_token_{token_id}|>" for token_id in range(num_ranks, vocab_size)}
     decoder = config.object("added_tokens_decoder")
+    listed: list[int] = []
     for key in decoder.data:
         name = decoder.object(key).text("content")
         if not key.isdecimal():
@@ -185,6 +197,12 @@ def _read_special(config: JsonObject, num_ranks: int, vocab_size: int) -> dict[s
         if token_id not in names:
             raise decoder.error(key, f"{name!r} is out of range ({num_ranks} to {vocab_size - 1})")
         names[token_id] = name
+        listed.append(token_id)
+    if min(listed, default=num_ranks) > num_ranks:
+        problem = (
+            f"{RANKS_FILE} ends with rank {num_ranks - 1}, and nothing lies between it and this first control token"
+        )
+        raise decoder.error(str(min(listed)), problem)
     special = {name: token_id for token_id, name in names.items()}
     _check_names(decoder, names, special)
     return special
@@ -196,6 +214,8 @@ def _check_names(decoder: JsonObject, names: dict[int, str], special: dict[str, 
             raise decoder.error(str(token_id), f"{name!r} is the name of {special[name]} as well")
         if len(name) < 2:
             raise decoder.error(str(token_id), f"{name!r} is shorter than 2 characters")
+        if name != without_surrogates(name):
+            raise decoder.error(str(token_id), f"{name!r} holds half a character")
     ordered = sorted(special)
     for name, following in itertools.pairwise(ordered):
         if following.startswith(name):

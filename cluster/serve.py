@@ -9,11 +9,8 @@ import os
 import secrets
 import sys
 
-from ..checkpoint.chat_template import ChatTemplate
 from ..checkpoint.check import check
 from ..checkpoint.files import CheckpointFiles
-from ..checkpoint.generation import GenerationDefaults
-from ..checkpoint.tokenizer import Tokenizer
 from ..expert_workers.memory import available_memory
 from ..expert_workers.numa import numa_nodes
 from ..membership.wire import secure
@@ -67,8 +64,6 @@ def prepare(config: FleetConfig, stop: Stop) -> Plan:
         plan.check_memory(available_memory())
         say(f"checking {config.model}")
         check(checkpoint, lambda done, total: stop.check(), available_cores())
-    ChatTemplate.from_dir(config.model, Tokenizer.from_dir(config.model))
-    GenerationDefaults.from_dir(config.model)
     return plan
 
 

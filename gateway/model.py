@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from ..checkpoint.chat_template import ChatTemplate
 from ..checkpoint.generation import GenerationDefaults
-from ..checkpoint.model_config import ModelConfig
+from ..checkpoint.texts import Texts
 from ..checkpoint.tokenizer import IncrementalDecoder, Tokenizer
 from .config import GatewayConfig
 from .parser import Markers
@@ -39,20 +39,20 @@ class Model:
     @staticmethod
     def load(config: GatewayConfig) -> "Model":
         """Raises CheckpointError, or ValueError for a length beyond the checkpoint's."""
-        checkpoint = ModelConfig.from_dir(config.model)
-        longest = checkpoint.max_position_embeddings
+        texts = Texts.from_dir(config.model)
+        longest = texts.config.max_position_embeddings
         if (config.max_model_len or 0) > longest:
             raise ValueError(f"max_model_len: {config.max_model_len} is more than the checkpoint's {longest}")
-        tokenizer = Tokenizer.from_dir(config.model)
+        special = texts.tokenizer.special
         return Model(
             names=config.model_names,
             max_model_len=config.max_model_len or longest,
-            vocab_size=checkpoint.vocab_size,
-            tokenizer=tokenizer,
-            template=ChatTemplate.from_dir(config.model, tokenizer),
-            defaults=GenerationDefaults.from_dir(config.model),
-            markers=Markers.from_special(tokenizer.special),
-            written=frozenset(tokenizer.special[name] for name in _WRITTEN if name in tokenizer.special),
+            vocab_size=texts.config.vocab_size,
+            tokenizer=texts.tokenizer,
+            template=texts.template,
+            defaults=texts.defaults,
+            markers=Markers.from_special(special),
+            written=frozenset(special[name] for name in _WRITTEN if name in special),
         )
 
     def at_most(self, max_model_len: int | None) -> "Model":

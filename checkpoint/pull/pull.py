@@ -1,6 +1,6 @@
 """Copies a checkpoint from a base address into a directory, and again and again until all of it is there.
 
-Knows nothing of HTTP. 1. Configuration, tokenizer, template and index come first and are read, so that a checkpoint
+Knows nothing of HTTP. 1. Configuration, tokenizer, template and index come first and are tried out, so that a checkpoint
 which cannot be served costs no time; 2. the shards that the index names follow, several at once, if the disk has room.
 A file that is there with its size (and checksum, if one is known) is left alone; nothing but these files is touched.
 """
@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..chat_template import TEMPLATE_FILE
-from ..check import check_texts
-from ..files import INDEX_FILE, SINGLE_FILE, read_index
+from ..files import INDEX_FILE, SINGLE_FILE, no_tensor, read_index
 from ..generation import FILE as GENERATION_FILE
-from ..model_config import CONFIG_FILE
+from ..layout import all_tensors
+from ..model_config import CONFIG_FILE, ModelConfig
+from ..texts import Texts
 from ..tokenizer import RANKS_FILE, TOKENIZER_FILE
 from .checksums import SUMS_FILE, file_sha256, parse_sums
 from .errors import PullError, StatusError
@@ -65,10 +66,20 @@ def pull(
         files.sums = _read_sums(source, sha256sums, files.retries())
         directory.mkdir(parents=True, exist_ok=True)
         files.fetch(_TEXTS)
-        check_texts(directory)
-        index = directory / INDEX_FILE
-        files.fetch(sorted(set(read_index(index).values())) if index.exists() else [SINGLE_FILE])
+        texts = Texts.from_dir(directory)
+        files.fetch(_shards(directory / INDEX_FILE, texts.config))
     return files.report()
+
+
+def _shards(index: Path, config: ModelConfig) -> list[str]:
+    """Raises CheckpointError if the index lacks a tensor that will be needed."""
+    if not index.exists():
+        return [SINGLE_FILE]
+    placed = read_index(index)
+    for spec in all_tensors(config):
+        if spec.name not in placed:
+            raise no_tensor(index, spec.name, placed)
+    return sorted(set(placed.values()))
 
 
 def free_bytes(directory: Path) -> int:

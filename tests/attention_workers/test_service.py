@@ -77,6 +77,11 @@ def test_a_plain_request_passes() -> None:
     check_request(make_request(priority=255, deadline_s=0.0), LIMITS)
 
 
+@pytest.mark.parametrize("penalty", [0.0, 0.01, 1.0, 100.0])
+def test_a_penalty_that_is_given_within_limits_or_not_at_all_passes(penalty: float) -> None:
+    check_request(make_request(sampling=pb.Sampling(top_p=1.0, repetition_penalty=penalty)), LIMITS)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -88,6 +93,9 @@ def test_a_plain_request_passes() -> None:
         {"thinking_budget": pb.ThinkingBudget(start_id=5, end_id=6, forced_ids=[5, 6])},
         {"sampling": pb.Sampling(top_p=1.0, logit_bias={3: float("nan")})},
         {"sampling": pb.Sampling(top_p=1.0, temperature=float("nan"))},
+        {"sampling": pb.Sampling(top_p=1.0, repetition_penalty=0.0005)},
+        {"sampling": pb.Sampling(top_p=1.0, repetition_penalty=101.0)},
+        {"sampling": pb.Sampling(top_p=0.0)},
         {"sampling": pb.Sampling(top_p=1.0, logit_bias={100: 1.0})},
     ],
 )

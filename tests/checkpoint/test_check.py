@@ -51,6 +51,9 @@ def test_a_good_checkpoint_passes_and_progress_reaches_the_end(tiny: Path) -> No
         f"{EXPERT}.down_proj.weight_scale",
         "model.layers.1.mlp.gate.e_score_correction_bias",
         "model.layers.1.self_attn.kv_a_layernorm.weight",
+        "model.layers.1.self_attn.o_proj.weight",
+        "model.layers.1.mlp.gate.weight",
+        "model.layers.1.mlp.shared_experts.down_proj.weight",
     ],
 )
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -62,6 +65,38 @@ def test_a_value_that_is_not_finite_is_named(copy: Path, name: str, value: float
     with pytest.raises(CheckpointError) as caught:
         run_check(copy)
     assert str(caught.value).startswith(f"{copy / FILE}: {name}: 1 of its values are not finite")
+
+
+@pytest.mark.parametrize("span_bytes", [64, 1000, 4096])
+def test_a_tensor_larger_than_what_is_read_at_once_is_counted_whole(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, span_bytes: int
+) -> None:
+    def change(state: State) -> None:
+        for row in (0, 900, 2047):
+            state["lm_head.weight"][row, 5] = float("nan")
+
+    file = "model-00004-of-000004.safetensors"
+    rewrite(copy, change, file)
+    monkeypatch.setattr("expertfleet.checkpoint.check._SPAN_BYTES", span_bytes)
+    with pytest.raises(CheckpointError) as caught:
+        run_check(copy)
+    assert str(caught.value) == f"{copy / file}: lm_head.weight: 3 of its values are not finite (NaN or infinite)"
+
+
+def test_all_is_read_whatever_is_read_at_once(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with CheckpointFiles.open(tiny) as files:
+        expected = check(files)
+    monkeypatch.setattr("expertfleet.checkpoint.check._SPAN_BYTES", 96)
+    with CheckpointFiles.open(tiny) as files:
+        assert check(files) == expected
+
+
+def test_texts_are_tried_before_any_tensor_is_read(copy: Path) -> None:
+    (copy / "chat_template.jinja").write_text("{{ raise_exception('no') }}")
+    with CheckpointFiles.open(copy) as files:
+        with pytest.raises(CheckpointError, match="raises for a plain conversation"):
+            check(files)
+        assert files.ranges_read == []
 
 
 def test_the_largest_finite_scale_passes(copy: Path) -> None:
@@ -81,7 +116,8 @@ def test_the_largest_finite_scale_passes(copy: Path) -> None:
         ("down_proj.weight_shape", torch.tensor([32, 64], dtype=torch.int32), "holds [32, 64], must hold [64, 32]"),
         ("down_proj.weight_shape", torch.tensor([64.0, 32.0]), "has dtype F32, must be I32 or I64"),
         ("down_proj.weight_zero_point", torch.zeros(64, 1, dtype=torch.int32), "must be symmetric INT4"),
-        ("gate_proj.weight_g_idx", torch.zeros(64, dtype=torch.int32), "must be symmetric INT4"),
+        ("gate_proj.weight_g_idx", torch.zeros(64, dtype=torch.int32), "must be symmetric INT4, in the order of the"),
+        ("gate_proj.input_scale", torch.ones(1, dtype=torch.bfloat16), "with activations as they are"),
     ],
 )
 def test_a_wrong_tensor_is_named(copy: Path, name: str, tensor: torch.Tensor, problem: str) -> None:
@@ -90,6 +126,13 @@ def test_a_wrong_tensor_is_named(copy: Path, name: str, tensor: torch.Tensor, pr
         run_check(copy)
     assert str(caught.value).startswith(f"{copy / FILE}: {EXPERT}.{name}: ")
     assert problem in str(caught.value)
+
+
+def test_a_vocabulary_larger_than_the_heads_rows_is_named(copy: Path) -> None:
+    data = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**data, "vocab_size": 4096}))
+    with pytest.raises(CheckpointError, match=r"has shape \[2048, 64\], must be \[4096, 64\] by config\.json"):
+        run_check(copy)
 
 
 @pytest.mark.parametrize("name", [f"{EXPERT}.up_proj.weight_packed", "model.layers.1.self_attn.o_proj.weight"])

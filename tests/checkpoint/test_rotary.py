@@ -58,6 +58,13 @@ def test_what_is_not_understood_is_refused(config_data: ConfigData, change: dict
     assert problem in str(caught.value)
 
 
+def test_theta_must_turn_pairs_at_different_speeds(config_data: ConfigData) -> None:
+    data = {**config_data(), "rope_theta": 1.0}
+    with pytest.raises(CheckpointError, match=r"config\.json: rope_theta: 1\.0 must be above 1 with YaRN"):
+        ModelConfig.from_dict(data)
+    assert ModelConfig.from_dict({**data, "rope_scaling": None}).rope_theta == 1.0
+
+
 def test_theta_is_needed(config_data: ConfigData) -> None:
     data = config_data()
     del data["rope_theta"]

@@ -53,6 +53,13 @@ def test_a_written_header_is_read_by_the_library(tmp_path: Path) -> None:
         assert (info.start, info.end) == ranges[name]
 
 
+@pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E8M0", "F8_E5M2FNUZ", "C64"])
+def test_a_dtype_that_is_not_served_can_still_be_named(tmp_path: Path, dtype: str) -> None:
+    size = 8 if dtype == "C64" else 1
+    path = write(tmp_path / "x.safetensors", {"a": entry(0, 4 * size, [4], dtype)}, bytes(4 * size))
+    assert read_header(path).tensors["a"].dtype == dtype
+
+
 @pytest.mark.parametrize("length", [0, 3, 8, 20, 200])
 def test_a_file_cut_anywhere_is_truncated(tmp_path: Path, length: int) -> None:
     path = write(tmp_path / "x.safetensors", {"first": entry(0, 8, [4]), "second": entry(8, 160, [76])}, bytes(160))

@@ -114,6 +114,23 @@ def test_a_damaged_checkpoint_names_file_and_tensor_before_anything_starts(
     assert "not-there.safetensors" in error_of(capsys, "serve", str(broken))
 
 
+@pytest.mark.parametrize(
+    ("file", "document", "problem"),
+    [
+        ("generation_config.json", {"eos_token_id": 2048}, "eos_token_id: 2048 must be below vocab_size, 2048"),
+        ("generation_config.json", {"repetition_penalty": 0}, "repetition_penalty: 0 is out of range"),
+        ("tokenizer_config.json", {}, "added_tokens_decoder: missing"),
+    ],
+)
+def test_what_no_request_could_be_served_with_is_named_before_anything_starts(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, document: object, problem: str
+) -> None:
+    broken = Path(shutil.copytree(tiny, tmp_path / "broken"))
+    (broken / file).write_text(json.dumps(document))
+    assert error_of(capsys, "serve", str(broken)).startswith(f"expertfleet: error: {broken / file}: {problem}")
+    assert run(capsys, "checkpoint", "check", str(broken))[0] == 1
+
+
 def test_checkpoint_verbs_are_part_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = run(capsys, "checkpoint", "make-tiny", str(tmp_path / "m"), "--seed", "5")
     assert status == 0

@@ -393,6 +393,15 @@ def test_a_checkpoint_that_cannot_be_served_costs_no_shard(site: FileServer, pul
     assert site.gets(SHARD) == []
 
 
+def test_an_index_without_a_needed_tensor_costs_no_shard(site: FileServer, puller: Puller) -> None:
+    index = json.loads(site.files[INDEX_FILE])
+    renamed = {f"language_model.{name}": file for name, file in index["weight_map"].items()}
+    site.files[INDEX_FILE] = json.dumps({"weight_map": renamed}).encode()
+    with pytest.raises(CheckpointError, match=r"embed_tokens\.weight: is in no file .* begin with 'language_model\.'"):
+        puller(site)
+    assert site.gets(SHARD) == []
+
+
 def test_a_server_without_head_will_do(site: FileServer, tiny: Path, puller: Puller) -> None:
     site.heeds_head = False
     del site.files["generation_config.json"]
