@@ -8,6 +8,7 @@ its supported setting, however it is spelled; 4. what remains free is the group 
 import itertools
 import json
 
+from .errors import CheckpointError
 from .json_object import JsonObject
 from .recipe import Module, Recipe, modules
 
@@ -79,7 +80,7 @@ def _check_whole(quantization: JsonObject) -> None:
         quantization.expect("sparsity_config", None, {})
 
 
-def _unquantized(quantization: JsonObject, recipe: Recipe, module: Module) -> Exception:
+def _unquantized(quantization: JsonObject, recipe: Recipe, module: Module) -> CheckpointError:
     if recipe.ignores(module):
         return quantization.error("ignore", f"leaves {module.name} unquantized; routed experts must be INT4")
     first = ", ".join(map(json.dumps, itertools.islice(recipe.targets, 3))) or "none"
