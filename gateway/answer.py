@@ -11,7 +11,7 @@ from typing import Protocol
 
 from ..proto.errors import Code, FleetError
 from ..proto.generated import generate_pb2 as pb
-from .parser import Kind, Piece
+from .pieces import Kind, Piece
 from .stop_strings import StopStrings
 
 
@@ -24,6 +24,8 @@ class Reader(Protocol):
     def num_calls(self) -> int: ...
     @property
     def num_finished_calls(self) -> int: ...
+    @property
+    def num_invalid_calls(self) -> int: ...
 
     def push(self, token_id: int) -> list[Piece]: ...
     def finish(self) -> list[Piece]: ...
@@ -130,10 +132,16 @@ class Answer:
         pieces = [] if self._stops.matched is not None else list(self._shown(self.reader.finish()))
         held = "" if self._stops.matched is not None else self._stops.flush()
         self._add([*pieces, *([Piece("content", held)] if held else [])], emit)
-        called = reason == "stop" and self.reader.num_calls > 0
-        self.finish_reason = "tool_calls" if called else reason
+        self.finish_reason = self._with_calls if reason == "stop" else reason
         self._open.finish_reason = self.finish_reason
         self._close(emit)
+
+    @property
+    def _with_calls(self) -> str:
+        """How an answer ended that came to its end: a client goes by this, so a call that it cannot run is no "stop"."""
+        if self.reader.num_calls:
+            return "tool_calls"
+        return "invalid_tool_call" if self.reader.num_invalid_calls else "stop"
 
     def _close(self, emit: Callable[[Event], None]) -> None:
         if self._open.kind is not None or self._open.token_ids or self._open.finish_reason:

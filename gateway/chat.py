@@ -20,14 +20,14 @@ def chat_job(request: ChatRequest, model: Model, request_id: str, ignored: list[
     unread: set[str] = set()
     toolbox = read_tools(request, unread)
     _check_tools(toolbox, model)
-    messages, num_calls = renumber(read_messages(request.messages, unread))
+    messages, first_call_number = renumber(read_messages(request.messages, unread))
     try:
         prompt_ids = model.template.render_ids(messages, list(toolbox.declared) or None)
     except TemplateError as error:
         raise bad_value("messages", str(error).removeprefix("messages: ")) from error
     seed = draw_seed() if request.seed is None else request.seed
     markers = model.markers
-    forbidden = [id_ for id_ in (markers.section, markers.call) if id_ is not None] if toolbox.forbids_calls else []
+    opening = [*markers.sections, *([] if markers.call is None else [markers.call])]
     tools = toolbox.parameters if toolbox.callable else None
     return Job(
         request=request,
@@ -40,7 +40,7 @@ def chat_job(request: ChatRequest, model: Model, request_id: str, ignored: list[
                 request_id=f"{request_id}-{index}",
                 prompt_ids=prompt_ids,
                 seed=seed_of(seed, index),
-                forbidden=forbidden,
+                forbidden=opening if toolbox.forbids_calls else (),
             )
             for index in range(request.n)
         ),
@@ -53,10 +53,11 @@ def chat_job(request: ChatRequest, model: Model, request_id: str, ignored: list[
         new_reader=lambda: Parser(markers, model.tokenizer.is_special, model.new_decoder(), tools),
         prompts=(prompt_ids,),
         ignored=(*ignored, *sorted(unread)),
-        num_earlier_calls=num_calls,
+        first_call_number=first_call_number,
     )
 
 
 def _check_tools(toolbox: Toolbox, model: Model) -> None:
-    if toolbox.declared and None in (model.markers.section, model.markers.call, model.markers.arguments):
+    markers = model.markers
+    if toolbox.declared and not (markers.sections and None not in (markers.call, markers.arguments)):
         raise unsupported("tools", "this model's vocabulary has no tool-call markers")

@@ -96,7 +96,7 @@ class ChatFormat:
         return {_TEXT_KEYS[event.kind]: event.text}
 
     def _call_id(self, event: Event) -> str:
-        return call_id(event.text, self._job.num_earlier_calls + event.call)
+        return call_id(event.text, self._job.first_call_number + event.call)
 
     def _choice(self, index: int, **content: Any) -> dict[str, Any]:
         return {"index": index, **content, "logprobs": None, "finish_reason": None}

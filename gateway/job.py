@@ -24,8 +24,8 @@ class Job:
     # Prompts in order; choice i answers prompt i // n.
     prompts: tuple[list[int], ...]
     ignored: tuple[str, ...] = ()
-    # Number of tool calls in the history: ids go on from there.
-    num_earlier_calls: int = 0
+    # Ids of tool calls are counted from here.
+    first_call_number: int = 0
     created: int = field(default_factory=lambda: int(time.time()))
 
     def new_answers(self) -> list[Answer]:

@@ -51,8 +51,11 @@ class Metrics:
         self.inexact = Counter(
             "expertfleet_inexact_continuations", "Answers that went on in another numerics class.", label, registry=own
         )
+        self.invalid_calls = Counter(
+            "expertfleet_invalid_tool_calls", "Calls that name no tool; they became content.", label, registry=own
+        )
         self.http = Counter("http_requests", "HTTP requests.", ("method", "handler", "status"), registry=own)
-        for metric in (self.running, self.waiting, self.inexact):
+        for metric in (self.running, self.waiting, self.inexact, self.invalid_calls):
             metric.labels(model_name)
 
     def watch(self, model_name: str, num_prompt_tokens: int) -> "Watch":
@@ -98,6 +101,9 @@ class Watch:
 
     def inexact_continuation(self) -> None:
         self._metrics.inexact.labels(self._name).inc()
+
+    def invalid_calls(self, num_calls: int) -> None:
+        self._metrics.invalid_calls.labels(self._name).inc(num_calls)
 
     def end(self, reasons: Sequence[str]) -> None:
         gauge = self._metrics.running if self._last else self._metrics.waiting

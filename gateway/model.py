@@ -12,13 +12,14 @@ from ..checkpoint.texts import Texts
 from ..checkpoint.tokenizer import IncrementalDecoder, Tokenizer
 from .config import GatewayConfig
 from .parser import Markers
+from .section_names import BEGINS, ENDS
 
 # The vocabulary's added tokens that are part of the text the model writes; all others control the conversation.
 _WRITTEN = (
     "<think>",
     "</think>",
-    "<|tool_calls_section_begin|>",
-    "<|tool_calls_section_end|>",
+    *BEGINS,
+    *ENDS,
     "<|tool_call_begin|>",
     "<|tool_call_argument_begin|>",
     "<|tool_call_end|>",

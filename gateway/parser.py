@@ -3,21 +3,22 @@
 Knows nothing of HTTP, ids of calls or stop strings. It works on token ids, one at a time, so that text which merely looks
 like a marker is text, no marker is ever shown, and a stream says the same as a whole answer however it was cut.
 
-    start → reasoning → content → section → header → arguments → section → after
+    start → reasoning → content → section → after
 
 1. ``<think>`` opens reasoning; ``</think>`` or a tool section ends it. An answer without ``<think>`` is content.
-2. In a section each call is a header (``functions.name:0``) and arguments; what lies between calls is noise.
-3. After the section nothing is shown; a further section may open.
+2. In a section each call is a header (``functions.name:0``) and arguments (``call_reader.py``).
+3. All other text is content, in sections and after them. Only white space that stands alone beside a marker is dropped.
 """
 
 import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Protocol
 
-from .call_header import Caller, name_of
-
-Kind = Literal["reasoning", "content", "call", "arguments"]
+from .call_header import Tools, is_name
+from .call_reader import CallReader
+from .pieces import Piece
+from .section_names import BEGINS, ENDS, Tail, after_end
 
 
 class Decoder(Protocol):
@@ -33,32 +34,27 @@ class Markers:
 
     think: int | None = None
     think_end: int | None = None
-    section: int | None = None
-    section_end: int | None = None
     call: int | None = None
     arguments: int | None = None
     call_end: int | None = None
+    sections: tuple[int, ...] = ()
+    section_ends: tuple[int, ...] = ()
 
     @staticmethod
     def from_special(special: Mapping[str, int]) -> "Markers":
         return Markers(
             think=special.get("<think>"),
             think_end=special.get("</think>"),
-            section=special.get("<|tool_calls_section_begin|>"),
-            section_end=special.get("<|tool_calls_section_end|>"),
             call=special.get("<|tool_call_begin|>"),
             arguments=special.get("<|tool_call_argument_begin|>"),
             call_end=special.get("<|tool_call_end|>"),
+            sections=tuple(special[name] for name in BEGINS if name in special),
+            section_ends=tuple(special[name] for name in ENDS if name in special),
         )
 
 
-@dataclass(frozen=True)
-class Piece:
-    """Some text of one kind; of kind "call" it is the tool's name. Calls are numbered from 0."""
-
-    kind: Kind
-    text: str
-    call: int = 0
+# Characters of text in a section beyond which it is no header that lacks its marker.
+_LONGEST_HEADER = 128
 
 
 class _State(enum.Enum):
@@ -66,41 +62,35 @@ class _State(enum.Enum):
     REASONING = enum.auto()
     CONTENT = enum.auto()
     SECTION = enum.auto()
-    HEADER = enum.auto()
-    ARGUMENTS = enum.auto()
     AFTER = enum.auto()
 
 
 class Parser:
-    """One answer. ``tools`` maps declared names to parameter schemas; without any, sections are dropped unread."""
+    """One answer. ``tools`` maps declared names to parameter schemas; without any, what is in sections is content."""
 
     def __init__(
-        self,
-        markers: Markers,
-        is_special: Callable[[int], bool],
-        decoder: Decoder,
-        tools: Mapping[str, Mapping[str, Any]] | None = None,
+        self, markers: Markers, is_special: Callable[[int], bool], decoder: Decoder, tools: Tools | None = None
     ) -> None:
         self.num_reasoning_tokens = 0
         self.num_calls = 0
         self.num_finished_calls = 0
+        self.num_invalid_calls = 0  # whose tool nothing tells
         self._is_special = is_special
         self._decoder = decoder
         self._tools = tools or {}
         self._state = _State.START
-        self._held = ""  # white space before the first text, a header, or white space that may end the arguments
-        self._caller: Caller | None = None
-        self._has_arguments = False
-        self._buffered: list[str] = []  # arguments of a call whose tool is not known yet
+        self._held = ""  # white space before text, or text between calls
+        self._tail = Tail()
+        self._call: CallReader | None = None
         # Of functions, not of methods: a parser that refers to itself stays until a collection of garbage.
         self._on_marker: dict[int | None, Callable[[Parser], list[Piece]]] = {
-            markers.section: Parser._open_section,
             markers.call: Parser._open_call,
             markers.arguments: Parser._open_arguments,
             markers.call_end: Parser._end_call,
-            markers.section_end: Parser._end_section,
             markers.think: Parser._open_reasoning,
             markers.think_end: Parser._end_reasoning,
+            **dict.fromkeys(markers.sections, Parser._open_section),
+            **dict.fromkeys(markers.section_ends, Parser._end_section),
         }
         self._on_marker.pop(None, None)
 
@@ -115,113 +105,136 @@ class Parser:
         return self._text(self._decoder.push(token_id))
 
     def finish(self) -> list[Piece]:
-        """The answer is over, perhaps in the middle of something: what is held back comes out, if it can be shown."""
+        """The answer is over, perhaps in the middle of something: what is held back comes out."""
         pieces = self._text(self._decoder.flush())
-        if self._state is _State.START and self._held:
-            pieces.append(Piece("content", self._held))
-        self._state, self._held = _State.AFTER, ""
+        pieces += self._leave_call(self._call.cut()) if self._call is not None else self._leave_text()
+        self._state = _State.AFTER
         return pieces
 
     def _text(self, text: str) -> list[Piece]:
         if not text:
             return []
-        match self._state:
-            case _State.START:
-                return self._first_text(text)
-            case _State.REASONING:
-                return [Piece("reasoning", text)]
-            case _State.CONTENT:
-                return [Piece("content", text)]
-            case _State.HEADER:
-                self._held += text
-            case _State.ARGUMENTS:
-                return self._argument_text(text)
-        return []
+        if self._call is not None:
+            return self._call.push(text)
+        if self._state is _State.SECTION:
+            return self._text_in_section(text)
+        return self._shown(self._tail.push(text))
 
-    def _first_text(self, text: str) -> list[Piece]:
-        """White space before ``<think>`` is noise, before anything else it is content."""
+    def _text_in_section(self, text: str) -> list[Piece]:
+        """A header without its marker, or noise: which it is says the next marker, or its length."""
         self._held += text
-        if self._held.isspace():
-            return []
-        held, self._held, self._state = self._held, "", _State.CONTENT
-        return [Piece("content", held)]
+        rest = after_end(self._held)
+        if rest is not None:
+            self._held, self._state = "", _State.AFTER
+            return self._text(rest)
+        return self._leave_section() if len(self._held) > _LONGEST_HEADER else []
 
-    def _argument_text(self, text: str) -> list[Piece]:
-        """Arguments without the white space around them."""
-        if self._caller is None:
+    def _leave_section(self) -> list[Piece]:
+        held, self._held, self._state = self._held, "", _State.AFTER
+        return self._text(held)
+
+    def _shown(self, text: str) -> list[Piece]:
+        """White space before ``<think>`` or after a section is noise, before anything else it is content."""
+        if self._state is _State.REASONING:
+            return [Piece("reasoning", text)] if text else []
+        text, self._held = self._held + text, ""
+        rest = after_end(text) if self._state is _State.AFTER else None
+        if rest is not None:
+            return self._shown(rest)
+        if self._state is not _State.CONTENT and (not text.strip() or self._begins_an_end(text)):
+            self._held = text
             return []
-        text = self._held + (text if self._has_arguments else text.lstrip())
-        solid = text.rstrip()
-        self._held = text[len(solid) :]
-        if not solid:
+        self._state = _State.CONTENT
+        return [Piece("content", text)] if text else []
+
+    def _begins_an_end(self, text: str) -> bool:
+        return self._state is _State.AFTER and any(name.startswith(text.lstrip()) for name in ENDS)
+
+    def _release(self, *, is_before_call: bool = False) -> list[Piece]:
+        """A marker follows: text that was held back comes out, but for white space that stands alone."""
+        if self._call is not None:
             return []
-        self._has_arguments = True
-        if self._caller.name is None:
-            self._buffered.append(solid)
-            return []
-        return [Piece("arguments", solid, self.num_calls - 1)]
+        pieces = self._leave_section() if self._state is _State.SECTION else []
+        pieces += self._shown(self._tail.before_call() if is_before_call else self._tail.flush())
+        if self._state is _State.AFTER:
+            held, self._held = self._held, ""
+            pieces += [Piece("content", held)] if held.strip() else []
+        return pieces
+
+    def _leave_text(self, *, is_before_call: bool = False) -> list[Piece]:
+        """White space held since the start is content after all."""
+        pieces = self._release(is_before_call=is_before_call)
+        held, self._held = self._held, ""
+        return [*pieces, Piece("content", held)] if held else pieces
 
     def _open_reasoning(self) -> list[Piece]:
-        if self._state in (_State.START, _State.CONTENT):
+        pieces = self._release()
+        if self._call is None:
             self._state, self._held = _State.REASONING, ""
-        return []
+        return pieces
 
     def _end_reasoning(self) -> list[Piece]:
+        if self._state is _State.SECTION:
+            return []
+        pieces = self._release()
         if self._state is _State.REASONING:
             self._state = _State.CONTENT
-        return []
+        return pieces
 
     def _open_section(self) -> list[Piece]:
-        pieces = self._leave_text()
-        if self._state not in (_State.HEADER, _State.ARGUMENTS):
-            self._state = _State.SECTION
+        if self._call is not None and not self._call.lacks_marker:
+            return []
+        pieces = self._end_call() if self._call is not None else self._leave_text(is_before_call=True)
+        self._state = _State.SECTION if self._tools else _State.AFTER
         return pieces
 
     def _open_call(self) -> list[Piece]:
-        pieces = self._leave_text() + (self._end_call() if self._state is _State.ARGUMENTS else [])
-        self._state, self._held = _State.HEADER, ""
+        pieces = self._end_call() if self._call is not None else self._leave_text(is_before_call=True)
+        self._state = _State.SECTION if self._tools else _State.AFTER
+        self._call = CallReader(self._tools, self.num_calls) if self._tools else None
         return pieces
-
-    def _leave_text(self) -> list[Piece]:
-        """White space held since the start is content after all."""
-        held, started = self._held, self._state is _State.START
-        self._held = "" if started else self._held
-        return [Piece("content", held)] if started and held else []
 
     def _open_arguments(self) -> list[Piece]:
-        if self._state is not _State.HEADER:
-            return []
-        self._caller = name_of(self._held, self._tools)
-        self._state, self._held, self._has_arguments, self._buffered = _State.ARGUMENTS, "", False, []
-        if self._caller is None or self._caller.name is None:
-            return []
-        return [self._new_call(self._caller.name)]
+        if self._state is not _State.SECTION:
+            return self._orphan()
+        self._call = self._call or self._call_without_marker()
+        return self._counted(self._call.open_arguments())
 
     def _end_call(self) -> list[Piece]:
-        pieces: list[Piece] = []
-        if self._state is _State.ARGUMENTS and self._caller is not None:
-            if self._caller.name is None:
-                pieces = self._call_by_arguments()
-            elif not self._has_arguments:
-                pieces = [Piece("arguments", "{}", self.num_calls - 1)]
-            self.num_finished_calls += self._caller.name is not None or bool(pieces)
-        if self._state in (_State.HEADER, _State.ARGUMENTS):
-            self._state, self._held, self._caller = _State.SECTION, "", None
-        return pieces
+        if self._state is not _State.SECTION:
+            return self._orphan()
+        if self._call is None:
+            header, brace, _ = self._held.partition("{")
+            if not (brace and is_name(header, self._tools)):
+                pieces, self._state = self._release(), _State.SECTION
+                return pieces
+            self._call = self._call_without_marker()
+        return self._leave_call(self._call.end())
 
     def _end_section(self) -> list[Piece]:
-        pieces = self._leave_text() + self._end_call()
-        if self._state is _State.SECTION:
+        pieces = self._leave_call(self._call.end()) if self._call is not None else []
+        return pieces + self._orphan()
+
+    def _orphan(self) -> list[Piece]:
+        """Whatever the marker was to end has not begun, or is over."""
+        pieces = self._leave_text()
+        if self._state is not _State.REASONING:
             self._state = _State.AFTER
         return pieces
 
-    def _call_by_arguments(self) -> list[Piece]:
-        """A header without a name: the one tool that these arguments fit, if there is exactly one."""
-        assert self._caller is not None
-        arguments = "".join(self._buffered) or "{}"
-        name = self._caller.by_arguments(arguments)
-        return [] if name is None else [self._new_call(name), Piece("arguments", arguments, self.num_calls - 1)]
+    def _call_without_marker(self) -> CallReader:
+        """Nothing marked its beginning: the text since the last marker is its header."""
+        header, self._held = self._held, ""
+        return CallReader(self._tools, self.num_calls, header)
 
-    def _new_call(self, name: str) -> Piece:
-        self.num_calls += 1
-        return Piece("call", name, self.num_calls - 1)
+    def _leave_call(self, pieces: list[Piece]) -> list[Piece]:
+        assert self._call is not None
+        self._counted(pieces)
+        self.num_finished_calls += self._call.is_made
+        self.num_invalid_calls += not self._call.is_made
+        self._call = None
+        return pieces
+
+    def _counted(self, pieces: list[Piece]) -> list[Piece]:
+        self.num_calls += sum(piece.kind == "call" for piece in pieces)
+        return pieces

@@ -6,13 +6,15 @@ always written, as they are part of the text that the model was trained to write
 
 from collections.abc import Callable
 
-from .parser import Decoder, Piece
+from .parser import Decoder
+from .pieces import Piece
 
 
 class PlainText:
     num_reasoning_tokens = 0
     num_calls = 0
     num_finished_calls = 0
+    num_invalid_calls = 0
 
     def __init__(self, decoder: Decoder, special_text: Callable[[int], str | None]) -> None:
         """``special_text`` gives a special token's text ("" to leave it out), None for ordinary tokens."""

@@ -49,6 +49,7 @@ class Run:
         for pump in self._pumps:
             pump.cancel()
         await asyncio.gather(*self._pumps, return_exceptions=True)
+        self._note_invalid_calls()
         unfinished = "error" if self._has_failed else "abort"
         self._watch.end([answer.finish_reason or unfinished for answer in self._answers])
 
@@ -91,6 +92,12 @@ class Run:
         if error is not None:
             _log.error("%s: failed while reading the answer", self._job.request_id, exc_info=error)
             self._queue.put_nowait(ApiError("internal", "internal error"))
+
+    def _note_invalid_calls(self) -> None:
+        num_calls = sum(answer.reader.num_invalid_calls for answer in self._answers)
+        if num_calls:
+            self._watch.invalid_calls(num_calls)
+            _log.warning("%s: tool calls that name no tool became content: %d", self._job.request_id, num_calls)
 
     def _take(self, index: int, events: list[Event], num_tokens: int) -> None:
         if num_tokens:

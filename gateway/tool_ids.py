@@ -1,14 +1,20 @@
 """Ids of tool calls as the model was trained on them: ``functions.{name}:{number}``, counted over the conversation.
 
-Knows nothing of HTTP or tokens. Clients bring ids of any make; a model copies what it sees, so the history is renumbered
-before it is rendered, and answers go on counting where the history ended.
+Knows nothing of HTTP or tokens. Clients bring ids of any make, and leave out old turns; a model copies what it sees. So there
+are two countings. 1. The model is shown the history's calls as 0, 1, 2, …, by their place alone: a call keeps its number while
+the conversation grows. 2. The client is given ids that its history does not hold: they go on from the largest number in it.
 """
 
+import re
 from collections import deque
+from collections.abc import Iterator
 from typing import Any
 
 from .errors import bad_value, shown
 from .messages import Message
+
+# As we make them, or without ``functions.``, or as clients spell them that know letters, digits, "_" and "-" alone.
+_NUMBERED = re.compile(r"(?:functions[._-].+[:_-]|[^:]+:)(?P<number>[0-9]{1,100})", re.DOTALL)
 
 
 def call_id(name: str, number: int) -> str:
@@ -16,7 +22,7 @@ def call_id(name: str, number: int) -> str:
 
 
 def renumber(messages: list[Message]) -> tuple[list[Message], int]:
-    """The messages with ids of our make, and the number of calls in them."""
+    """The messages as the model is shown them, and the number of the next call as the client is shown it."""
     num_calls = 0
     answers: dict[str, deque[str]] = {}
     renumbered: list[Message] = []
@@ -30,7 +36,14 @@ def renumber(messages: list[Message]) -> tuple[list[Message], int]:
             renumbered.append({**message, "tool_call_id": _answered(message["tool_call_id"], answers, where)})
         else:
             renumbered.append(message)
-    return renumbered, num_calls
+    return renumbered, max(num_calls, 1 + max(_numbers(answers), default=-1))
+
+
+def _numbers(identities: dict[str, deque[str]]) -> Iterator[int]:
+    for identity in identities:
+        numbered = _NUMBERED.fullmatch(identity)
+        if numbered:
+            yield int(numbered["number"])
 
 
 def _renumber_calls(calls: list[dict[str, Any]], first: int, answers: dict[str, deque[str]]) -> list[dict[str, Any]]:

@@ -80,6 +80,31 @@ def test_a_length_end_is_not_called_tool_calls(model: Model, text: Any) -> None:
     assert answer.finish_reason == "length"
 
 
+@pytest.mark.parametrize(
+    ("text_of_calls", "reason", "finish_reason"),
+    [
+        ("<|tool_call_begin|>?<|tool_call_argument_begin|>{}1<|tool_call_end|>", "stop", "invalid_tool_call"),
+        ("<|tool_call_begin|>?<|tool_call_argument_begin|>{}1<|tool_call_end|>", "length", "length"),
+        ("<|tool_call_begin|>?<|tool_call_argument_begin|>{", "stop", "invalid_tool_call"),
+        (
+            "<|tool_call_begin|>?<|tool_call_end|><|tool_call_begin|>functions.f:1<|tool_call_end|>",
+            "stop",
+            "tool_calls",
+        ),
+        ("<|tool_call_begin|>functions.nope:0<|tool_call_argument_begin|>{}<|tool_call_end|>", "stop", "tool_calls"),
+        ("noise<|tool_call_end|>", "stop", "stop"),
+    ],
+)
+def test_the_end_says_whether_there_are_calls(
+    model: Model, text: Any, text_of_calls: str, reason: str, finish_reason: str
+) -> None:
+    reader = Parser(model.markers, model.tokenizer.is_special, model.new_decoder(), {"f": {}, "g": {}})
+    answer = Answer(reader, Ending(), wants_logprobs=False)
+    ids = text.ids("<|tool_calls_section_begin|>" + text_of_calls)
+    answer.push(pb.GenerateReply(token_ids=ids, finish_reason=reason))
+    assert answer.finish_reason == finish_reason
+
+
 def test_tokens_after_a_stop_string_are_not_counted(model: Model, text: Any) -> None:
     answer = answer_for(model, Ending(stops=("stop",)))
     answer.push(pb.GenerateReply(token_ids=text.ids("a stop") + text.ids(" and on and on"), finish_reason="length"))

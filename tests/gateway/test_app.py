@@ -174,11 +174,11 @@ def test_one_call_only_when_parallel_calls_are_off(rig: Any) -> None:
     assert len(rig.chat(tools=[TOOL]).json()["choices"][0]["message"]["tool_calls"]) == 3
 
 
-def test_tool_choice_none_forbids_the_markers_and_hides_a_call(rig: Any) -> None:
+def test_tool_choice_none_forbids_the_markers_and_makes_a_call_content(rig: Any) -> None:
     rig.says("text" + SECTION.format(CALL.format("functions.get_weather:0", "{}")) + "<|im_end|>")
     choice = rig.chat(tools=[TOOL], tool_choice="none").json()["choices"][0]
     assert choice["message"]["tool_calls"] is None
-    assert choice["message"]["content"] == "text"
+    assert choice["message"]["content"] == "textfunctions.get_weather:0{}"
     assert choice["finish_reason"] == "stop"
     special = rig.gateway.service.model.tokenizer.special
     assert rig.worker.requests[0].sampling.logit_bias[special["<|tool_calls_section_begin|>"]] == -100
@@ -195,6 +195,68 @@ def test_ids_go_on_from_the_history(rig: Any) -> None:
     body = rig.chat(messages=messages, tools=[TOOL], n=2).json()
     ids = [choice["message"]["tool_calls"][0]["id"] for choice in body["choices"]]
     assert ids == ["functions.get_weather:2"] * 2
+
+
+def test_ids_are_new_to_a_history_that_was_cut_and_the_prompt_keeps_its_beginning(rig: Any) -> None:
+    rig.says(SECTION.format(CALL.format("functions.get_weather:1", "{}")) + "<|im_end|>")
+    messages: list[dict[str, Any]] = [{"role": "user", "content": "x"}]
+    made = ["functions.get_weather:6"]
+    for turn in range(3):
+        call = {"id": made[-1], "type": "function", "function": {"name": "get_weather", "arguments": "{}"}}
+        messages.append({"role": "assistant", "content": None, "tool_calls": [call]})
+        messages.append({"role": "tool", "tool_call_id": made[-1], "content": str(turn)})
+        body = rig.chat(messages=messages, tools=[TOOL], n=2).json()
+        ids = {choice["message"]["tool_calls"][0]["id"] for choice in body["choices"]}
+        assert ids == {f"functions.get_weather:{7 + turn}"}
+        made += ids
+    first, *_, last = (list(request.prompt_ids) for request in rig.worker.requests)
+    assert last[: len(first)] == first
+    assert "functions.get_weather:2" in rig.text.text(last)
+
+
+OTHER_TOOL = {"type": "function", "function": {"name": "get_time", "parameters": TOOL["function"]["parameters"]}}  # type: ignore[index]
+
+
+def test_a_call_that_names_no_tool_is_told_counted_and_logged_without_its_text(
+    rig: Any, client: openai.OpenAI, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig.says("Well." + SECTION.format(CALL.format("call_1", '{"secret": 1}')) + "<|im_end|>")
+    fields: dict[str, Any] = {
+        "model": "tiny", "messages": [{"role": "user", "content": "x"}], "tools": [TOOL, OTHER_TOOL], "n": 2
+    }  # fmt: skip
+    counter = 'expertfleet_invalid_tool_calls_total{model_name="tiny"} '
+
+    def counted() -> float:
+        lines = [line for line in rig.admin.get("/metrics").text.splitlines() if line.startswith(counter)]
+        return float(lines[0].removeprefix(counter)) if lines else 0.0
+
+    before = counted()
+    for choice in client.chat.completions.create(**fields).choices:
+        assert choice.message.content == 'Well.call_1{"secret": 1}'
+        assert choice.message.tool_calls is None
+        assert choice.finish_reason == "invalid_tool_call"
+    assert counted() == before + 2
+    chunks = [chunk.choices[0] for chunk in client.chat.completions.create(stream=True, **fields)]
+    assert "".join(chunk.delta.content or "" for chunk in chunks if chunk.index == 0) == 'Well.call_1{"secret": 1}'
+    assert [chunk.finish_reason for chunk in chunks if chunk.finish_reason] == ["invalid_tool_call"] * 2
+    assert counted() == before + 4
+    logged = [record.getMessage() for record in caplog.records if record.name == "expertfleet.gateway.run"]
+    assert len(logged) == 2
+    assert all(message.endswith("tool calls that name no tool became content: 2") for message in logged)
+    assert "secret" not in caplog.text
+
+
+def test_an_odd_header_names_its_tool_whole_and_streamed(rig: Any) -> None:
+    for header in ("functionsget_weather5", "functions.get_weather:call_1", "get_weather", "functions.Get_Weather:0"):
+        rig.says(SECTION.format(CALL.format(header, '{"city": "Oslo"}')) + "<|im_end|>")
+        whole = rig.chat(tools=[TOOL, OTHER_TOOL]).json()["choices"][0]
+        (made,) = whole["message"]["tool_calls"]
+        assert made["function"] == {"name": "get_weather", "arguments": '{"city": "Oslo"}'}
+        streamed = [chunk["choices"][0] for chunk in frames(rig.chat(tools=[TOOL, OTHER_TOOL], stream=True))]
+        deltas = [delta for choice in streamed for delta in choice["delta"].get("tool_calls", [])]
+        assert (deltas[0]["id"], deltas[0]["function"]["name"]) == (made["id"], "get_weather")
+        assert "".join(delta["function"]["arguments"] for delta in deltas) == '{"city": "Oslo"}'
+        assert streamed[-1]["finish_reason"] == whole["finish_reason"] == "tool_calls"
 
 
 def test_completions_take_every_kind_of_prompt(rig: Any) -> None:

@@ -124,9 +124,56 @@ CASES = {
         "{S}" + call("functions.search", "{}") + "{X}",
         {"calls": [("search", "{}")]},
     ),
-    "an invalid id is skipped, the next call is not": (
+    "a call that names no tool becomes content, the next one does not": (
         "{S}" + call("functions.invalid.0", "{}") + call("weird@id", "{}") + call("search:1", "{}") + "{X}",
+        {"content": "functions.invalid.0{}weird@id{}", "calls": [("search", "{}")]},
+    ),
+    "the right form with an undeclared name is a call": (
+        "{S}" + call("functions.nope:0", "{}") + "{X}",
+        {"calls": [("nope", "{}")]},
+    ),
+    "a name in a header of another form": (
+        "{S}" + call("functionssearch5", '{"query": 1}') + call("functions.get_weather:call_1", OSLO) + "{X}",
+        {"calls": [("search", '{"query": 1}'), ("get_weather", OSLO)]},
+    ),
+    "a foreign id is told by its arguments": (
+        "{S}" + call("call_6b0e7c24f0c44f0d996b59e5", OSLO) + call("toolu_01AbC", '{"query": "x"}') + "{X}",
+        {"calls": [("get_weather", OSLO), ("search", '{"query": "x"}')]},
+    ),
+    "an empty header is told by its arguments": ("{S}" + call("", OSLO) + "{X}", {"calls": [("get_weather", OSLO)]}),
+    "an empty call": ("{S}{C}{E}{X}", {}),
+    "no marker before the arguments": (
+        "{S}{C}functions.get_weather:0" + OSLO + "{E}{C}" + ROME + "{E}{C}search:2\n{E}{X}",
+        {"calls": [("get_weather", OSLO), ("get_weather", ROME), ("search", "{}")]},
+    ),
+    "no marker before the arguments, nor after them": (
+        "{S}{C}functions.get_weather:0" + OSLO + "{X}ok",
+        {"calls": [("get_weather", OSLO)], "content": "ok"},
+    ),
+    "no marker before the call": (
+        "{S}functions.get_weather:0{A}" + OSLO + "{E} search:1 {A}{}{E}get_weather" + ROME + "{E}{X}",
+        {"calls": [("get_weather", OSLO), ("search", "{}"), ("get_weather", ROME)]},
+    ),
+    "arguments on both sides of their marker": (
+        "{S}{C}search:0" + '{"query": {A}1}{E}{C}{"name": "search"}{A}{"query": 2}{E}{X}',
+        {"calls": [("search", '{"query": 1}'), ("search", '{"query": 2}')]},
+    ),
+    "a section's begin within a header": (
+        "{S}{C}search:0{S}{A}{}{C}get_weather:1" + OSLO + "{S}search:2{A}{}{E}{X}",
+        {"calls": [("search", "{}"), ("get_weather", OSLO), ("search", "{}")]},
+    ),
+    "a section's begin within arguments": (
+        "{S}{C}search:0{A}{{S}}{E}{X}",
         {"calls": [("search", "{}")]},
+    ),
+    "noise is no call, whatever it holds": (
+        "{S}I search {{E}search:1{E}{C}I search{E}{C}search:2{E}{X}",
+        {"content": "I search {search:1I search", "calls": [("search", "{}")]},
+    ),
+    "a header alone that names no tool": ("{S}{C}what?{E}{X}", {"content": "what?"}),
+    "a header before another call": (
+        "{S}{C}what?{C}search:0{A}{}{E}{X}",
+        {"content": "what?", "calls": [("search", "{}")]},
     ),
     "invalid JSON is kept": (
         "{S}" + call("functions.get_weather:0", '{"city":') + call("functions.search:1", "{}") + "{X}",
@@ -140,20 +187,62 @@ CASES = {
         "{S}" + call("0", OSLO) + call("1", '{"query": "x"}') + "{X}",
         {"calls": [("get_weather", OSLO), ("search", '{"query": "x"}')]},
     ),
-    "an ambiguous bare counter is skipped": ("{S}" + call("0", "{}") + call("1", '{"other": 1}') + "{X}", {}),
-    "a bare counter with bad JSON is skipped": ("{S}" + call("0", '{"city"') + "{X}", {}),
-    "noise between markers is dropped": (
+    "an ambiguous bare counter becomes content": (
+        "{S}" + call("0", "{}") + call("1", '{"other": 1}') + "{X}",
+        {"content": '0{}1{"other": 1}'},
+    ),
+    "a bare counter with bad JSON becomes content": ("{S}" + call("0", '{"city"') + "{X}", {"content": '0{"city"'}),
+    "noise between markers is content": (
         "{S}!!!!" + call("functions.get_weather:0", OSLO) + " and " + call("functions.search:1", "{}") + "??{X}",
-        {"calls": [("get_weather", OSLO), ("search", "{}")]},
+        {"content": "!!!! and ??", "calls": [("get_weather", OSLO), ("search", "{}")]},
     ),
-    "text after the section is dropped": (
-        "a{S}" + call("functions.search:0", "{}") + "{X}trailing < text",
-        {"content": "a", "calls": [("search", "{}")]},
+    "noise that is too long for a header": (
+        "{S}" + "x" * 300 + "{A}" + OSLO + "{E}{X}",
+        {"content": "x" * 300 + OSLO},
     ),
-    "an empty section": ("a{S}{X}b", {"content": "a"}),
+    "text after the section is content": (
+        "a{S}" + call("functions.search:0", "{}") + "{X}\n\ntrailing < text \n",
+        {"content": "a\n\ntrailing < text \n", "calls": [("search", "{}")]},
+    ),
+    "white space alone between markers is dropped": (
+        "{S} {C}search:0{A}{}{E}\n{C}search:1{A} {}\n{E} {X}\n{S}\n{X} ",
+        {"calls": [("search", "{}")] * 2},
+    ),
+    "reasoning after a section": (
+        "{T}a{S}" + call("search:0", "{}") + "{X}\n{T}b{t}c",
+        {"reasoning": "ab", "content": "c", "calls": [("search", "{}")]},
+    ),
+    "reasoning between calls": (
+        "{S}" + call("search:0", "{}") + "{T}b{t}" + call("search:1", "{}") + "{X}",
+        {"reasoning": "b", "calls": [("search", "{}")] * 2},
+    ),
+    "an empty section": ("a{S}{X}b", {"content": "ab"}),
     "a second section": (
         "{S}" + call("search:0", "{}") + "{X}x{S}" + call("search:1", "{}") + "{X}",
-        {"calls": [("search", "{}")] * 2},
+        {"content": "x", "calls": [("search", "{}")] * 2},
+    ),
+    "a section's begin spelled out before a call": (
+        "a <|tool_call_section_begin|>\n" + call("search:0", "{}") + "<|tool_call_section_end|>\n",
+        {"content": "a ", "calls": [("search", "{}")]},
+    ),
+    "a section's begin spelled out in reasoning": (
+        "{T}a<|tool_calls_section_begin|>" + call("search:0", "{}") + "{X}",
+        {"reasoning": "a", "calls": [("search", "{}")]},
+    ),
+    "section markers spelled out between calls": (
+        "{S}<|tool_call_section_begin|>"
+        + call("search:0", "{}")
+        + "<|tool_call_section_end|> b <|tool_call_section_begin|>"
+        + call("search:1", "{}"),
+        {"content": " b ", "calls": [("search", "{}")] * 2},
+    ),
+    "section markers spelled out elsewhere are text": (
+        "<|tool_call_section_begin|> <|tool_call_section_end|>{S}{X}<|tool_call_section_begin|>",
+        {"content": "<|tool_call_section_begin|> <|tool_call_section_end|><|tool_call_section_begin|>"},
+    ),
+    "a name begun that comes to nothing": (
+        "a <|tool{t}_calls_section_begin|>" + call("search:0", "{}") + "<|tool_call",
+        {"content": "a <|tool_calls_section_begin|><|tool_call", "calls": [("search", "{}")]},
     ),
     "a call without a section": (call("functions.search:0", "{}"), {"calls": [("search", "{}")]}),
     "an orphan end of call": ("a{E}b{X}c{A}d", {"content": "abcd"}),
@@ -161,7 +250,19 @@ CASES = {
         '{S}{C}functions.get_weather:0{A}{"city": "Bei',
         {"calls": [("get_weather", '{"city": "Bei')]},
     ),
-    "truncated in the header": ("a{S}{C}functions.get_wea", {"content": "a"}),
+    "truncated in the header": ("a{S}{C}functions.get_wea", {"content": "afunctions.get_wea"}),
+    "truncated in the arguments of a call whose tool is not known": (
+        '{S}{C}0{A}{"city": "Bei',
+        {"content": '0{"city": "Bei'},
+    ),
+    "over before the end of a call whose tool its arguments tell": (
+        "{S}{C}0{A}" + OSLO,
+        {"calls": [("get_weather", OSLO)]},
+    ),
+    "truncated in arguments without a marker": (
+        '{S}{C}get_weather:0{"city": "Bei',
+        {"calls": [("get_weather", '{"city": "Bei')]},
+    ),
     "truncated before the section's end": ("{S}" + call("search:0", "{}"), {"calls": [("search", "{}")]}),
     "a call that never ends before the next": (
         "{S}{C}search:0{A}{}" + call("get_weather:1", OSLO) + "{X}",
@@ -169,7 +270,7 @@ CASES = {
     ),
     "a section's end closes an open call": (
         "{S}{C}search:0{A}{}{X}after",
-        {"calls": [("search", "{}")]},
+        {"content": "after", "calls": [("search", "{}")]},
     ),
     "control tokens are never shown": ("{T}a{EOS}b{t}c{EOS}d", {"reasoning": "ab", "content": "cd"}),
     "a trailing bracket is not swallowed": ("a <", {"content": "a <"}),
@@ -187,8 +288,65 @@ def test_a_bare_counter_names_the_only_tool_even_with_bad_json() -> None:
     assert parse("{S}" + call("0", '{"city"') + "{X}", only) == {"calls": [("get_weather", '{"city"')]}
 
 
-def test_without_tools_a_section_is_dropped_and_no_marker_leaks() -> None:
-    assert parse("a{S}" + call("functions.search:0", "{}") + "{X}", None) == {"content": "a"}
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a{S}" + call("functions.search:0", "{}") + "{X}", {"content": "afunctions.search:0{}"}),
+        ("{S}\n" + call("f:0", "{}") + "\n{X}\n", {"content": "f:0{}"}),
+        ("{T}a{S}" + call("f:0", "{}") + "{X}b", {"reasoning": "a", "content": "f:0{}b"}),
+        ("{T}a{E}{X}b", {"reasoning": "ab"}),
+        ("a<|tool_call_section_begin|>" + call("f:0", "{}"), {"content": "af:0{}"}),
+    ],
+)
+def test_without_tools_a_call_is_content_and_no_marker_leaks(text: str, told: dict[str, Any]) -> None:
+    assert parse(text, None) == told
+
+
+@pytest.mark.parametrize("begin", ["<|tool_calls_section_begin|>", "<|tool_call_section_begin|>"])
+def test_a_vocabulary_may_have_either_spelling_of_the_section_or_both(begin: str) -> None:
+    end = begin.replace("begin", "end")
+    one = Markers.from_special({begin: 7, end: 8})
+    assert (one.sections, one.section_ends) == ((7,), (8,))
+    both = Markers.from_special({**NAMES, "<|tool_call_section_begin|>": 310, "<|tool_call_section_end|>": 311})
+    parser = Parser(both, lambda id_: id_ >= 300, Bytes(), TOOLS)
+    pieces = [p for id_ in [310, *ids(call("search:0", "{}")), 311, *b"x"] for p in parser.push(id_)]
+    assert [(p.kind, p.text) for p in pieces] == [
+        ("call", "search"), ("arguments", "{"), ("arguments", "}"), ("content", "x")
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "num_invalid"),
+    [
+        ("{S}" + call("0", "{}") + call("search:1", "{}") + call("1", "{}") + "{X}", 2),
+        ("{S}{C}{E}{X}", 1),
+        ("{S}{C}fun", 1),
+        ("{S}!!{X}{S}{X}a{E}{X}{A}b", 0),
+        ("{S}" + call("functions.nope:0", "{}") + "{X}", 0),
+    ],
+)
+def test_calls_that_name_no_tool_are_counted(text: str, num_invalid: int) -> None:
+    parser = Parser(Markers.from_special(NAMES), lambda id_: id_ >= 300, Bytes(), TOOLS)
+    for id_ in ids(text):
+        parser.push(id_)
+    parser.finish()
+    assert parser.num_invalid_calls == num_invalid
+
+
+def test_a_call_comes_out_as_soon_as_its_tool_is_known() -> None:
+    parser = Parser(Markers.from_special(NAMES), lambda id_: id_ >= 300, Bytes(), TOOLS)
+    *before, end = ids("{S}" + call("call_1", OSLO))
+    assert [piece for id_ in before for piece in parser.push(id_)] == []
+    assert [(piece.kind, piece.text) for piece in parser.push(end)] == [("call", "get_weather"), ("arguments", OSLO)]
+    *before, marker = ids("{C}functionssearch5{A}")
+    assert [piece for id_ in before for piece in parser.push(id_)] == []
+    assert [(piece.kind, piece.text) for piece in parser.push(marker)] == [("call", "search")]
+
+
+def test_an_answer_cut_before_the_arguments_calls_no_tool_that_needs_none() -> None:
+    tools = {"now": {}, "get_weather": CITY}
+    assert parse("{S}{C}0{A}", tools) == {"content": "0"}
+    assert parse("{S}{C}0{A}{E}", tools) == {"calls": [("now", "{}")]}
 
 
 def test_long_arguments_come_in_pieces_and_whole() -> None:
