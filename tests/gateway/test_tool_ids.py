@@ -77,13 +77,13 @@ def test_a_growing_conversation_repeats_no_id_and_changes_none_that_was_shown() 
     rng = random.Random(11)
     history: list[dict[str, Any]] = []
     for turn in range(300):
-        shown, following = renumber(read_messages(history)) if history else ([], 0)
+        shown, following = renumber(read_messages(history, set())) if history else ([], 0)
         held = {call["id"] for message in history for call in message.get("tool_calls", [])}
         own = [call_id("f", following + index) for index in range(rng.randint(1, 3))]
         assert held.isdisjoint(own)
         ids = [f"call_{turn}"] if rng.random() < 0.2 else own
         history += [calls(*ids), *map(result, rng.sample(ids, len(ids)))]
-        assert renumber(read_messages(history))[0][: len(shown)] == shown
+        assert renumber(read_messages(history, set()))[0][: len(shown)] == shown
         if rng.random() < 0.2:
             starts = [at for at, message in enumerate(history) if "tool_calls" in message]
             history = history[rng.choice(starts) :]
