@@ -16,7 +16,7 @@ import grpc
 
 from ..checkpoint.generation import SAMPLING_RANGES
 from ..proto.admission import ADMITTED
-from ..proto.errors import Code, FleetError
+from ..proto.errors import Code, FleetError, abort
 from ..proto.generated import generate_pb2, generate_pb2_grpc, membership_pb2
 from .engine import Engine
 from .sequence import SamplingParams, Sequence, ThinkingBudget, TokenOut, Update
@@ -67,7 +67,7 @@ class GenerateService(generate_pb2_grpc.AttentionWorkerServicer):
                 async for reply in replies:
                     yield reply
         except FleetError as error:
-            await context.abort(error.status, error.details)
+            await abort(context, error)
 
     async def Describe(
         self, request: generate_pb2.DescribeWorkerRequest, context: grpc.aio.ServicerContext

@@ -12,7 +12,7 @@ import grpc
 from ..checkpoint.tensors import Checkpoint
 from ..membership.channel import open_channel
 from ..membership.epoch import Epoch, EpochId, ExpertSet, Member
-from ..proto.errors import Code, FleetError, from_details
+from ..proto.errors import Code, FleetError, from_call
 from ..proto.generated import expert_pb2, expert_pb2_grpc, membership_pb2
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ async def _ready_report(address: str) -> membership_pb2.WorkerReport:
                     expert_pb2.DescribeRequest(), wait_for_ready=True, timeout=_CALL_TIMEOUT_S
                 )
             except grpc.aio.AioRpcError as error:
-                logger.info("%s: %s", address, from_details(error.code(), error.details()))
+                logger.info("%s: %s", address, from_call(error))
             else:
                 if report.state == "ready":
                     return report

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 
 import grpc
@@ -19,7 +19,7 @@ from ..checkpoint.outline import Outline
 from ..membership import wire
 from ..membership.channel import SERVER_OPTIONS, listen
 from ..membership.epoch import NO_EPOCH, Epoch, EpochId
-from ..proto.errors import Code, FleetError
+from ..proto.errors import Code, FleetError, abort
 from ..proto.generated import membership_pb2 as pb
 from ..proto.generated import membership_pb2_grpc as rpc
 from .assignment import check_fits
@@ -41,6 +41,7 @@ _STALL_S = 1.0
 _FENCE_S = 0.5
 _REBALANCE_S = 60.0
 _LOOK_S = 0.3
+_MOST_NAMED = 8  # seats, in a refusal
 _LOOKS_AFTER_S = (0.0, 0.02, 0.1, 0.3, 0.6)
 
 
@@ -111,7 +112,7 @@ class Controller(rpc.MembershipServicer):
             reply = self._book.register(request, time.monotonic())
         except FleetError as error:
             _log.warning("refused %s (pid %d on %s): %s", request.seat, request.pid, request.node, error)
-            await context.abort(error.status, error.details)
+            await abort(context, error)
         self._changed.set()
         _log.info("%s is taken by pid %d on %s at %s", request.seat, request.pid, request.node, request.address)
         return reply
@@ -120,7 +121,7 @@ class Controller(rpc.MembershipServicer):
         try:
             known = self._book.report(request.lease_id, request.report, time.monotonic())
         except FleetError as error:
-            await context.abort(error.status, error.details)
+            await abort(context, error)
         if known:
             self._overview.note(request.lease_id, request.report, time.monotonic())
         self._changed.set()
@@ -159,7 +160,7 @@ class Controller(rpc.MembershipServicer):
         try:
             wanted = await self._scale(request)
         except FleetError as error:
-            await context.abort(error.status, error.details)
+            await abort(context, error)
         return pb.ScaleReply(
             expert_seats=wanted.seats("expert"), attention_seats=wanted.seats("attention"), replicas=wanted.replicas
         )
@@ -171,7 +172,7 @@ class Controller(rpc.MembershipServicer):
             async for piece in head_pieces(self._outline, list(request.files)):
                 yield piece
         except FleetError as error:
-            await context.abort(error.status, error.details)
+            await abort(context, error)
 
     async def Status(self, request: pb.StatusRequest, context: grpc.aio.ServicerContext) -> pb.FleetStatus:
         if request.seat:
@@ -246,12 +247,13 @@ class Controller(rpc.MembershipServicer):
             wanted = wanted.with_replicas(request.replicas)
         return wanted, name
 
-    def _without(self, seats: Iterable[str]) -> tuple[Wanted, str]:
+    def _without(self, seats: Sequence[str]) -> tuple[Wanted, str]:
         """As ``_scaled``. Whoever ends the nodes of ``seats`` asks first."""
         wanted = self._book.wanted
         for seat in seats:
             wanted = wanted.without(seat, "without")
-        return wanted, f"without {', '.join(seats)}"
+        more = f" and {len(seats) - _MOST_NAMED} more" if len(seats) > _MOST_NAMED else ""
+        return wanted, f"without {', '.join(seats[:_MOST_NAMED])}{more}"
 
     async def _look_for(self, seat: Seat, lease_id: int) -> None:
         """The worker's stream broke: is anybody at its address? A refused connection says no, silence says nothing, and one that

@@ -6,7 +6,7 @@ from typing import Any, Self
 import grpc
 
 from ..membership import wire
-from ..proto.errors import from_details
+from ..proto.errors import from_call
 from ..proto.generated import membership_pb2 as pb
 from ..proto.generated import membership_pb2_grpc as rpc
 
@@ -32,7 +32,7 @@ class MembershipClient:
         try:
             return method(request, timeout=_TIMEOUT_S)
         except grpc.RpcError as error:
-            raise from_details(error.code(), error.details()) from error
+            raise from_call(error) from error
 
     def __enter__(self) -> Self:
         return self

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..membership.epoch import ExpertSet, Member
-from ..proto.errors import Code, FleetError
+from ..proto.errors import Code, FleetError, shown
 from ..proto.generated import membership_pb2 as pb
 from ..router.load import Load
 from .wanted import Wanted, split_seat
@@ -149,7 +149,7 @@ class SeatBook:
         if seat is None or report.seat != seat.name:
             return False
         if report.state not in WORKER_STATES:
-            raise FleetError(Code.BAD_REQUEST, f"state: {report.state!r} is not one of {', '.join(WORKER_STATES)}")
+            raise FleetError(Code.BAD_REQUEST, f"state: {shown(report.state)} is not one of {', '.join(WORKER_STATES)}")
         if seat.role == "expert" and report.held != seat.report.held:
             seat.held = self._expert_set(report.held)
         if report.load:
@@ -223,7 +223,7 @@ class SeatBook:
             return self._add(Seat(name, "expert", wanted=False))
         wanted = self._wanted
         counts = f"{len(wanted.attention)} attention workers and {len(wanted.expert)} expert shards"
-        raise FleetError(Code.BAD_REQUEST, f"seat: {name!r} does not exist in a fleet of {counts}")
+        raise FleetError(Code.BAD_REQUEST, f"seat: {shown(name)} does not exist in a fleet of {counts}")
 
     def _add(self, seat: Seat) -> Seat:
         self._seats[seat.name] = seat

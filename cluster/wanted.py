@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from ..proto.errors import Code, FleetError
+from ..proto.errors import Code, FleetError, shown
 from .kept_file import write_whole
 
 MAX_SEATS = 4096
@@ -48,7 +48,7 @@ class Wanted:
     def without(self, seat: str, name: str = "drain") -> "Wanted":
         """``name`` is what the request calls it. Raises FleetError BAD_REQUEST for a seat that is not wanted, or the last of its role."""
         if not self.has(seat):
-            raise FleetError(Code.BAD_REQUEST, f"{name}: {seat!r} is no seat of this fleet, or leaves already")
+            raise FleetError(Code.BAD_REQUEST, f"{name}: {shown(seat)} is no seat of this fleet, or leaves already")
         role, ordinal = split_seat(seat)
         left = tuple(each for each in getattr(self, role) if each != ordinal)
         if not left:
@@ -62,7 +62,7 @@ class Wanted:
             role, ordinal = split_seat(seat)
             if role not in ("attention", "expert") or not 0 <= ordinal < MAX_SEATS:
                 wish = f"is neither attention-N nor expert-N, N from 0 to {MAX_SEATS - 1}"
-                raise FleetError(Code.BAD_REQUEST, f"seat: {seat!r} {wish}")
+                raise FleetError(Code.BAD_REQUEST, f"seat: {shown(seat)} {wish}")
             more = more._with(role, tuple(sorted({*getattr(more, role), ordinal})))
         return more
 

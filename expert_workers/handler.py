@@ -30,7 +30,7 @@ from ..proto.codec import (
     result_parts,
     result_rows,
 )
-from ..proto.errors import Code, FleetError
+from ..proto.errors import Code, FleetError, abort
 from ..proto.generated import expert_pb2, expert_pb2_grpc, membership_pb2
 from ..proto.layout import NO_PAIR, PAIRS_SINCE, Buffer, frame_id_of
 from ..proto.local_lane import FrameSocket
@@ -248,7 +248,7 @@ class LaneHandler:
         try:
             async for frame in requests:
                 if refusal := lane.receive(frame):
-                    await context.abort(refusal.status, refusal.details)
+                    await abort(context, refusal)
         finally:
             outgoing.closed = True
             self._tickets.pop(ticket.secret, None)
@@ -357,7 +357,7 @@ class ControlService(expert_pb2_grpc.ExpertShardServicer):
             async for piece in self._giver.give(request):
                 yield piece
         except FleetError as error:
-            await context.abort(error.status, error.details)
+            await abort(context, error)
 
     async def Drain(
         self, request: membership_pb2.DrainRequest, context: grpc.aio.ServicerContext

@@ -13,7 +13,7 @@ import grpc
 
 from ..checkpoint.heads import MAX_HEAD_BYTES, RawHead
 from ..membership import wire
-from ..proto.errors import Code, FleetError, from_details
+from ..proto.errors import Code, FleetError, from_call
 from ..proto.generated import membership_pb2 as pb
 from ..proto.generated import membership_pb2_grpc as rpc
 
@@ -31,7 +31,7 @@ def ask_heads(controller: str, files: Sequence[str], wait_s: float = _WAIT_S) ->
             try:
                 return _read(rpc.MembershipStub(channel), files)
             except grpc.RpcError as error:
-                told = from_details(error.code(), error.details())
+                told = from_call(error)
                 if error.code() is grpc.StatusCode.UNIMPLEMENTED and told.code is not Code.UNSUPPORTED:
                     told = FleetError(Code.UNSUPPORTED, "it is of an older version")
                 if told.code is not Code.LANE_LOST or time.monotonic() > give_up:

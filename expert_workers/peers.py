@@ -19,7 +19,7 @@ from ..checkpoint.model_config import ModelConfig
 from ..kernels.expert_layer import Three
 from ..membership import wire
 from ..membership.epoch import ExpertSet
-from ..proto.errors import Code, FleetError, from_details
+from ..proto.errors import Code, FleetError, from_call
 from ..proto.generated import expert_pb2, expert_pb2_grpc, membership_pb2, membership_pb2_grpc
 from .expert_stream import from_pieces
 
@@ -157,7 +157,7 @@ class Peers:
                 raise FleetError(Code.UNSUPPORTED, "is of an older version, which hands out no experts") from error
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise FleetError(Code.DEADLINE, f"did not give it within {timeout_s:.0f} s") from error
-            raise from_details(error.code(), error.details()) from error
+            raise from_call(error) from error
         except ValueError as error:  # what gRPC raises for a channel that was closed
             raise FleetError(Code.LANE_LOST, f"the connection was closed: {error}") from error
 

@@ -14,7 +14,7 @@ import grpc
 
 from ..membership.channel import open_channel
 from ..membership.epoch import Epoch, Member
-from ..proto.errors import Code, FleetError, from_details
+from ..proto.errors import Code, FleetError, from_call
 from ..proto.generated import generate_pb2 as pb
 from ..proto.generated import generate_pb2_grpc as rpc
 from ..proto.generated import membership_pb2 as membership
@@ -67,7 +67,7 @@ class Worker:
                 pb.DescribeWorkerRequest(), timeout=_DESCRIBE_TIMEOUT_S
             )
         except grpc.aio.AioRpcError as error:
-            raise from_details(error.code(), error.details()) from error
+            raise from_call(error) from error
         return report
 
 

@@ -7,7 +7,9 @@ has one of the codes in ``ERRORS``, which docs/serving.md explains one by one.
 from collections.abc import Mapping
 from typing import Any
 
-from ..proto.errors import Code, FleetError
+from ..proto.errors import Code, FleetError, shown
+
+__all__ = ["RETRYABLE_STATUS", "ApiError", "bad_value", "from_fleet", "shown", "shutting_down", "unsupported"]
 
 _BY_CODE = {
     Code.CONTEXT_LENGTH: (400, "invalid_request_error", "context_length_exceeded"),
@@ -80,9 +82,3 @@ def from_fleet(error: FleetError) -> ApiError:
 
 def shutting_down() -> ApiError:
     return ApiError("draining", "this gateway is shutting down; send the request again")
-
-
-def shown(value: object, limit: int = 80) -> str:
-    """A client's value for an error message, shortened."""
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -17,7 +17,7 @@ from ..membership.channel import open_channel
 from ..membership.epoch import Epoch
 from ..membership.seat import SeatKeeper
 from ..membership.watch import EpochWatch
-from ..proto.errors import FleetError, from_details
+from ..proto.errors import FleetError, from_call
 from ..proto.generated import membership_pb2 as pb
 from ..proto.generated import membership_pb2_grpc as rpc
 from .backend import Backend, Worker
@@ -85,7 +85,7 @@ class Fleet:
         try:
             return await getattr(rpc.MembershipStub(self._channel), method)(request, timeout=_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
-            raise from_details(error.code(), error.details()) from error
+            raise from_call(error) from error
 
     def report(self) -> pb.WorkerReport:
         epoch = self.epoch.id.to_proto() if self.epoch is not None else None

@@ -20,7 +20,7 @@ from typing import Literal
 import grpc
 
 from ..proto.admission import ADMITTED
-from ..proto.errors import Code, FleetError, from_details
+from ..proto.errors import Code, FleetError, from_call
 from ..proto.generated import generate_pb2 as pb
 from .backend import Backend, Worker
 from .deaths import Deaths
@@ -241,15 +241,12 @@ class _Sequence:
 
 def _is_death(error: grpc.aio.AioRpcError) -> bool:
     """Whether the connection broke, rather than that the worker said anything."""
-    return (
-        error.code() is grpc.StatusCode.UNAVAILABLE
-        and from_details(error.code(), error.details()).code is Code.LANE_LOST
-    )
+    return error.code() is grpc.StatusCode.UNAVAILABLE and from_call(error).code is Code.LANE_LOST
 
 
 def _typed(error: grpc.aio.AioRpcError) -> FleetError:
     """A worker that does not end an overdue sequence is cut off by gRPC, whose words are not ours."""
-    typed = from_details(error.code(), error.details())
+    typed = from_call(error)
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and typed.code is Code.INTERNAL:
         return FleetError(Code.DEADLINE, "the request's timeout has passed")
     return typed

@@ -14,7 +14,7 @@ from typing import Any
 
 import grpc
 
-from ..proto.errors import Code, FleetError, from_details
+from ..proto.errors import Code, FleetError, from_call
 from ..proto.generated import membership_pb2 as pb
 from ..proto.generated import membership_pb2_grpc as rpc
 from .channel import open_channel
@@ -104,7 +104,7 @@ class SeatKeeper:
             except FleetError as error:
                 _log.error("%s: %s gave an order that cannot be read: %s", self.seat, self.controller, error)
             except grpc.aio.AioRpcError as error:
-                what = from_details(error.code(), error.details())
+                what = from_call(error)
                 _log.info("%s: orders of %s broke off, trying again: %s", self.seat, self.controller, what)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._leased.wait(), _MAX_BACKOFF_S)
@@ -144,7 +144,7 @@ class SeatKeeper:
         try:
             return await getattr(rpc.MembershipStub(self._open()), method)(request, timeout=_CALL_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
-            raise from_details(error.code(), error.details()) from error
+            raise from_call(error) from error
 
     def _open(self) -> grpc.aio.Channel:
         if self._channel is None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import grpc
 
-from ..proto.errors import FleetError, from_details
+from ..proto.errors import FleetError, from_call
 from ..proto.generated import membership_pb2 as pb
 from ..proto.generated import membership_pb2_grpc as rpc
 from .channel import open_channel
@@ -38,9 +38,7 @@ class EpochWatch:
                     await self._follow(rpc.MembershipStub(channel), on_epoch)
                     _log.info("%s: controller %s ended the watch", self.seat, self.controller)
                 except grpc.aio.AioRpcError as error:
-                    _log.info(
-                        "%s: watch broke, trying again: %s", self.seat, from_details(error.code(), error.details())
-                    )
+                    _log.info("%s: watch broke, trying again: %s", self.seat, from_call(error))
                 backoff_s = 0.1 if self.last > before else min(_MAX_BACKOFF_S, backoff_s * 2)
                 await asyncio.sleep(backoff_s)
 

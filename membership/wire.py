@@ -19,7 +19,7 @@ from typing import Any, Self
 
 import grpc
 
-from ..proto.errors import Code, FleetError
+from ..proto.errors import Code, FleetError, abort
 from ..settings.reader import option
 from .renewed_channel import KINDS_OF_CALLS, Files, RenewedAioChannel, RenewedChannel
 
@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 _FILES = ("ca.crt", "tls.crt", "tls.key")
 _NAME = "expertfleet"
 _TOKEN_KEY = "expertfleet-token"
-_MIN_TOKEN = 16
+_MIN_TOKEN, _MAX_TOKEN = 16, 4096  # gRPC takes 8 KiB of metadata for sure, and what is beyond by chance
 
 Options = Sequence[tuple[str, Any]]
 
@@ -40,8 +40,11 @@ class WireSecurity:
     token: str = ""
 
     def __post_init__(self) -> None:
-        if self.token and (len(self.token) < _MIN_TOKEN or not self.token.isascii() or not self.token.isprintable()):
-            raise ValueError(f"cluster_token: wants at least {_MIN_TOKEN} printable ASCII characters")
+        fits = _MIN_TOKEN <= len(self.token) <= _MAX_TOKEN and self.token.isascii() and self.token.isprintable()
+        if self.token and not fits:
+            raise ValueError(
+                f"cluster_token: wants at least {_MIN_TOKEN} printable ASCII characters, at most {_MAX_TOKEN}"
+            )
         if self.tls_dir is not None:
             self.read()
 
@@ -233,4 +236,4 @@ class _TokenGuard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
 async def _refuse(requests: Any, context: grpc.aio.ServicerContext) -> None:
     error = FleetError(Code.UNAUTHENTICATED, "the call does not carry this fleet's --cluster-token")
-    await context.abort(error.status, error.details)
+    await abort(context, error)

@@ -1,12 +1,23 @@
 """Errors that cross a process boundary, each with the gRPC status it travels under.
 
-Knows nothing of who raises them. On a lane an error is a frame with a ``Code``; on a unary call or a stream it is a
-gRPC status whose details start with the code's name, so that ``from_details`` restores it on the other side.
+Knows nothing of who raises them. On a lane an error is a frame with a ``Code``. On a unary call or a stream ``abort`` puts the
+code's name into the trailing metadata and ``CODE: message`` into the details, and ``from_call`` restores it on the other side.
+
+gRPC counts both as metadata, of which a client takes 8 KiB for sure, what is beyond by chance, and nothing above 16 KiB. It counts them
+as they travel: what is not printable ASCII takes three bytes a byte. So details are shortened to a part of that.
 """
 
 import enum
+from bisect import bisect_right
+from collections.abc import Iterable
+from itertools import accumulate
+from typing import Any, NoReturn
 
 import grpc
+
+MAX_DETAILS_BYTES = 4096  # as they travel
+_CODE_KEY = "expertfleet-code"
+_ELLIPSIS = "…"
 
 
 class Code(enum.IntEnum):
@@ -77,16 +88,55 @@ class FleetError(Exception):
 
     @property
     def details(self) -> str:
-        """The text of the gRPC status: ``CODE: message``."""
-        return f"{self.code.name}: {self}"
+        """The text of the gRPC status, ``CODE: message``, at most ``MAX_DETAILS_BYTES`` as they travel."""
+        return _shortened(f"{self.code.name}: {self}", MAX_DETAILS_BYTES)
 
 
-def from_details(status: grpc.StatusCode, details: str | None) -> FleetError:
-    """The error behind a gRPC status; a status that no peer of ours set becomes LANE_LOST or INTERNAL."""
+async def abort(context: grpc.aio.ServicerContext, error: FleetError) -> NoReturn:
+    """Ends a call with this error."""
+    await context.abort(error.status, error.details, ((_CODE_KEY, error.code.name),))
+    raise AssertionError("abort raises")
+
+
+def from_call(error: Any) -> FleetError:
+    """The error behind a ``grpc.RpcError`` of a call."""
+    return from_details(error.code(), error.details(), error.trailing_metadata())
+
+
+def from_details(
+    status: grpc.StatusCode, details: str | None, trailing: Iterable[tuple[str, str | bytes]] | None = None
+) -> FleetError:
+    """The error behind a gRPC status; a status that no peer of ours set becomes LANE_LOST or INTERNAL.
+
+    It is a peer's if the trailing metadata has a code, or, as a process of the version before says it there alone, if the details begin
+    with one that travels under this status.
+    """
     name, separator, message = (details or "").partition(": ")
-    if separator and name in Code.__members__:
-        return FleetError(Code[name], message)
+    told = dict(trailing or ()).get(_CODE_KEY)
+    if told is None and separator and name in Code.__members__ and _STATUS[Code[name]] is status:
+        told = name
+    if told in Code.__members__:
+        return FleetError(Code[str(told)], message if told == name else details or status.name)
     lost = status in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN)
-    if status is grpc.StatusCode.RESOURCE_EXHAUSTED:
-        return FleetError(Code.FRAME_TOO_LARGE, details or status.name)
     return FleetError(Code.LANE_LOST if lost else Code.INTERNAL, f"{status.name}: {details or 'no details'}")
+
+
+def _shortened(text: str, max_bytes: int) -> str:
+    """The text if it travels in at most ``max_bytes``, else as many of its first characters as do, and "…". What is no character,
+    half of a surrogate pair, is spelt out."""
+    text = text[: max_bytes + 1].encode(errors="backslashreplace").decode()[: max_bytes + 1]
+    ends = list(accumulate(map(_travelling_bytes, text)))
+    if ends[-1] <= max_bytes:
+        return text
+    return text[: bisect_right(ends, max_bytes - _travelling_bytes(_ELLIPSIS))] + _ELLIPSIS
+
+
+def shown(value: object, limit: int = 80) -> str:
+    """Somebody's value for an error message, shortened."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + _ELLIPSIS
+
+
+def _travelling_bytes(character: str) -> int:
+    """gRPC percent-encodes details byte by byte."""
+    return 1 if " " <= character <= "~" and character != "%" else 3 * len(character.encode())

@@ -14,7 +14,7 @@ import torch
 
 from ..membership import wire
 from ..proto.codec import Dispatch, Hello, Result, dispatch_rows, encode_cancel, encode_dispatch
-from ..proto.errors import Code, FleetError, from_details
+from ..proto.errors import Code, FleetError, from_call, from_details
 from ..proto.io_thread import IoThread
 from ..proto.lane import PATH, channel_options
 from ..proto.layout import NO_PAIR, PAIRS_SINCE
@@ -157,12 +157,12 @@ class GrpcConnection:
             try:
                 while (data := await stream.read()) is not grpc.aio.EOF:
                     self._reactor.post(self._lane.received, self, data)
-                error = from_details(await stream.code(), await stream.details())
+                error = from_details(await stream.code(), await stream.details(), await stream.trailing_metadata())
                 if await stream.code() is grpc.StatusCode.OK:
                     error = FleetError(Code.LANE_LOST, f"{self._lane.seat} ended the lane")
                 settle(self.ended, error)
             except grpc.aio.AioRpcError as error:
-                settle(self.ended, from_details(error.code(), error.details()))
+                settle(self.ended, from_call(error))
             finally:
                 writer.cancel()
                 stream.cancel()

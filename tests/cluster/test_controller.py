@@ -16,7 +16,7 @@ from expertfleet.membership.channel import open_channel
 from expertfleet.membership.epoch import Epoch, EpochId, ExpertSet
 from expertfleet.membership.seat import SeatKeeper
 from expertfleet.membership.watch import EpochWatch
-from expertfleet.proto.errors import Code, FleetError
+from expertfleet.proto.errors import Code, FleetError, from_call
 from expertfleet.proto.generated import membership_pb2 as pb
 from expertfleet.proto.generated import membership_pb2_grpc as rpc
 from expertfleet.router.load import Load
@@ -566,6 +566,7 @@ def test_a_drained_attention_worker_leaves_the_epoch_before_it_is_told_to_go() -
         ({"drain": "expert-7"}, "drain: 'expert-7' is no seat of this fleet"),
         ({"without": ["expert-2"]}, "without expert-2: 2 expert shards have room for 24 of 30 experts; at least 3 are"),
         ({"without": ["expert-2", "expert-7"]}, "without: 'expert-7' is no seat of this fleet"),
+        ({"without": ["x" * 12000]}, "without: 'x{78}… is no seat of this fleet"),
     ],
 )
 def test_what_cannot_be_is_refused_and_changes_nothing(wish: dict[str, Any], message: str) -> None:
@@ -578,6 +579,37 @@ def test_what_cannot_be_is_refused_and_changes_nothing(wish: dict[str, Any], mes
             await asyncio.sleep(0.3)
             assert fleet.epochs[-1] == whole
             assert fleet.controller._book.wanted == WANTED
+
+    in_loop(scenario)
+
+
+@pytest.mark.parametrize(
+    "drain",
+    ["x" * 9_000, "x" * 12_000, "x" * 17_000, "\n" * 4_000, "é" * 3_000, "專" * 5_000, "%" * 6_000, "😀" * 100_000],
+    ids=lambda drain: f"{len(drain)}x{ord(drain[0]):x}",
+)
+def test_a_refusal_keeps_its_code_however_long_the_refused_value_is(drain: str) -> None:
+    async def scenario() -> None:
+        async with Fleet(capacity=12) as fleet, open_channel(fleet.controller.address) as channel:
+            stub = rpc.MembershipStub(channel)
+            for _ in range(200):
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await stub.Scale(pb.ScaleRequest(drain=drain))
+                error = from_call(caught.value)
+                assert error.code is Code.BAD_REQUEST
+                assert str(error).startswith(f"drain: {repr(drain)[:20]}")
+                assert str(error).endswith("is no seat of this fleet, or leaves already")
+
+    in_loop(scenario)
+
+
+def test_a_refusal_of_many_seats_names_a_few_of_them() -> None:
+    async def scenario() -> None:
+        wanted = Wanted.first(1, 40, 1.0)
+        controller = Controller(SHAPE, wanted)
+        asked = pb.ScaleRequest(without=[f"expert-{number}" for number in range(39)])
+        assert controller._without(asked.without)[1] == f"without {', '.join(asked.without[:8])} and 31 more"
+        assert controller._without(asked.without[:8])[1] == f"without {', '.join(asked.without[:8])}"
 
     in_loop(scenario)
 

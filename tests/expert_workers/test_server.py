@@ -36,7 +36,7 @@ from expertfleet.proto.codec import (
     encode_result,
     short_fingerprint,
 )
-from expertfleet.proto.errors import Code, FleetError, from_details
+from expertfleet.proto.errors import Code, FleetError, from_call
 from expertfleet.proto.generated import expert_pb2, expert_pb2_grpc, membership_pb2
 from expertfleet.proto.lane import PATH, channel_options
 from expertfleet.proto.local_lane import MAX_MESSAGE_BYTES
@@ -182,7 +182,7 @@ async def broken(client: Client) -> FleetError:
         return FleetError(refusal.code, refusal.message)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await client.stream.read()
-    return from_details(caught.value.code(), caught.value.details())
+    return from_call(caught.value)
 
 
 async def _wait_ready(address: str) -> None:
@@ -331,12 +331,17 @@ def test_a_local_lane_needs_shared_memory(shard: str, checkpoint: Checkpoint) ->
     assert "shared memory" in str(error)
 
 
-def test_a_frame_beyond_the_transports_limit_ends_the_lane_by_type(shard: str, checkpoint: Checkpoint) -> None:
+def test_a_frame_beyond_the_transports_limit_ends_the_lane_in_the_transports_words(
+    shard: str, checkpoint: Checkpoint
+) -> None:
     async def conversation(client: Client) -> FleetError:
         await client.stream.write(client.frame(rows=torch.zeros(3, 256).bfloat16().repeat(2000, 1)))
         return await broken(client)
 
-    assert talk(shard, checkpoint, conversation).code is Code.FRAME_TOO_LARGE
+    error = talk(shard, checkpoint, conversation)
+    assert error.code is Code.INTERNAL
+    assert "RESOURCE_EXHAUSTED" in str(error)
+    assert "larger than max" in str(error)
 
 
 def test_an_epoch_below_the_minimum_is_stale_and_the_minimum_never_falls(

@@ -25,7 +25,7 @@ from expertfleet.membership.epoch import NO_EPOCH, Epoch, EpochId, ExpertSet, Me
 from expertfleet.membership.seat import SeatKeeper
 from expertfleet.membership.watch import EpochWatch
 from expertfleet.proto.codec import Hello
-from expertfleet.proto.errors import Code, from_details
+from expertfleet.proto.errors import Code, from_call
 from expertfleet.proto.generated import expert_pb2, expert_pb2_grpc
 from expertfleet.proto.generated import membership_pb2 as pb
 from expertfleet.proto.io_thread import IoThread
@@ -241,7 +241,7 @@ def test_what_is_no_expert_of_this_checkpoint_is_not_given(start: Callable[..., 
     for changes, code in refused:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             read_expert(address, checkpoint, **({"layer": 1, "expert": 2} | changes))
-        assert from_details(caught.value.code(), caught.value.details()).code is code
+        assert from_call(caught.value).code is code
     names = [name for pair in checkpoint.expert_names(1, 60) for name in pair]
     from_files = read_expert(address, checkpoint, 1, 60)
     assert all(torch.equal(part, checkpoint.read(name)) for part, name in zip(from_files, names, strict=True))

@@ -144,6 +144,20 @@ def test_whether_it_could_do_without_seats_is_asked_of_the_controller(rig: Any) 
 
 
 @pytest.mark.parametrize(
+    "value", ["x" * 9_000, "x" * 12_000, "x" * 17_000, "\n" * 4_000, "é" * 3_000, "%" * 5_000, "專" * 40_000]
+)
+def test_a_long_refusal_of_the_controller_stays_a_400(rig: Any, value: str) -> None:
+    rig.controller.refusal = FleetError(Code.BAD_REQUEST, f"drain: {value}")
+    for _ in range(40):
+        refused = rig.admin.post("/scale", json={"drain": "expert-1"})
+        assert refused.status_code == 400
+        error = refused.json()["error"]
+        assert error["code"] == "invalid_value"
+        assert error["message"].startswith(f"drain: {value[:300]}")
+        assert error["message"].endswith("…")
+
+
+@pytest.mark.parametrize(
     ("query", "message"),
     [
         ("", "without: 0 seats are given; 1 to 4096 can be"),

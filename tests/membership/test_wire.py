@@ -13,7 +13,7 @@ from secret_volume import files_of, mount_secret
 from expertfleet.membership import renewed_channel, wire
 from expertfleet.membership.channel import listen
 from expertfleet.membership.wire import WireSecurity, WireSettings
-from expertfleet.proto.errors import Code, from_details
+from expertfleet.proto.errors import Code, from_call
 
 Certify = Callable[..., Path]
 TOKEN = "one fleet's own token"
@@ -92,7 +92,7 @@ async def stream(channel: Any) -> None:
     call = channel.stream_stream("/Echo/Stream")(timeout=5)
     await call.write(b"a")
     assert await call.read() is grpc.aio.EOF
-    raise grpc.aio.AioRpcError(await call.code(), None, None, await call.details())
+    raise grpc.aio.AioRpcError(await call.code(), None, await call.trailing_metadata(), await call.details())
 
 
 CALLS = {"Unary": unary, "Count": count, "Stream": stream}
@@ -124,7 +124,7 @@ def test_a_call_without_the_token_is_refused_by_name(method: str, shown: str) ->
 
     error = asyncio.run(run())
     assert error.code() is grpc.StatusCode.UNAUTHENTICATED
-    assert from_details(error.code(), error.details()).code is Code.UNAUTHENTICATED
+    assert from_call(error).code is Code.UNAUTHENTICATED
 
 
 @pytest.mark.parametrize("stranger", ["plain", "foreign authority", "no certificate", "another name"])
@@ -275,5 +275,8 @@ def test_bad_settings_are_named(tmp_path: Path) -> None:
         WireSettings(cluster_token="short").check_wire()
     with pytest.raises(ValueError, match=r"^cluster_token: "):
         WireSettings(cluster_token="sixteen\nand much more").check_wire()
+    WireSettings(cluster_token="x" * 4096).check_wire()
+    with pytest.raises(ValueError, match=r"^cluster_token: wants .* at most 4096$"):
+        WireSettings(cluster_token="x" * 4097).check_wire()
     with pytest.raises(ValueError, match=r"^tls_dir: .*ca\.crt: No such file or directory; the directory must hold"):
         WireSettings(tls_dir=tmp_path).check_wire()
