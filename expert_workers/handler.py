@@ -298,7 +298,7 @@ class LaneHandler:
     def admit(self, lane: Lane, frame: Dispatch, results: Rows | None = None) -> None:
         """Queues what was asked. Raises FleetError."""
         self._holdings.admit(frame)
-        self.pool.put(Job(frame, lane, time.monotonic() + frame.deadline_us / 1e6, results))
+        self.pool.put(Job(frame, lane, time.monotonic() + frame.timeout_us / 1e6, results))
 
 
 class Outgoing:

@@ -98,7 +98,7 @@ class ShardPairs:
         return pair.offer(frame_id, piece.tensor, job.expires_at, announce, over_stream)
 
     def _expect(self, pair: Pair, frame: Paired) -> None:
-        expires_at = time.monotonic() + frame.deadline_us / 1e6
+        expires_at = time.monotonic() + frame.timeout_us / 1e6
 
         def take(rows: torch.Tensor) -> None:
             self._loop.call_soon_threadsafe(self._arrive, frame, expires_at, rows)

@@ -163,7 +163,7 @@ class Runtime:
         if time.monotonic() < job.expires_at:
             return False
         self.counters.expired_frames += 1
-        self._refuse([piece], FleetError(Code.EXPIRED, "the frame's deadline passed before it was computed"))
+        self._refuse([piece], FleetError(Code.EXPIRED, "the frame's time was over before it was computed"))
         return True
 
     def _refuse(self, batch: list[Slice], error: FleetError) -> None:

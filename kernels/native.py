@@ -345,9 +345,16 @@ def load() -> Native | str:
         return "it was not built: no C++ compiler when the package was installed"
     try:
         native = Native(spec.origin)
-    except (OSError, AttributeError) as error:
+    except AttributeError as error:
+        return older(spec.origin, error)
+    except OSError as error:
         return f"{spec.origin}: {error}"
     return native if native.instruction_sets else "this processor has neither AVX-512 with VNNI nor AVX2"
+
+
+def older(path: str, error: AttributeError) -> str:
+    """Why a library that lacks a call cannot be used; ctypes says which."""
+    return f"{path} is older than the package, install it again ({str(error).rpartition(': ')[2]} is not in it)"
 
 
 def unsupported(group_size: int) -> str:

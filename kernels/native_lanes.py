@@ -5,13 +5,16 @@ is told before or after.
 """
 
 import ctypes
+import logging
 import os
 from collections.abc import Callable
 from functools import cache
 from typing import ClassVar
 
-from .native import Native, load
+from .mirrors import check_mirrors
+from .native import Native, load, older
 
+_log = logging.getLogger(__name__)
 NOTHING, USUAL = -1, -2  # where a call would say a size
 LENGTH_BYTES = 8  # before a frame over TCP
 _POINTER, _COUNT, _ID = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint64
@@ -67,7 +70,9 @@ class ShardEnd(ctypes.Structure):
     ]
 
 
-class _Expected(ctypes.Structure):
+class Expected(ctypes.Structure):
+    """A frame whose answers are awaited: what compiled calls alone use."""
+
     _fields_: ClassVar = [
         ("frame_id", _ID),
         *((name, _COUNT) for name in ("num_routes", "num_answered", "hidden", "row_bytes", "dtype")),
@@ -75,7 +80,9 @@ class _Expected(ctypes.Structure):
     ]
 
 
-class _Came(ctypes.Structure):
+class Came(ctypes.Structure):
+    """Answers to some routes of a frame: what compiled calls alone use."""
+
     _fields_: ClassVar = [("frame_id", _ID), ("first", _COUNT), ("count", _COUNT)]
 
 
@@ -111,11 +118,11 @@ class WorkerEnd(ctypes.Structure):
         ("area_bytes", _COUNT),
         ("body", _POINTER),
         ("body_left", _COUNT),
-        ("under_way", _Came),
+        ("under_way", Came),
         ("num_came", _COUNT),
         ("came", _COUNT * (3 * 16)),
         ("num_expected", _COUNT),
-        ("expected", _Expected * 32),
+        ("expected", Expected * 32),
     ]
 
 
@@ -132,7 +139,7 @@ class Ask(ctypes.Structure):
     owners: int
     layer: int
     priority: int
-    deadline_us: int
+    timeout_us: int
     x: int
     num_rows: int
     hidden: int
@@ -151,7 +158,7 @@ class Ask(ctypes.Structure):
         ("replicas", _POINTER),
         ("stride", _COUNT),
         ("owners", _POINTER),
-        *((name, _COUNT) for name in ("layer", "priority", "deadline_us")),
+        *((name, _COUNT) for name in ("layer", "priority", "timeout_us")),
         ("x", _POINTER),
         *((name, _COUNT) for name in ("num_rows", "hidden", "row_bytes", "dtype", "top_k")),
         ("experts", _POINTER),
@@ -160,11 +167,16 @@ class Ask(ctypes.Structure):
     ]
 
 
+MIRRORS = (Fence, ShardEnd, Expected, Came, WorkerEnd, Ask)
+
+
 class Calls:
     """Each ``take`` and ``give`` returns a size, NOTHING, USUAL, or what ``check`` raises; ``cpp/lanes.cpp`` says what each does."""
 
     def __init__(self, native: Native) -> None:
+        """Raises ForeignLibraryError where a structure is another one there, and AttributeError for what is not there."""
         library = ctypes.PyDLL(native.path)
+        check_mirrors(library, MIRRORS)
         self.ask = library.expertfleet_ask
         self.ask.argtypes, self.ask.restype = [_POINTER], _COUNT
         self.expect = library.expertfleet_expect
@@ -214,6 +226,12 @@ def check(size: int) -> int:
 
 @cache
 def calls() -> Calls | None:
-    """None where the library was not built."""
+    """None where there is no library that can be used, which is said once. Raises ForeignLibraryError for one of another version."""
     native = load()
-    return Calls(native) if isinstance(native, Native) else None
+    if isinstance(native, Native):
+        try:
+            return Calls(native)
+        except AttributeError as error:
+            native = older(native.path, error)
+    _log.warning("lanes do without compiled calls: %s", native)
+    return None

@@ -28,13 +28,13 @@ class Asked:
     epoch: tuple[int, int]
     layer: int
     priority: int
-    deadline_us: int
+    timeout_us: int
 
 
 def pack_asked(asked: Asked, dtype: torch.dtype, num_rows: int, num_routes: int, hidden: int) -> bytes:
-    deadline_us = min(max(asked.deadline_us, 0), 0xFFFFFFFF)
+    timeout_us = min(max(asked.timeout_us, 0), 0xFFFFFFFF)
     return ASKED.pack(
-        asked.fingerprint, *asked.epoch, asked.layer, DTYPE_CODES[dtype], asked.priority, deadline_us,
+        asked.fingerprint, *asked.epoch, asked.layer, DTYPE_CODES[dtype], asked.priority, timeout_us,
         num_rows, num_routes, hidden,
     )  # fmt: skip
 
@@ -42,12 +42,12 @@ def pack_asked(asked: Asked, dtype: torch.dtype, num_rows: int, num_routes: int,
 def unpack_asked(frame: Buffer) -> tuple[_Fields, torch.dtype, int, int, int]:
     """What was asked, the dtype of its rows, how many they are, how many routes there are, and how wide they are."""
     at_least(frame, PREFIX.size + ASKED.size)
-    fingerprint, incarnation, counter, layer, dtype, priority, deadline_us, num_rows, num_routes, hidden = (
+    fingerprint, incarnation, counter, layer, dtype, priority, timeout_us, num_rows, num_routes, hidden = (
         ASKED.unpack_from(frame, PREFIX.size)
     )
     if not num_rows or not num_routes or not hidden:
         raise bad(f"{num_rows} rows of {hidden} with {num_routes} routes; each must be at least 1")
-    asked = fingerprint, (incarnation, counter), layer, priority, deadline_us
+    asked = fingerprint, (incarnation, counter), layer, priority, timeout_us
     return asked, dtype_of(dtype), num_rows, num_routes, hidden
 
 

@@ -125,7 +125,7 @@ class Placed(Asked):
 
     def with_rows(self, rows: Rows) -> Dispatch:
         return Dispatch(
-            self.frame_id, self.fingerprint, self.epoch, self.layer, self.priority, self.deadline_us,
+            self.frame_id, self.fingerprint, self.epoch, self.layer, self.priority, self.timeout_us,
             rows, self.route_rows, self.route_experts,
         )  # fmt: skip
 

@@ -24,7 +24,7 @@ from .pair_group import Groups
 
 logger = logging.getLogger(__name__)
 
-# A transfer that is expected to take longer than this is better off on the lane, whatever the frame's deadline is.
+# A transfer that is expected to take longer than this is better off on the lane, however much time the frame has.
 _LONGEST_S = 5.0
 _SHORTEST_S = 0.25
 _TICK_S = 0.05

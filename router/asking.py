@@ -80,7 +80,7 @@ class Asking:
     """For one plan, whose members' lanes have these ``ends``."""
 
     def __init__(
-        self, calls: Calls, plan: Plan, ends: Sequence[WorkerEnd], fingerprint: bytes, deadline_s: float
+        self, calls: Calls, plan: Plan, ends: Sequence[WorkerEnd], fingerprint: bytes, timeout_s: float
     ) -> None:
         self._call, self._plan = calls.ask, plan
         self._holders: dict[int, tuple[int | None, int, int]] = {}  # by layer
@@ -88,7 +88,7 @@ class Asking:
         self._ask = Ask(num_shards=len(ends), num_experts=plan.num_experts, ends=self._ends)
         self._ask.fingerprint = int.from_bytes(fingerprint, "little")
         self._ask.epoch[:] = [plan.epoch.incarnation, plan.epoch.counter]
-        self._ask.deadline_us = min(int(deadline_s * 1e6), _MOST_US)
+        self._ask.timeout_us = min(int(timeout_s * 1e6), _MOST_US)
         self._ask_at = ctypes.addressof(self._ask)
         self._num_shards = len(ends)
         self._shape: tuple[torch.Size, torch.Size, torch.dtype] | None = None  # of the question before

@@ -79,7 +79,7 @@ class LocalConnection:
         results_at = begin + rows_bytes
         self._areas[frame.frame_id] = _Area(begin, results_at, rows.dtype, num_routes, hidden)
         placed = Placed(
-            frame.frame_id, frame.fingerprint, frame.epoch, frame.layer, frame.priority, frame.deadline_us,
+            frame.frame_id, frame.fingerprint, frame.epoch, frame.layer, frame.priority, frame.timeout_us,
             rows.dtype, num_rows, hidden, begin, results_at, frame.route_rows, frame.route_experts,
         )  # fmt: skip
         self._send(encode_placed(placed, self._version))

@@ -51,12 +51,12 @@ class WorkerPairs:
 
         def announce(number: int) -> None:
             paired = Paired(
-                frame.frame_id, frame.fingerprint, frame.epoch, frame.layer, frame.priority, frame.deadline_us,
+                frame.frame_id, frame.fingerprint, frame.epoch, frame.layer, frame.priority, frame.timeout_us,
                 rows.dtype, rows.count, rows.width, generation, number, frame.route_rows, frame.route_experts,
             )  # fmt: skip
             self._send(encode_paired(paired, self._version))
 
-        expires_at = time.monotonic() + frame.deadline_us / 1e6
+        expires_at = time.monotonic() + frame.timeout_us / 1e6
         self._frames[frame.frame_id] = frame, expires_at
         if self.pair.offer(frame.frame_id, rows.tensor, expires_at, announce, lambda: self._resend(frame.frame_id)):
             return True
@@ -118,4 +118,4 @@ class WorkerPairs:
         if frame_id in self._frames:
             frame, expires_at = self._frames[frame_id]
             left_us = int((expires_at - time.monotonic()) * 1e6)
-            self._send(encode_dispatch(dataclasses.replace(frame, deadline_us=left_us), self._version))
+            self._send(encode_dispatch(dataclasses.replace(frame, timeout_us=left_us), self._version))

@@ -75,6 +75,7 @@ class Router:
         # One snapshot, replaced as a whole: a plan and the lane of each of its members.
         self._snapshot: tuple[Plan, tuple[Lane, ...]] = (Plan(NO_EPOCH, (), ()), ())
         self._asking: Asking | None = None  # of that plan
+        self._calls = native_lanes.calls()
         self._io, self._reactor = io, reactor
         self._hello = hello
         self._fingerprint = short_fingerprint(hello.fingerprint)
@@ -342,8 +343,8 @@ class Router:
         plan = Plan(epoch.id, epoch.experts, up, self._snapshot[0], suspected, quarantined)
         lanes = tuple(self._lanes[member.seat, member.address] for member in epoch.experts)
         self._snapshot = (plan, lanes)
-        if calls := native_lanes.calls():
-            self._asking = Asking(calls, plan, [lane.end for lane in lanes], self._fingerprint, self._layer_deadline_s)
+        if self._calls is not None:
+            self._asking = Asking(self._calls, plan, [lane.end for lane in lanes], self._fingerprint, self._layer_deadline_s)
         if epoch.complete and plan.covers_everything():
             self._ready.set()
         else:

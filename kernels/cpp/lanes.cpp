@@ -11,6 +11,7 @@
 #include <cstring>
 #include <vector>
 
+#include "lanes.h"
 #include "routing.h"
 
 #if !defined(MSG_NOSIGNAL)
@@ -36,7 +37,7 @@ struct Asked {
   uint64_t fingerprint, incarnation, counter;
   uint16_t layer;
   uint8_t dtype, priority;
-  uint32_t deadline_us, num_rows, num_routes, hidden, zero;
+  uint32_t timeout_us, num_rows, num_routes, hidden, zero;
 };
 
 struct Places {
@@ -95,30 +96,9 @@ int64_t send_parts(int64_t socket, iovec* parts, int count) {
   return errno == EAGAIN || errno == EWOULDBLOCK ? left : kUsual - errno;
 }
 
-// What a shard lets in (expert_workers/holdings.py).
-struct Fence {
-  uint64_t fingerprint, min_epoch[2], newest_epoch[2];
-  const uint8_t* held;  // [layers, experts]
-  int64_t num_layers, num_experts, hidden, dtype, item_bytes;
-};
-
 inline bool is_older(const uint64_t* epoch, const uint64_t* other) {
   return epoch[0] != other[0] ? epoch[0] < other[0] : epoch[1] < other[1];
 }
-
-// A shard's end of a lane.
-struct ShardEnd {
-  int64_t socket, version, most_routes;
-  Fence* fence;
-  uint8_t* memory;  // shared with the worker; null where rows come with their frames
-  int64_t memory_bytes;
-  // What is asked, once a usual frame has come, of so many bytes.
-  int64_t size;
-  uint64_t frame_id;
-  int64_t layer, num_rows, num_routes;
-  const uint8_t *rows, *route_rows, *route_experts;
-  uint8_t* results;  // where they belong; null where they are sent
-};
 
 bool lets_in(const ShardEnd& end, const uint8_t* frame, int64_t size, Asked* asked) {
   const int64_t fixed = int64_t(sizeof(Prefix) + sizeof(Asked));
@@ -128,7 +108,7 @@ bool lets_in(const ShardEnd& end, const uint8_t* frame, int64_t size, Asked* ask
   const Fence& fence = *end.fence;
   const uint64_t epoch[2] = {asked->incarnation, asked->counter};
   return asked->fingerprint == fence.fingerprint && !is_older(epoch, fence.min_epoch) && asked->layer < fence.num_layers &&
-         asked->dtype == fence.dtype && asked->hidden == fence.hidden && asked->deadline_us && asked->num_routes &&
+         asked->dtype == fence.dtype && asked->hidden == fence.hidden && asked->timeout_us && asked->num_routes &&
          asked->num_routes <= end.most_routes && asked->num_rows && asked->num_rows <= asked->num_routes;
 }
 
@@ -179,74 +159,6 @@ bool take(ShardEnd* end, uint8_t* frame, int64_t size) {
   return true;
 }
 
-// A frame whose answers are awaited.
-struct Expected {
-  uint64_t frame_id;
-  int64_t num_routes, num_answered, hidden, row_bytes, dtype;
-  uint8_t* results;       // [num_routes, hidden]: where they are, or are put
-  const int64_t* routes;  // whose address goes to places[routes[i]]
-  uintptr_t* places;
-};
-
-// Answers to routes `first` to `first + count` of a frame.
-struct Came {
-  uint64_t frame_id;
-  int64_t first, count;
-};
-
-constexpr int64_t kMostExpected = 32, kMostCame = 16;
-constexpr size_t kMostParts = 512;  // of a frame
-
-// A worker's end of a lane.
-struct WorkerEnd {
-  int64_t socket, version;  // socket -1 where there is none for usual frames
-  const int64_t* clear;     // not 0 while nothing waits to be sent before
-  int64_t most_frame_bytes, most_answer_bytes;
-  double seconds_per_expert;  // what the shard took of late
-  // Of a local lane: the shared memory, and the stretch of it that the next frame may take, which that empties.
-  uint8_t* memory;
-  int64_t area, area_bytes;
-  // Over TCP: the results that come now; what is not awaited any more goes nowhere.
-  uint8_t* body;
-  int64_t body_left;
-  Came under_way;
-  // What has come.
-  int64_t num_came;
-  Came came[kMostCame];
-  int64_t num_expected;
-  Expected expected[kMostExpected];
-
-  Expected* find(uint64_t frame_id) {
-    for (int64_t i = 0; i < num_expected; ++i) {
-      if (expected[i].frame_id == frame_id) return expected + i;
-    }
-    return nullptr;
-  }
-
-  void forget(uint64_t frame_id) {
-    if (Expected* found = find(frame_id)) *found = expected[--num_expected];
-    if (body_left && under_way.frame_id == frame_id) body = nullptr;
-  }
-
-  // Whether these are the next ones of the frame.
-  bool fits(const Expected* found, int64_t first, int64_t count, int64_t num_routes) const {
-    return found && count && num_routes == found->num_routes && first == found->num_answered && count <= num_routes - first;
-  }
-
-  // Answers are where they belong.
-  void arrived(const Came& answers) {
-    Expected* found = find(answers.frame_id);
-    if (!found) return;
-    const uint8_t* row = found->results + answers.first * found->row_bytes;
-    for (int64_t i = answers.first; i < answers.first + answers.count; ++i, row += found->row_bytes) {
-      found->places[found->routes[i]] = uintptr_t(row);
-    }
-    found->num_answered += answers.count;
-    came[num_came++] = answers;
-    if (found->num_answered == found->num_routes) forget(answers.frame_id);
-  }
-};
-
 bool take_filled(WorkerEnd* end, const uint8_t* frame, int64_t size) {
   if (size != int64_t(sizeof(Prefix) + sizeof(Filled))) return false;
   const Prefix prefix = read_at<Prefix>(frame);
@@ -281,25 +193,6 @@ int64_t take_result(WorkerEnd* end, const uint8_t* bytes, int64_t size) {
   return kHead + here;
 }
 
-// A layer's question to all shards, and what came of it.
-struct Ask {
-  uint64_t fingerprint, epoch[2];
-  int64_t num_shards;
-  WorkerEnd* const* ends;
-  int64_t num_experts;
-  const uint8_t* replicas;  // [shards, `stride`], or null: then
-  int64_t stride;
-  const int64_t* owners;  // [experts]
-  int64_t layer, priority, deadline_us;
-  const uint8_t* x;  // [num_rows, hidden]
-  int64_t num_rows, hidden, row_bytes, dtype, top_k;
-  const int64_t* experts;  // [num_rows, top_k]
-  uint64_t frame_id;       // of the shard that is asked first; the others' follow
-  // Written: as expertfleet_share_out does, then, in the order in which they are asked, num_shards shards and what the kernel did not
-  // take of their frames: -1 for one that was not sent.
-  int64_t* told;
-};
-
 struct Told {
   int64_t *routes, *rows;
   int32_t *experts, *places;
@@ -321,7 +214,7 @@ int64_t ask_one(const Ask& ask, const Told& told, int64_t shard, uint64_t frame_
   struct { uint64_t length; Prefix prefix; Asked asked; Places places; } head = {};
   head.prefix = prefix_of(end->version, end->memory ? kPlaced : kDispatch, frame_id);
   head.asked = {ask.fingerprint, ask.epoch[0], ask.epoch[1], uint16_t(ask.layer), uint8_t(ask.dtype), uint8_t(ask.priority),
-                uint32_t(ask.deadline_us), uint32_t(num_rows), uint32_t(num_routes), uint32_t(ask.hidden), 0};
+                uint32_t(ask.timeout_us), uint32_t(num_rows), uint32_t(num_routes), uint32_t(ask.hidden), 0};
   std::vector<iovec> parts;
   parts.reserve(size_t(end->memory ? 3 : num_rows + 3));
   if (end->memory) {

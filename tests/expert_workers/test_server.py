@@ -125,7 +125,7 @@ class Client:
             "epoch": (10, 10),
             "layer": 1,
             "priority": 0,
-            "deadline_us": 10_000_000,
+            "timeout_us": 10_000_000,
             "rows": torch.randn(3, self.checkpoint.config.hidden_size).bfloat16(),
             "route_rows": np.array([0, 1, 2, 0], dtype=np.int32),
             "route_experts": np.array([0, 5, 5, 31], dtype=np.int32),
@@ -237,7 +237,7 @@ def test_answers_what_it_holds(shard: str, checkpoint: Checkpoint, transport: st
         ({"fingerprint": b"\x01" * 8}, Code.FOREIGN_CHECKPOINT),
         ({"rows": torch.zeros(3, 256)}, Code.WRONG_DTYPE),
         ({"rows": torch.zeros(3, 64).bfloat16()}, Code.BAD_FRAME),
-        ({"deadline_us": 0}, Code.EXPIRED),
+        ({"timeout_us": 0}, Code.EXPIRED),
     ],
 )
 def test_what_does_not_fit_is_refused_by_type_and_the_lane_lives(

@@ -149,7 +149,7 @@ def test_what_is_let_in_python_would_let_in_too_with_the_same_meaning(pair: Pair
         if size != USUAL:
             assert pair.received(size) == frame
             if wanted is not None:
-                may_wait = wanted.deadline_us == 0 or len(wanted.route_rows) > MOST
+                may_wait = wanted.timeout_us == 0 or len(wanted.route_rows) > MOST
                 assert may_wait or wanted.rows.count > len(wanted.route_rows)
             continue
         num_usual, num_mutated_usual = num_usual + 1, num_mutated_usual + number % 2
@@ -170,7 +170,7 @@ def test_what_is_let_in_python_would_let_in_too_with_the_same_meaning(pair: Pair
 def test_a_frame_with_another_behind_it_is_left_to_be_merged(pair: Pair) -> None:
     rng = random.Random()
     frame, asked = b"", None
-    while asked is None or asked.deadline_us == 0 or len(asked.route_rows) > MOST:
+    while asked is None or asked.timeout_us == 0 or len(asked.route_rows) > MOST:
         frame = pair.frame(rng)
         asked = pair.python_takes(frame)
     pair.send(frame)

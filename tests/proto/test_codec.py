@@ -29,7 +29,7 @@ def make_dispatch(rng: random.Random, dtype: torch.dtype) -> tuple[bytes, dict]:
         "epoch": (rng.getrandbits(60), rng.getrandbits(40)),
         "layer": rng.randrange(61),
         "priority": rng.randrange(256),
-        "deadline_us": rng.getrandbits(32),
+        "timeout_us": rng.getrandbits(32),
         "rows": rows,
         "route_rows": route_rows,
         "route_experts": route_experts,
@@ -42,7 +42,7 @@ def test_dispatch_round_trip(dtype: torch.dtype) -> None:
     frame, fields = make_dispatch(random.Random(), dtype)
     decoded = codec.decode(frame, LIMIT)
     assert isinstance(decoded, codec.Dispatch)
-    for name in ("frame_id", "fingerprint", "epoch", "layer", "priority", "deadline_us"):
+    for name in ("frame_id", "fingerprint", "epoch", "layer", "priority", "timeout_us"):
         assert getattr(decoded, name) == fields[name], name
     assert decoded.rows.dtype == dtype
     assert torch.equal(decoded.rows.tensor, fields["rows"].tensor)
@@ -58,7 +58,7 @@ def make_placed(rng: random.Random) -> codec.Placed:
         epoch=(rng.getrandbits(60), rng.getrandbits(40)),
         layer=rng.randrange(61),
         priority=rng.randrange(256),
-        deadline_us=rng.getrandbits(32),
+        timeout_us=rng.getrandbits(32),
         dtype=rng.choice((torch.bfloat16, torch.float32)),
         num_rows=R,
         hidden=rng.randint(1, 9000),

@@ -25,7 +25,7 @@ def make_paired(rng: random.Random, **changes: object) -> pair_frames.Paired:
         epoch=(rng.getrandbits(60), rng.getrandbits(40)),
         layer=rng.randrange(61),
         priority=rng.randrange(256),
-        deadline_us=rng.getrandbits(32),
+        timeout_us=rng.getrandbits(32),
         dtype=rng.choice((torch.bfloat16, torch.float32)),
         num_rows=R,
         hidden=rng.randint(1, 9000),

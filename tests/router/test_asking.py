@@ -118,7 +118,7 @@ def test_frames_are_those_that_python_would_send(calls: Calls, has_replicas: boo
                 assert at.tolist() == wanted.routes.tolist()
                 assert (one.num_rows, one.num_experts) == (len(wanted.rows), wanted.num_experts)
                 assert (frame.frame_id, frame.fingerprint, frame.epoch) == (one.frame_id, MARK, (3, 9))
-                assert (frame.layer, frame.priority, frame.deadline_us) == (LAYER, number % 2, 5_000_000)
+                assert (frame.layer, frame.priority, frame.timeout_us) == (LAYER, number % 2, 5_000_000)
                 assert frame.route_rows.tolist() == wanted.places.tolist()
                 assert frame.route_experts.tolist() == wanted.experts.tolist()
                 assert torch.equal(frame.rows.tensor, x[torch.from_numpy(wanted.rows)])
