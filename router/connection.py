@@ -65,6 +65,11 @@ class Connection(Protocol):
 
     ended: "asyncio.Future[FleetError]"
 
+    @property
+    def keeps_order(self) -> bool:
+        """Whether results never come after an error that has overtaken them, as rows travel no other way than errors do."""
+        ...
+
     def open(self, hello: bytes) -> None: ...
 
     def greeted(self, hello: Hello, version: int) -> None:

@@ -199,7 +199,7 @@ class Dispatch:
             if self.done or part.given_up:  # as one before it failed at once
                 continue
             self._parts[part.frame_id] = part
-            part.sent_at = time.monotonic()
+            part.sent_at, part.deadline = time.monotonic(), self.deadline
             on_answer = functools.partial(self._on_answer, part)
             if part.sent is not None:
                 part.sent.places = self._answers.places
@@ -215,11 +215,6 @@ class Dispatch:
             return
         if isinstance(answer, FleetError):
             self._on_failure(part, answer)
-            return
-        if not self._fits(part, answer):
-            self._finish(
-                FleetError(Code.BAD_FRAME, f"{part.lane.seat} answered layer {self.layer} with a misfit piece")
-            )
             return
         begin, count = part.num_answered, answer.rows.count
         self._answers.add(part.routes[begin : begin + count], answer.rows)
@@ -270,15 +265,6 @@ class Dispatch:
             hedge.hedge_of, hedge.given_up = None, True
         _drop([hedge for hedge in hedges if self._parts.pop(hedge.frame_id, None) is not None])
 
-    def _fits(self, part: Part, answer: Result) -> bool:
-        """A shard answers a frame's routes in their order."""
-        return (
-            answer.num_routes == len(part.routes)
-            and answer.first_route == part.num_answered
-            and answer.rows.width == self.rows.width
-            and answer.rows.dtype == self.rows.dtype
-        )
-
     def _on_failure(self, part: Part, error: FleetError) -> None:
         self._answered.append(self._parts.pop(part.frame_id))  # its first pieces may have come
         if self._doubts is not None:
@@ -286,6 +272,9 @@ class Dispatch:
             return
         if part.hedge_of is not None:
             self._drop_hedges(part.hedge_of)  # the slow one has them all yet
+            return
+        if error.code is Code.EXPIRED and part.deadline < self.deadline:
+            self._ask_anew(part)
             return
         if part.hedges and error.code in _RETRYABLE:
             self.failed_seats.add(part.lane.seat)
@@ -298,6 +287,13 @@ class Dispatch:
         self._refusal = f"{error.code.name} {error}"
         self._router.on_failed_part(self, part.lane.seat, error)
         self._reassign(part.routes[part.num_answered :])
+
+    def _ask_anew(self, part: Part) -> None:
+        """The shard was told of less time than the layer has by now; its hedges, if there are any, were asked later."""
+        if part.hedges:
+            self._release(part)
+        else:
+            self._reassign(part.routes[part.num_answered :])
 
     def _reassign(self, routes: Routes) -> None:
         self.start(*self._router.build_parts(self, routes))

@@ -54,6 +54,10 @@ class GrpcConnection:
         self._tasks: list[asyncio.Task[None]] = []
         self._stream: grpc.aio.StreamStreamCall | None = None
 
+    @property
+    def keeps_order(self) -> bool:
+        return self._pairs is None
+
     def open(self, hello: bytes) -> None:
         self._send(hello)
         self._post(self._begin)

@@ -4,13 +4,13 @@ Knows nothing of what routes mean: it carries frames and hands answers to whoeve
 reactor's thread, but for the connecting, which is a task on the IO loop.
 1. A local socket where the shard is on this machine and offers one, else a gRPC stream; 2. HELLO both ways; 3. ``post``
 frames, each with a sink for its answers, and ``drop`` each when its answers are no longer needed; 4. when the connection
-breaks, every waiting sink gets LANE_LOST and the lane is down until the next HELLO.
+breaks, every waiting sink gets LANE_LOST and the lane is down until the next HELLO. A shard's answer that does not fit what it was
+asked (``sent_frames.py``) ends the connection like a broken one, at once and whatever else of it is on its way.
 """
 
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 
@@ -28,23 +28,13 @@ from .connection import Connection, Sent
 from .grpc_connection import GrpcConnection
 from .local_connection import LocalConnection
 from .pace import ExpertPace, Pace
+from .sent_frames import SentFrame, SentFrames, Sink
 
 logger = logging.getLogger(__name__)
 
-Sink = Callable[[Result | FleetError], None]
 _MAX_BACKOFF_S = 1.0
 _GREETING_S = 5.0
 _SUSPICION_S = 1.0
-
-
-@dataclass(slots=True)
-class _Sent:
-    """A frame that was posted. Its memory is free when the shard has ended it and nobody needs its answers."""
-
-    sink: Sink | None
-    num_left: int  # routes without an answer; 0 also after an error
-    on_noted: Callable[[int], None] | None = None  # hears of that many more routes
-    failed: bool = False  # an error may overtake results whose rows come another way
 
 
 class Lane:
@@ -80,7 +70,7 @@ class Lane:
         self._on_change = on_change
         self._local, self._tcp = local, tcp
         self._pair = pair
-        self._sent: dict[int, _Sent] = {}
+        self._frames = SentFrames()  # of the connection
         self._connection: Connection | None = None
         self._greeting: Timer | None = None
         self._suspicion: Timer | None = None
@@ -98,36 +88,45 @@ class Lane:
         if not self.up or self._connection is None:
             sink(FleetError(Code.LANE_LOST, f"the lane to {self.seat} is down"))
             return
-        self._sent[frame.frame_id] = _Sent(sink, len(frame.route_rows))
+        rows = frame.rows
+        self._frames.open[frame.frame_id] = SentFrame(sink, len(frame.route_rows), rows.width, rows.dtype)
         try:
             self._connection.post(frame, row_ids)
         except FleetError as error:
-            del self._sent[frame.frame_id]
+            self._frames.end(frame.frame_id)
             sink(error)
 
     def sent(self, sent: Sent, sink: Sink, on_noted: Callable[[int], None]) -> None:
         """As ``post``, for what a compiled call has sent by this lane's ``end``; ``on_noted`` hears of the number of routes whose answers
         have been written down since."""
         assert self._connection is not None, "its end is open"
-        self._sent[sent.frame_id] = _Sent(sink, sent.num_routes, on_noted)
+        rows = sent.rows
+        self._frames.open[sent.frame_id] = SentFrame(sink, sent.num_routes, rows.width, rows.dtype, on_noted)
         self._connection.sent(sent)
 
     def ignore(self, frame_id: int) -> None:
         """Answers that are still to come are not written down; the memory of those that came stays as it is."""
-        if self._connection is not None:
+        frame = self._frames.open.get(frame_id)
+        if frame is not None and self._connection is not None:
+            frame.all_counted = False
             self._connection.ignore(frame_id)
 
     def drop(self, frame_id: int) -> None:
         """The answers to a frame are no longer needed, neither those that came nor those to come."""
-        sent = self._sent.get(frame_id)
-        if sent is None or self._connection is None:
+        frame = self._frames.open.get(frame_id)
+        if frame is None or self._connection is None:
             return
-        sent.sink = None
-        if sent.num_left:
-            self._connection.ignore(frame_id)
+        frame.sink = None
+        if frame.num_left:
+            self.ignore(frame_id)
             if self._connection.cancel(frame_id):
                 return
-        self._forget(frame_id)
+            self._frames.give_up(frame_id)
+        elif frame.failed and not self._connection.keeps_order:
+            self._frames.give_up(frame_id)
+        else:
+            self._frames.end(frame_id)
+        self._free(frame_id)
 
     def observe(self, num_experts: int, seconds: float, now: float) -> None:
         """The shard took so long for so many."""
@@ -168,7 +167,7 @@ class Lane:
         try:
             self._take(connection, decode(data, self._hello.max_frame_bytes, self.version))
         except FleetError as error:
-            connection.end(error)
+            self._break(connection, error)
 
     def answered(self, connection: Connection, result: Result) -> None:
         """A result of the shard whose rows came another way."""
@@ -177,20 +176,20 @@ class Lane:
         try:
             self._answer(connection, result)
         except FleetError as error:
-            connection.end(error)
+            self._break(connection, error)
 
     def noted(self, frame_id: int, count: int) -> None:
         """A compiled call has read the next ``count`` results of a frame, and written down where they are."""
         self._trust()
-        sent = self._sent.get(frame_id)
-        if sent is None:
+        frame = self._frames.open.get(frame_id)
+        if frame is None:
             return
         # All others of the frame were noted, too, so there are as many left.
-        assert count <= sent.num_left, f"{count} answers, {sent.num_left} are left"
-        sent.num_left -= count
-        if sent.sink is not None and sent.on_noted is not None:
-            sent.on_noted(count)
-        elif not sent.num_left:
+        assert count <= frame.num_left, f"{count} answers, {frame.num_left} are left"
+        frame.num_answered += count
+        if frame.sink is not None and frame.on_noted is not None:
+            frame.on_noted(count)
+        elif not frame.num_left:
             self._forget(frame_id)
 
     def begin(self, connection: Connection) -> None:
@@ -244,7 +243,7 @@ class Lane:
         elif isinstance(frame, Error) and not frame.frame_id:
             raise FleetError(frame.code, f"{self.seat}: {frame.message}")
         elif isinstance(frame, Error):
-            self._fail(frame)
+            self._fail(connection, frame)
         elif isinstance(frame, Result | Filled):
             self._answer(connection, frame)
         elif isinstance(frame, PairAt | Paired | PairedResult | Taken):
@@ -252,34 +251,53 @@ class Lane:
         else:
             raise FleetError(Code.BAD_FRAME, f"{self.seat} sent a {type(frame).__name__} frame")
 
-    def _answer(self, connection: Connection, frame: Result | Filled) -> None:
-        sent = self._sent.get(frame.frame_id)
-        if sent is None or sent.failed:
+    def _answer(self, connection: Connection, answer: Result | Filled) -> None:
+        frame = self._find(answer.frame_id, type(answer).__name__)
+        if frame is None:
             return
-        if sent.on_noted is not None:
-            self.ignore(frame.frame_id)  # whoever counts some of a frame's answers counts all that follow
-        result = connection.answer(frame)
-        if result is None or result.rows.count > sent.num_left:
-            raise FleetError(Code.BAD_FRAME, f"{self.seat} answered with a misfit {type(frame).__name__} frame")
-        sent.num_left -= result.rows.count
-        if sent.sink is not None:
-            sent.sink(result)
-        elif not sent.num_left:
-            self._forget(frame.frame_id)
+        if frame.on_noted is not None:
+            connection.ignore(answer.frame_id)  # whoever counts some of a frame's answers counts all that follow
+        result = connection.answer(answer)
+        if result is None or (frame.failed and connection.keeps_order) or not frame.take(result):
+            what = f"first {answer.first_route}, of {answer.num_routes}" if result is None else _shown(result)
+            raise self._fault(f"frame {answer.frame_id}, {frame}, with a misfit {type(answer).__name__}: {what}")
+        if frame.sink is None:
+            if frame.num_answered == frame.num_routes:
+                self._forget(answer.frame_id)
+        elif not frame.failed:
+            frame.sink(result)
 
-    def _fail(self, error: Error) -> None:
-        sent = self._sent.get(error.frame_id)
-        if sent is None:
+    def _fail(self, connection: Connection, error: Error) -> None:
+        frame = self._find(error.frame_id, "Error")
+        if frame is None:
             return
-        sent.num_left, sent.failed = 0, True
-        self.ignore(error.frame_id)
-        if sent.sink is None:
+        told = FleetError(error.code, f"{self.seat}: {error.message}")
+        if not frame.num_left:
+            raise self._fault(f"frame {error.frame_id}, {frame}, with an error after that: {error.code.name} {told}")
+        if frame.sink is not None and error.code is Code.CANCELLED:
+            raise self._fault(f"frame {error.frame_id} with {error.code.name}, which nobody has cancelled")
+        frame.failed = True
+        connection.ignore(error.frame_id)
+        if frame.sink is not None:
+            frame.sink(told)
+        elif connection.keeps_order:
             self._forget(error.frame_id)
-        else:
-            sent.sink(FleetError(error.code, f"{self.seat}: {error.message}"))
+
+    def _find(self, frame_id: int, kind: str) -> SentFrame | None:
+        """The frame that an answer belongs to; None where that cannot be told. Raises FleetError where there is none."""
+        frame = self._frames[frame_id]
+        if frame is None and not self._frames.is_too_old(frame_id):
+            raise self._fault(f"frame {frame_id} with a {kind}, but was not asked it, or has said all of it before")
+        return frame
+
+    def _fault(self, what: str) -> FleetError:
+        return FleetError(Code.BAD_FRAME, f"{self.seat} answered {what}")
 
     def _forget(self, frame_id: int) -> None:
-        del self._sent[frame_id]
+        self._frames.end(frame_id)
+        self._free(frame_id)
+
+    def _free(self, frame_id: int) -> None:
         if self._connection is not None:
             self._connection.ignore(frame_id)
             self._connection.free(frame_id)
@@ -315,10 +333,15 @@ class Lane:
         if str(error) != str(self.last_error):
             logger.warning("lane to %s at %s is down: %s", self.seat, self.address, error)
         self.last_error = error
-        sent, self._sent = self._sent, {}
+        frames, self._frames = self._frames, SentFrames()
         if was_up:
             self._on_change()
         lost = FleetError(Code.LANE_LOST, f"the lane to {self.seat} broke: {error}")
-        for each in sent.values():
+        for each in frames.open.values():
             if each.sink is not None and each.num_left:
                 each.sink(lost)
+
+
+def _shown(result: Result) -> str:
+    rows, last = result.rows, result.first_route + result.rows.count
+    return f"routes {result.first_route} to {last} of {result.num_routes}, rows {rows.width} wide, {rows.dtype}"

@@ -41,6 +41,8 @@ class _Area:
 class LocalConnection:
     """Rows and results lie in memory that this end made; the socket carries where."""
 
+    keeps_order = True
+
     def __init__(self, lane: Owner, reactor: Reactor, connected: socket.socket, arena: Arena) -> None:
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[FleetError] = self._loop.create_future()

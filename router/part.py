@@ -13,6 +13,7 @@ class Part:
     its own or all, or one that was ``sent`` by a compiled call."""
 
     __slots__ = (
+        "deadline",
         "due_at",
         "frame",
         "frame_id",
@@ -47,6 +48,7 @@ class Part:
         self.num_experts = num_experts  # that it activates
         self.num_answered = 0
         self.sent_at = 0.0
+        self.deadline = 0.0  # the layer's at that time, which is what the shard was told of
         self.due_at: float | None = None  # then the wait is unusual; None until somebody asks
         self.hedges: list[Part] = []  # the same routes asked of others, as this one is slow
         self.hedge_of: Part | None = None

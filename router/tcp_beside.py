@@ -158,11 +158,13 @@ class TcpBeside:
             return
         try:
             hello = decode(data, self._max_frame_bytes)
+            if not isinstance(hello, Hello):
+                raise FleetError(Code.BAD_FRAME, f"{self._lane.seat} greeted over TCP with a {type(hello).__name__}")
         except FleetError as error:
             self._connection.end(error)
             return
-        way.usable = isinstance(hello, Hello)
-        if way.usable and way is self._small and not way.socket.is_tls and self.calls is not None:
+        way.usable = True
+        if way is self._small and not way.socket.is_tls and self.calls is not None:
             self._be_usual(self.calls, way.socket)
 
     def _be_usual(self, calls: native_lanes.Calls, connection: TcpSocket) -> None:

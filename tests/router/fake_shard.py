@@ -29,6 +29,11 @@ class FakeShard:
         self.broken_experts: set[int] = set()  # answer what is not finite
         self.frames: list[Dispatch] = []
         self.cancelled: list[int] = []
+        self._expires_after: int | None = None
+
+    def expire_first(self, num_answered: int) -> None:
+        """The next answer is that so many routes were answered when the frame's time was over."""
+        self._expires_after = num_answered
 
     async def start(self, port: int = 0) -> None:
         self.server = grpc.aio.server(options=server_options(LIMIT))
@@ -58,6 +63,12 @@ class FakeShard:
             return
         rows = expected_rows(frame.rows.tensor[frame.route_rows.tolist()], torch.tensor(frame.route_experts.tolist()))
         rows[np.isin(frame.route_experts, list(self.broken_experts))] = float("inf")
+        if (count := self._expires_after) is not None:
+            self._expires_after = None
+            if count:
+                await context.write(encode_result(frame.frame_id, 0, len(rows), Rows.of(rows[:count].contiguous())))
+            await context.write(encode_error(frame.frame_id, FleetError(Code.EXPIRED, "the frame's time was over")))
+            return
         for first in range(0, len(rows), self.piece_routes):
             piece = Rows.of(rows[first : first + self.piece_routes].contiguous())
             await context.write(encode_result(frame.frame_id, first, len(rows), piece))

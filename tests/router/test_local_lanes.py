@@ -1,7 +1,6 @@
 """Dispatches to a real shard over lanes of every kind, above all over shared memory: the same bits, no memory used too early or never again."""
 
 import dataclasses
-import functools
 import gc
 import os
 import threading
@@ -20,12 +19,11 @@ from expertfleet.expert_workers.server import ExpertServer
 from expertfleet.kernels import native_lanes
 from expertfleet.kernels.native import tensor_at
 from expertfleet.membership.epoch import Epoch, EpochId, ExpertSet, Member
-from expertfleet.proto.codec import Hello, result_parts
+from expertfleet.proto.codec import Hello
 from expertfleet.proto.errors import Code, FleetError
 from expertfleet.proto.io_thread import IoThread
 from expertfleet.proto.layout import OLDEST_WIRE_VERSION, WIRE_VERSION
 from expertfleet.proto.reactor import Reactor
-from expertfleet.proto.rows import Rows
 from expertfleet.router import lane as lane_module
 from expertfleet.router.dispatch import Dispatch
 from expertfleet.router.grpc_connection import GrpcConnection
@@ -246,7 +244,7 @@ def test_a_dispatch_closed_under_way_is_cancelled(server: ExpertServer, end: End
     assert dispatch.error is not None
     assert dispatch.error.code is Code.CANCELLED
     assert end.reactor.run(lambda: end.areas == 0, 10)
-    assert not end.lane._sent
+    assert not end.lane._frames.open
 
 
 @pytest.mark.parametrize("kind", ["local", "tcp"])
@@ -260,7 +258,7 @@ def test_answers_that_nobody_waits_for_are_written_down_nowhere(io: IoThread, se
             dispatch.close()
         for _ in range(5):
             assert torch.equal(end.ask(x, ids), wanted)
-        assert end.reactor.run(lambda: not end.lane._sent, 10)
+        assert end.reactor.run(lambda: not end.lane._frames.open, 10)
         assert not any(any(each) for each in places)
 
 
@@ -272,48 +270,6 @@ def test_answers_that_came_outlive_the_lane(server: ExpertServer, end: End) -> N
         server.stop(5)
         assert end.reactor.run(lambda: not end.lane.up, 10)
         assert torch.equal(dispatch.combined(), wanted)
-
-
-@pytest.mark.parametrize("kind", ["local", "tcp"])
-def test_a_shard_that_says_things_twice_is_believed_nothing_more(io: IoThread, server: ExpertServer, kind: str) -> None:
-    x, ids = drawn(server.checkpoint, 1)
-    with closing(End(io, server, kind)) as end:
-        wanted = end.ask(x, ids)
-        at_once, server.lanes.usual._at_once = server.lanes.usual._at_once, lambda *asked: False
-        lanes: Any = server.lanes.local_lanes if kind == "local" else server.lanes.tcp_lanes
-        said: list[Any] = []
-        half = ids.numel() // 2
-
-        def say(lane: Any, frame_id: int, first: int, rows: Rows) -> None:
-            if kind == "local":
-                lane._say_filled(frame_id, first, rows.count, ids.numel())
-            else:
-                lane._connection.send(result_parts(frame_id, first, ids.numel(), rows, lane.version))
-
-        def twice(lane: Any, job: Any, first: int, rows: Rows) -> None:
-            said.append((lane, job.frame.frame_id, rows.part(half, half)))
-            for _ in range(2):  # as many answers as there are routes
-                say(lane, job.frame.frame_id, 0, rows.part(0, half))
-
-        for lane in lanes:
-            lane.deliver = functools.partial(twice, lane)
-        dispatch = end.dispatch(x, ids)
-        places = dispatch._answers.prepare() or dispatch._answers._call.places  # type: ignore[union-attr,func-returns-value]
-        assert end.reactor.run(lambda: dispatch.done, 10)
-        assert dispatch.error is not None
-        assert dispatch.error.code is Code.BAD_FRAME
-        dispatch.close()
-        assert end.lane.end.num_expected == 0
-        before = list(places)
-        ((lane, frame_id, rest),) = said
-        server.reactor.post(say, lane, frame_id, half, rest)
-        end.reactor.run(lambda: False, 0.2)
-        assert list(places) == before
-        assert sum(map(bool, before)) == half
-        server.lanes.usual._at_once = at_once
-        for lane in lanes:
-            del lane.deliver
-        assert torch.equal(end.ask(x, ids), wanted)
 
 
 @pytest.mark.parametrize("kind", ["local", "tcp"])

@@ -153,7 +153,7 @@ def test_a_shard_that_ends_the_pair_before_the_rows_came_gets_them_over_the_stre
 def test_results_that_an_error_has_overtaken_are_dropped(server: ExpertServer, end: End) -> None:
     x, ids = drawn(server.checkpoint, 40)
     with closing(end.dispatch(x, ids)) as dispatch:
-        (frame_id,) = end.lane._sent
+        (frame_id,) = end.lane._frames.open
         error = FleetError(Code.BAD_FRAME, "odd")
         end.lane.received(end.connection, encode_error(frame_id, error, end.lane.version))
         assert str(dispatch.error) == "expert-0: odd"

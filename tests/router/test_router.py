@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -264,6 +265,66 @@ def test_the_wait_for_an_expert_has_an_end() -> None:
     fleet.close()
 
 
+@pytest.mark.parametrize("num_answered", [0, 3])
+def test_a_part_whose_time_is_over_is_asked_again_with_the_time_that_the_layer_has_been_given_since(
+    num_answered: int,
+) -> None:
+    fleet = Fleet(deadline_s=10.0, wait_s=20.0)
+    fleet.add_shards(2)
+    fleet.commit(lambda layer, expert: [expert % 2])
+    assert fleet.wait_usable()
+    slow, lost = fleet.shards
+    slow.pause.clear()
+    fleet.io.submit(lost.stop())
+    dispatch, expected = fleet.ask(9)
+    assert fleet.reactor.run(lambda: dispatch.waits_for_experts, 10)
+    first_ends_at = dispatch.deadline
+    fleet.run(0.2)
+    fleet.commit(lambda layer, expert: [0])
+    assert fleet.reactor.run(lambda: not dispatch.waits_for_experts, 10)
+    assert dispatch.deadline > first_ends_at
+    slow.expire_first(num_answered)
+    fleet.io.post(slow.pause.set)
+    assert torch.equal(fleet.outcome(dispatch), expected)
+    first, *_, again = slow.frames
+    assert len(slow.frames) == 3, "of the slow one's own, of the lost one's, and again"
+    assert len(again.route_rows) == len(first.route_rows) - num_answered
+    assert set(again.route_experts.tolist()) <= set(first.route_experts.tolist())
+    assert again.timeout_us / 1e6 > first_ends_at - time.monotonic(), "more than was left of the old time"
+    fleet.close()
+
+
+def test_a_part_whose_time_is_over_ends_a_layer_that_was_given_no_more(fleet: Fleet) -> None:
+    fleet.add_shards(2)
+    fleet.commit(lambda layer, expert: [0, 1])
+    assert fleet.wait_usable()
+    for shard in fleet.shards:
+        shard.refuse = FleetError(Code.EXPIRED, "the time was over")
+    with pytest.raises(FleetError, match="the time was over") as caught:
+        fleet.outcome(fleet.ask()[0])
+    assert caught.value.code is Code.EXPIRED
+    assert sum(len(shard.frames) for shard in fleet.shards) <= 2
+
+
+def test_a_slow_part_whose_time_is_over_leaves_its_work_to_the_replica_that_was_asked_as_well(fleet: Fleet) -> None:
+    fleet.add_shards(2)
+    fleet.commit(lambda layer, expert: [0, 1])
+    assert fleet.wait_all_up()
+    warm(fleet)
+    dispatch, expected = stalled(fleet, 0)
+    fleet.shards[1].pause.clear()
+    assert fleet.reactor.run(lambda: fleet.router.counters.hedged_parts >= 1, 5)
+    dispatch.deadline += 60.0  # as if it had been renewed
+    fleet.shards[0].expire_first(0)
+    fleet.io.post(fleet.shards[0].pause.set)
+    fleet.run(0.2)
+    assert not dispatch.done
+    num_asked = [len(shard.frames) for shard in fleet.shards]
+    fleet.io.post(fleet.shards[1].pause.set)
+    assert torch.equal(fleet.outcome(dispatch, 5.0), expected)
+    assert [len(shard.frames) for shard in fleet.shards] == num_asked, "nobody was asked a third time"
+
+
 @pytest.mark.parametrize("refuses", [True, False])
 def test_a_holder_that_refuses_or_is_silent_is_not_waited_for_any_longer(refuses: bool) -> None:
     fleet = Fleet(deadline_s=0.3, wait_s=60.0)
@@ -385,7 +446,7 @@ def test_a_replica_is_not_asked_after_another_that_was_to_share_the_work_has_ref
     warm(fleet)
     dispatch, expected = stalled(fleet, 0)
     replicas = [lane_of(fleet, 1), lane_of(fleet, 2)]
-    theirs = [sent for lane in replicas for sent in lane._sent.values()]
+    theirs = [sent for lane in replicas for sent in lane._frames.open.values()]
     assert fleet.reactor.run(lambda: not any(sent.num_left for sent in theirs), 5), "they answer what they were asked"
     asked: list[Sink] = []
 
