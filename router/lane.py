@@ -323,9 +323,9 @@ class Lane:
     def _break(self, connection: Connection | None, error: FleetError) -> None:
         if connection is not self._connection:
             return
+        was_up, self.up, self._connection = self.up, False, None
         if connection is not None:
             connection.end(error)  # lets go of what it has beside what broke
-        was_up, self.up, self._connection = self.up, False, None
         close_end(self.end)
         self._forgive()
         if self._greeting is not None:

@@ -344,7 +344,9 @@ class Router:
         lanes = tuple(self._lanes[member.seat, member.address] for member in epoch.experts)
         self._snapshot = (plan, lanes)
         if self._calls is not None:
-            self._asking = Asking(self._calls, plan, [lane.end for lane in lanes], self._fingerprint, self._layer_deadline_s)
+            self._asking = Asking(
+                self._calls, plan, [lane.end for lane in lanes], self._fingerprint, self._layer_deadline_s
+            )
         if epoch.complete and plan.covers_everything():
             self._ready.set()
         else:

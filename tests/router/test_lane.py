@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from expertfleet.expert_workers.config import ExpertConfig
+from expertfleet.expert_workers.handler import LocalLane
 from expertfleet.expert_workers.server import ExpertServer
 from expertfleet.kernels import native_lanes
 from expertfleet.membership.epoch import Epoch, EpochId, Member
@@ -47,13 +48,13 @@ WAYS = [  # each with compiled calls, and without where those would read its ans
 class End:
     """A router and its lanes to shards that hold the same experts; ``lane`` is the one to the shard that does wrong."""
 
-    def __init__(self, io: IoThread, servers: Sequence[ExpertServer], way: str) -> None:
+    def __init__(self, io: IoThread, servers: Sequence[ExpertServer], way: str, deadline_s: float = 20.0) -> None:
         self.way, self.servers, self.reactor = way, servers, Reactor()
         checkpoint = servers[0].checkpoint
         pair: Any = "gloo" if way == "pair" else "none"
         hello = Hello("attention-0", checkpoint.fingerprint, "bfloat16", 1 << 24, pair=pair)
         allowed = {"local_lanes": way == "local", "tcp_lanes": way.startswith("tcp")}
-        self.router = Router(io, self.reactor, hello, 20.0, **allowed, pair=PairSettings(pair, LEAST_KIB << 10))
+        self.router = Router(io, self.reactor, hello, deadline_s, **allowed, pair=PairSettings(pair, LEAST_KIB << 10))
         members = tuple(
             Member(server.config.seat, server.address, server.numerics, server.holdings.held) for server in servers
         )
@@ -385,6 +386,22 @@ def test_nothing_of_a_connection_is_believed_after_its_fault(
             dispatch = end.dispatch(x, ids)
             assert torch.equal(end.outcome(dispatch), wanted)
         assert end.router.counters.retried_parts == 1
+
+
+def test_without_a_replica_a_shard_that_goes_on_lying_is_named_when_the_layers_time_is_over(
+    io: IoThread, plain_servers: list[ExpertServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plain_servers[0].lanes.usual, "_at_once", lambda *asked: False)
+    monkeypatch.setattr(
+        LocalLane, "deliver", lambda lane, job, first, rows: all_twice(Lie("local", lane, job, 1, rows.part(0, 1)))
+    )
+    with closing(End(io, plain_servers[:1], "local", deadline_s=1.0)) as end:
+        with pytest.raises(
+            FleetError, match=r"last refusal: LANE_LOST .*expert-0 broke: expert-0 answered frame "
+        ) as caught:
+            end.outcome(end.dispatch(*end.drawn()))
+        assert caught.value.code in (Code.NO_REPLICA, Code.DEADLINE)
+        assert end.router.counters.retried_parts > 1
 
 
 def test_a_shard_that_greets_over_tcp_with_something_else_ends_the_lane(
