@@ -43,7 +43,7 @@ class Context:
     async def send_initial_metadata(self, metadata: tuple[tuple[str, str], ...]) -> None:
         self.metadata = metadata
 
-    async def abort(self, status: object, details: str) -> None:
+    async def abort(self, status: object, details: str, trailing: object) -> None:
         raise Aborted(details)
 
 
