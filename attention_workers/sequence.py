@@ -31,12 +31,50 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class ThinkingBudget:
-    """Once ``max_tokens`` follow ``start_id`` without ``end_id``, all ``forced_ids`` are emitted instead."""
+    """Once ``max_tokens`` follow ``start_id`` without ``end_id``, all ``forced_ids`` are emitted instead.
+
+    If it has ``begun``, ``start_id`` is in the prompt and the output's first token counts. After any of ``until_ids``
+    nothing is thinking any more.
+    """
 
     max_tokens: int
     start_id: int
     end_id: int
     forced_ids: tuple[int, ...]
+    until_ids: frozenset[int] = frozenset()
+    begun: bool = False
+
+
+class _Thinking:
+    """The thinking section that an output stands in, read one token at a time."""
+
+    def __init__(self, budget: ThinkingBudget) -> None:
+        self.num_read = 0
+        self._budget = budget
+        self._since = 0 if budget.begun else None
+        self._is_over = False
+
+    def read(self, token_id: int) -> None:
+        """An opening inside a section opens nothing, and a budget that is spent stays so until all is emitted."""
+        is_last_forced = self._num_over == len(self._budget.forced_ids) - 1
+        is_forced = self.forced() is not None
+        self.num_read += 1
+        if is_forced:
+            self._since = None if is_last_forced else self._since
+        elif token_id in self._budget.until_ids:
+            self._since, self._is_over = None, True
+        elif token_id == self._budget.end_id:
+            self._since = None
+        elif token_id == self._budget.start_id and self._since is None and not self._is_over:
+            self._since = self.num_read
+
+    def forced(self) -> int | None:
+        return self._budget.forced_ids[self._num_over] if self._num_over >= 0 else None
+
+    @property
+    def _num_over(self) -> int:
+        """How many tokens the section is beyond its budget; negative before that, and outside any section."""
+        return -1 if self._since is None else self.num_read - self._since - self._budget.max_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +115,7 @@ class Sequence:
     in_flight: bool = False
     cancelled: bool = False
     fault: FleetError | None = None  # a row of the step under way has no output
+    _thinking: _Thinking | None = None  # as far as the budget has read the output
 
     @property
     def num_generated(self) -> int:
@@ -92,18 +131,13 @@ class Sequence:
 
     def forced_token(self) -> int | None:
         """The token that the thinking budget dictates next, if any; a function of the tokens alone."""
-        budget = self.budget
-        if budget is None:
+        if self.budget is None:
             return None
-        output = self.tokens[self.num_prompt :]
-        opened = _last_index(output, budget.start_id)
-        if opened is None:
-            return None
-        spent = opened + 1 + budget.max_tokens
-        if budget.end_id in output[opened + 1 : spent]:
-            return None
-        over = len(output) - spent
-        return budget.forced_ids[over] if 0 <= over < len(budget.forced_ids) else None
+        if self._thinking is None:
+            self._thinking = _Thinking(self.budget)
+        for index in range(self.num_prompt + self._thinking.num_read, len(self.tokens)):
+            self._thinking.read(self.tokens[index])
+        return self._thinking.forced()
 
     def append(self, token_id: int) -> FinishReason:
         """Takes a generated token; why the sequence ends with it, or "" if it goes on."""
@@ -111,10 +145,3 @@ class Sequence:
         if token_id in self.stop_ids:
             return "stop"
         return "length" if self.num_generated >= self.max_tokens else ""
-
-
-def _last_index(tokens: list[int], token_id: int) -> int | None:
-    for index in range(len(tokens) - 1, -1, -1):
-        if tokens[index] == token_id:
-            return index
-    return None

@@ -162,7 +162,8 @@ def make_sequence(request: generate_pb2.GenerateRequest, publish: Callable[[Upda
     budget = None
     if request.HasField("thinking_budget"):
         wire = request.thinking_budget
-        budget = ThinkingBudget(wire.max_tokens, wire.start_id, wire.end_id, tuple(wire.forced_ids))
+        until = frozenset(wire.until_ids)
+        budget = ThinkingBudget(wire.max_tokens, wire.start_id, wire.end_id, tuple(wire.forced_ids), until, wire.begun)
     return Sequence(
         request_id=request.request_id,
         tokens=[*request.prompt_ids, *request.generated_ids],
@@ -207,7 +208,7 @@ def _check_sampling(wire: generate_pb2.Sampling) -> None:
 
 
 def _check_budget(budget: generate_pb2.ThinkingBudget, vocab_size: int) -> None:
-    _check_ids("thinking_budget", (budget.start_id, budget.end_id, *budget.forced_ids), vocab_size)
+    _check_ids("thinking_budget", (budget.start_id, budget.end_id, *budget.forced_ids, *budget.until_ids), vocab_size)
     if budget.end_id not in budget.forced_ids:
         raise FleetError(Code.BAD_REQUEST, f"thinking_budget: forced_ids do not contain end_id {budget.end_id}")
     if budget.start_id == budget.end_id or budget.start_id in budget.forced_ids:

@@ -1,33 +1,27 @@
 """Renders a chat with the checkpoint's Jinja template, so that no text of a user can become a control token.
 
-Knows nothing of HTTP. 1. Messages and tools are checked and copied: null keys go, tools are sorted by key; 2. in every
-string of theirs a guard character (one that occurs nowhere in them) is put behind each character with which a control
-token's name can begin; 3. the template is rendered in a sandbox; 4. the result is cut at unguarded names, which only the
-template itself can have written, and the guards are dropped from all the rest.
+Knows nothing of HTTP. 1. Messages and tools are checked and copied: null keys go, tools are sorted by key; 2. the template
+is rendered in a sandbox that knows of every character whether the template itself wrote it (``template_text.py``);
+3. the result is cut at the names of control tokens that it wrote, and all the rest is ordinary text.
 """
 
-import datetime
-import functools
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import jinja2.ext
-import jinja2.nodes
-import jinja2.parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from .errors import CheckpointError
 from .json_object import read_json_object
-from .tokenizer import TOKENIZER_FILE, Tokenizer, without_surrogates
+from .template_environment import TemplateEnvironment
+from .template_text import written, written_spans
+from .tokenizer import TOKENIZER_FILE, Tokenizer, token_name, without_surrogates
 
 TEMPLATE_FILE = "chat_template.jinja"
 _MAX_DEPTH = 64
-# Private-use planes: nearly never in text, and there are more of them than most requests have characters.
-_GUARDS = (*range(0xF0000, 0xFFFFE), *range(0x100000, 0x10FFFE), *range(0xE000, 0xF900))
 _NAMED_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
+# Words of the format, which a client can choose among: a template may build the name of a control token with them.
+_ROLES = frozenset({"system", "user", "assistant", "tool"})
 # What a template raises when a message lacks something that it needs, or has something of another type.
 _RENDER_ERRORS = (
     jinja2.TemplateError,
@@ -47,18 +41,16 @@ class TemplateError(ValueError):
 class ChatTemplate:
     def __init__(self, source: str, tokenizer: Tokenizer, named_tokens: Mapping[str, str], file: str) -> None:
         self._tokenizer = tokenizer
-        self._named_tokens = dict(named_tokens)
+        self._named_tokens = {key: written(name) for key, name in named_tokens.items()}
         try:
-            self._environment = _environment()
-            self._template = self._environment.from_string(source)
+            self._template = TemplateEnvironment().from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise CheckpointError(file, f"line {error.lineno}", error.message or "syntax error") from error
-        self._fixed_characters = set(source).union(*tokenizer.special)
 
     @classmethod
     def from_dir(cls, directory: Path, tokenizer: Tokenizer) -> "ChatTemplate":
         config = read_json_object(directory / TOKENIZER_FILE)
-        named = {key: config.data[key] for key in _NAMED_TOKENS if isinstance(config.data.get(key), str)}
+        named = {key: name for key in _NAMED_TOKENS if (name := token_name(config, key)) is not None}
         path = directory / TEMPLATE_FILE
         if not path.exists():
             if not config.has("chat_template"):
@@ -75,8 +67,8 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
     ) -> list[int]:
-        rendered, guard = self._render(messages, tools, add_generation_prompt)
-        return self._tokenizer.encode_prompt(rendered, guard)
+        rendered = self._render(messages, tools, add_generation_prompt)
+        return self._tokenizer.encode_prompt(rendered, written_spans(rendered))
 
     def render_text(
         self,
@@ -85,92 +77,25 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
     ) -> str:
         """For people and tests only: here a control token cannot be told from a user's text that spells its name."""
-        rendered, guard = self._render(messages, tools, add_generation_prompt)
-        return rendered.replace(guard, "")
+        return str.__str__(self._render(messages, tools, add_generation_prompt))
 
     def _render(
         self,
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None,
         add_generation_prompt: bool,
-    ) -> tuple[str, str]:
-        plain_messages = [_message(index, message) for index, message in enumerate(messages)]
-        plain_tools = [_tool(index, tool) for index, tool in enumerate(tools or [])]
-        guard = self._guard((*_strings(plain_messages), *_strings(plain_tools)))
-        guarded = _marker(guard, self._tokenizer.special_initials)
-        # NOTE: the environment is shared by all requests, so what belongs to one travels in its context.
+    ) -> str:
         context = {
             **self._named_tokens,
-            "messages": _map_strings(plain_messages, guarded),
-            "tools": _map_strings(plain_tools, guarded) or None,
+            "messages": [_message(index, message) for index, message in enumerate(messages)],
+            "tools": [_tool(index, tool) for index, tool in enumerate(tools or [])] or None,
+            "documents": None,
             "add_generation_prompt": add_generation_prompt,
-            "_guard": guard,
-            "_guarded": guarded,
         }
         try:
-            return self._template.render(context), guard
+            return self._template.render(context)
         except _RENDER_ERRORS as error:
-            raise TemplateError(f"messages: {str(error).replace(guard, '')}") from error
-
-    def _guard(self, strings: Sequence[str]) -> str:
-        used = self._fixed_characters.union(*strings)
-        for code in _GUARDS:
-            if chr(code) not in used:
-                return chr(code)
-        raise TemplateError("messages: every private-use character occurs in them, one must be left free")
-
-
-class _Generation(jinja2.ext.Extension):
-    """``{% generation %}…{% endgeneration %}`` marks what training learns from; rendering ignores the marks."""
-
-    tags = {"generation"}  # noqa: RUF012
-
-    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _environment() -> jinja2.Environment:
-    """As transformers sets it up, because templates are written for that."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    return environment
-
-
-@jinja2.pass_context
-def _tojson(
-    context: jinja2.runtime.Context,
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """Guards go before and come back after: an escaped one could not be dropped any more."""
-    plain = _map_strings(value, functools.partial(_without, context["_guard"]))
-    text = json.dumps(plain, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-    return str(context["_guarded"](text))
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(pattern: str) -> str:
-    return datetime.datetime.now().strftime(pattern)
-
-
-def _without(guard: str, text: str) -> str:
-    return text.replace(guard, "")
-
-
-def _marker(guard: str, initials: frozenset[str]) -> Callable[[str], str]:
-    table = str.maketrans({initial: initial + guard for initial in initials})
-    return lambda text: text.translate(table)
+            raise TemplateError(f"messages: {error}") from error
 
 
 def _message(index: int, message: Mapping[str, Any]) -> dict[str, Any]:
@@ -180,6 +105,8 @@ def _message(index: int, message: Mapping[str, Any]) -> dict[str, Any]:
     if "tool_calls" in plain:
         plain["tool_calls"] = _tool_calls(plain["tool_calls"], f"messages.{index}.tool_calls")
     _check_content(plain.get("content", ""), f"messages.{index}.content")
+    if plain["role"] in _ROLES:
+        plain["role"] = written(plain["role"])
     return plain
 
 
@@ -242,25 +169,3 @@ def _copied(value: Any, where: str, depth: int = 0) -> Any:
     if value is None or isinstance(value, (bool, int, float)):
         return value
     raise TemplateError(f"{where}: holds a {type(value).__name__}, which JSON cannot hold")
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield key
-            yield from _strings(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _strings(item)
-
-
-def _map_strings(value: Any, change: Callable[[str], str]) -> Any:
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, dict):
-        return {change(key) if isinstance(key, str) else key: _map_strings(item, change) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_map_strings(item, change) for item in value]
-    return value

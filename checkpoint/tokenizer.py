@@ -2,7 +2,7 @@
 
 Knows nothing of chats. Ids below the number of ranks are bytes; the ids from there to the vocabulary's end are control
 tokens with names. ``encode_text`` cannot produce a control token whatever the text says; ``encode_prompt`` can, but only
-where the name stands unguarded (see ``chat_template.py``). Decoding is by bytes, so any id sequence decodes to something.
+in the spans that it is told (see ``template_text.py``). Decoding is by bytes, so any id sequence decodes to something.
 """
 
 import base64
@@ -10,7 +10,7 @@ import binascii
 import codecs
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import tiktoken
@@ -62,23 +62,20 @@ class Tokenizer:
         self._names = {token_id: name for name, token_id in special.items()}
         self._encoding = tiktoken.Encoding("kimi", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=special)
         # No name begins with another (_check_names), so the order of the alternatives does not matter.
-        self._special_pattern = re.compile("(" + "|".join(re.escape(name) for name in special) + ")")
+        self._special_pattern = re.compile("|".join(map(re.escape, special)))
 
     @classmethod
     def from_dir(cls, directory: Path) -> "Tokenizer":
         config = ModelConfig.from_dir(directory)
         ranks = _read_ranks(directory / RANKS_FILE, config.vocab_size)
-        special = _read_special(read_json_object(directory / TOKENIZER_FILE), len(ranks), config.vocab_size)
+        file = read_json_object(directory / TOKENIZER_FILE)
+        special = _read_special(file, len(ranks), config.vocab_size)
         defaults = GenerationDefaults.from_dir(directory)
         defaults.check_ids(directory, config.vocab_size)
         stops = [*defaults.eos_token_ids, *config.eos_token_ids]
-        stops += [special[name] for name in _SAFETY_STOPS if name in special]
+        names = (token_name(file, "eos_token") or "", *_SAFETY_STOPS)
+        stops += [special[name] for name in names if name in special]
         return cls(ranks, special, tuple(dict.fromkeys(stops)), config.vocab_size)
-
-    @property
-    def special_initials(self) -> frozenset[str]:
-        """The characters that a control token's name can begin with."""
-        return frozenset(name[0] for name in self.special)
 
     def is_special(self, token_id: int) -> bool:
         return token_id in self._names
@@ -90,15 +87,16 @@ class Tokenizer:
             ids += self._encoding.encode_ordinary(piece)
         return ids
 
-    def encode_prompt(self, text: str, guard: str) -> list[int]:
-        """Ids of a rendered template: unguarded names become control tokens, guards vanish from all the rest."""
+    def encode_prompt(self, text: str, spans: Iterable[tuple[int, int]]) -> list[int]:
+        """Ids of a rendered template: within the spans names are control tokens, all the rest is ordinary text."""
         ids: list[int] = []
-        for position, part in enumerate(self._special_pattern.split(text)):
-            if position % 2:
-                ids.append(self.special[part])
-            elif part:
-                ids += self.encode_text(part.replace(guard, ""))
-        return ids
+        end = 0
+        for span in spans:
+            for name in self._special_pattern.finditer(text, *span):
+                ids += self.encode_text(text[end : name.start()])
+                ids.append(self.special[name[0]])
+                end = name.end()
+        return ids + self.encode_text(text[end:])
 
     def token_bytes(self, token_id: int) -> bytes:
         """The token's bytes; of a control token its name's."""
@@ -121,6 +119,13 @@ class IncrementalDecoder:
 
     def flush(self) -> str:
         return self._decoder.decode(b"", final=True)
+
+
+def token_name(config: JsonObject, key: str) -> str | None:
+    """A token that ``tokenizer_config.json`` names, as text or as an object with its ``content``."""
+    if not config.has(key):
+        return None
+    return config.object(key).text("content") if isinstance(config.data[key], dict) else config.text(key)
 
 
 def without_surrogates(text: str) -> str:

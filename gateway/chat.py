@@ -29,6 +29,7 @@ def chat_job(request: ChatRequest, model: Model, request_id: str, ignored: list[
     markers = model.markers
     opening = [*markers.sections, *([] if markers.call is None else [markers.call])]
     tools = toolbox.parameters if toolbox.callable else None
+    thinks = model.ends_in_thinking(prompt_ids)
     return Job(
         request=request,
         request_id=request_id,
@@ -50,7 +51,7 @@ def chat_job(request: ChatRequest, model: Model, request_id: str, ignored: list[
             keep_stop=request.include_stop_str_in_output,
             one_call=toolbox.one_call,
         ),
-        new_reader=lambda: Parser(markers, model.tokenizer.is_special, model.new_decoder(), tools),
+        new_reader=lambda: Parser(markers, model.tokenizer.is_special, model.new_decoder(), tools, thinks=thinks),
         prompts=(prompt_ids,),
         ignored=(*ignored, *sorted(unread)),
         first_call_number=first_call_number,

@@ -3,10 +3,12 @@
 Knows nothing of weights; only small text files of the checkpoint are read.
 """
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from ..checkpoint.chat_template import ChatTemplate
+from ..checkpoint.end_of_turn import end_of_turn_ids
 from ..checkpoint.generation import GenerationDefaults
 from ..checkpoint.texts import Texts
 from ..checkpoint.tokenizer import IncrementalDecoder, Tokenizer
@@ -14,6 +16,7 @@ from .config import GatewayConfig
 from .parser import Markers
 from .section_names import BEGINS, ENDS
 
+_log = logging.getLogger(__name__)
 # The vocabulary's added tokens that are part of the text the model writes; all others control the conversation.
 _WRITTEN = (
     "<think>",
@@ -36,6 +39,8 @@ class Model:
     defaults: GenerationDefaults
     markers: Markers
     written: frozenset[int]
+    # What ends an answer in a chat: the tokenizer's stop ids, and what the template writes behind answers.
+    chat_stop_ids: tuple[int, ...]
 
     @staticmethod
     def load(config: GatewayConfig) -> "Model":
@@ -44,16 +49,22 @@ class Model:
         longest = texts.config.max_position_embeddings
         if (config.max_model_len or 0) > longest:
             raise ValueError(f"max_model_len: {config.max_model_len} is more than the checkpoint's {longest}")
-        special = texts.tokenizer.special
+        tokenizer = texts.tokenizer
+        special = tokenizer.special
+        written = frozenset(special[name] for name in _WRITTEN if name in special)
+        ends = end_of_turn_ids(texts.template, tokenizer, written)
+        if not ends:
+            _log.warning("%s: the chat template writes no control token behind an answer", config.model)
         return Model(
             names=config.model_names,
             max_model_len=config.max_model_len or longest,
             vocab_size=texts.config.vocab_size,
-            tokenizer=texts.tokenizer,
+            tokenizer=tokenizer,
             template=texts.template,
             defaults=texts.defaults,
             markers=Markers.from_special(special),
-            written=frozenset(special[name] for name in _WRITTEN if name in special),
+            written=written,
+            chat_stop_ids=tuple(dict.fromkeys((*tokenizer.stop_ids, *ends))),
         )
 
     def at_most(self, max_model_len: int | None) -> "Model":
@@ -61,6 +72,13 @@ class Model:
         if max_model_len is None or max_model_len >= self.max_model_len:
             return self
         return replace(self, max_model_len=max_model_len)
+
+    def ends_in_thinking(self, prompt_ids: Sequence[int]) -> bool:
+        """Whether the last control token opens thinking: the answer goes on with it."""
+        for token_id in reversed(prompt_ids):
+            if self.tokenizer.is_special(token_id):
+                return token_id == self.markers.think
+        return False
 
     def new_decoder(self) -> IncrementalDecoder:
         return IncrementalDecoder(self.tokenizer)

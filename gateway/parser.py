@@ -5,7 +5,8 @@ like a marker is text, no marker is ever shown, and a stream says the same as a 
 
     start → reasoning → content → section → after
 
-1. ``<think>`` opens reasoning; ``</think>`` or a tool section ends it. An answer without ``<think>`` is content.
+1. ``<think>`` opens reasoning; ``</think>`` or a tool section ends it. An answer without ``<think>`` is content, but if the
+   prompt has opened reasoning (``thinks``), the answer begins with it.
 2. In a section each call is a header (``functions.name:0``) and arguments (``call_reader.py``).
 3. All other text is content, in sections and after them. Only white space that stands alone beside a marker is dropped.
 """
@@ -69,7 +70,13 @@ class Parser:
     """One answer. ``tools`` maps declared names to parameter schemas; without any, what is in sections is content."""
 
     def __init__(
-        self, markers: Markers, is_special: Callable[[int], bool], decoder: Decoder, tools: Tools | None = None
+        self,
+        markers: Markers,
+        is_special: Callable[[int], bool],
+        decoder: Decoder,
+        tools: Tools | None = None,
+        *,
+        thinks: bool = False,
     ) -> None:
         self.num_reasoning_tokens = 0
         self.num_calls = 0
@@ -78,7 +85,7 @@ class Parser:
         self._is_special = is_special
         self._decoder = decoder
         self._tools = tools or {}
-        self._state = _State.START
+        self._state = _State.REASONING if thinks else _State.START
         self._held = ""  # white space before text, or text between calls
         self._tail = Tail()
         self._call: CallReader | None = None

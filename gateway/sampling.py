@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from ..proto.generated import generate_pb2 as pb
 from .errors import bad_value, unsupported
 from .model import Model
-from .schemas import AnyRequest
+from .schemas import AnyRequest, ChatRequest
 
 _U64 = (1 << 64) - 1
 _FORBIDDEN_BIAS = -100.0
@@ -64,7 +64,7 @@ def generate_request(
         sampling=_sampling(request, model, seed, forbidden),
         max_tokens=max_tokens_for(len(prompt_ids), request, model, prompt_field),
         stop_token_ids=stop_ids(request, model),
-        thinking_budget=_thinking_budget(request, model),
+        thinking_budget=_thinking_budget(request, model, prompt_ids),
         cache_salt=request.cache_salt,
         priority=request.priority,
         deadline_s=request.timeout or 0.0,
@@ -74,10 +74,11 @@ def generate_request(
 
 
 def stop_ids(request: AnyRequest, model: Model) -> list[int]:
+    """The client's and, unless it ignores them, the model's; only in a chat does the template's end of turn count."""
     for index, token_id in enumerate(request.stop_token_ids):
         _check_id(token_id, f"stop_token_ids[{index}]", model)
-    own = () if request.ignore_eos else model.tokenizer.stop_ids
-    return list(dict.fromkeys((*own, *request.stop_token_ids)))
+    own = model.chat_stop_ids if isinstance(request, ChatRequest) else model.tokenizer.stop_ids
+    return list(dict.fromkeys((*(() if request.ignore_eos else own), *request.stop_token_ids)))
 
 
 def _sampling(request: AnyRequest, model: Model, seed: int, forbidden: Sequence[int]) -> pb.Sampling:
@@ -98,13 +99,20 @@ def _sampling(request: AnyRequest, model: Model, seed: int, forbidden: Sequence[
     )
 
 
-def _thinking_budget(request: AnyRequest, model: Model) -> pb.ThinkingBudget | None:
+def _thinking_budget(request: AnyRequest, model: Model, prompt_ids: Sequence[int]) -> pb.ThinkingBudget | None:
     if request.thinking_token_budget is None:
         return None
-    start, end = model.markers.think, model.markers.think_end
-    if start is None or end is None:
+    markers = model.markers
+    if markers.think is None or markers.think_end is None:
         raise unsupported("thinking_token_budget", "this model's vocabulary has no thinking markers")
-    return pb.ThinkingBudget(max_tokens=request.thinking_token_budget, start_id=start, end_id=end, forced_ids=[end])
+    return pb.ThinkingBudget(
+        max_tokens=request.thinking_token_budget,
+        start_id=markers.think,
+        end_id=markers.think_end,
+        forced_ids=[markers.think_end],
+        until_ids=[id_ for id_ in (markers.section, markers.call) if id_ is not None],
+        begun=model.ends_in_thinking(prompt_ids),
+    )
 
 
 def _check_id(token_id: int, where: str, model: Model) -> None:

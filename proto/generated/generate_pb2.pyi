@@ -73,16 +73,20 @@ class Sampling(_message.Message):
     def __init__(self, seed: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ...) -> None: ...
 
 class ThinkingBudget(_message.Message):
-    __slots__ = ("max_tokens", "start_id", "end_id", "forced_ids")
+    __slots__ = ("max_tokens", "start_id", "end_id", "forced_ids", "until_ids", "begun")
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     START_ID_FIELD_NUMBER: _ClassVar[int]
     END_ID_FIELD_NUMBER: _ClassVar[int]
     FORCED_IDS_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_IDS_FIELD_NUMBER: _ClassVar[int]
+    BEGUN_FIELD_NUMBER: _ClassVar[int]
     max_tokens: int
     start_id: int
     end_id: int
     forced_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, max_tokens: _Optional[int] = ..., start_id: _Optional[int] = ..., end_id: _Optional[int] = ..., forced_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    until_ids: _containers.RepeatedScalarFieldContainer[int]
+    begun: bool
+    def __init__(self, max_tokens: _Optional[int] = ..., start_id: _Optional[int] = ..., end_id: _Optional[int] = ..., forced_ids: _Optional[_Iterable[int]] = ..., until_ids: _Optional[_Iterable[int]] = ..., begun: bool = ...) -> None: ...
 
 class GenerateReply(_message.Message):
     __slots__ = ("token_ids", "logprobs", "finish_reason", "seat", "numerics", "num_cached_tokens")

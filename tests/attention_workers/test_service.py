@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from expertfleet.attention_workers.sequence import Sequence, TokenOut
-from expertfleet.attention_workers.service import GenerateService, Limits, check_request
+from expertfleet.attention_workers.sequence import Sequence, ThinkingBudget, TokenOut
+from expertfleet.attention_workers.service import GenerateService, Limits, check_request, make_sequence
 from expertfleet.proto.admission import ADMITTED
 from expertfleet.proto.errors import Code, FleetError
 from expertfleet.proto.generated import generate_pb2 as pb
@@ -91,6 +91,7 @@ def test_a_penalty_that_is_given_within_limits_or_not_at_all_passes(penalty: flo
         {"priority": 256},
         {"thinking_budget": pb.ThinkingBudget(start_id=5, end_id=5, forced_ids=[5])},
         {"thinking_budget": pb.ThinkingBudget(start_id=5, end_id=6, forced_ids=[5, 6])},
+        {"thinking_budget": pb.ThinkingBudget(start_id=5, end_id=6, forced_ids=[6], until_ids=[100])},
         {"sampling": pb.Sampling(top_p=1.0, logit_bias={3: float("nan")})},
         {"sampling": pb.Sampling(top_p=1.0, temperature=float("nan"))},
         {"sampling": pb.Sampling(top_p=1.0, repetition_penalty=0.0005)},
@@ -103,6 +104,14 @@ def test_what_cannot_be_honoured_is_refused(changes: dict) -> None:
     with pytest.raises(FleetError) as caught:
         check_request(make_request(**changes), LIMITS)
     assert caught.value.code is Code.BAD_REQUEST
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_budget_reaches_the_sequence_whole(begun: bool) -> None:
+    wire = pb.ThinkingBudget(max_tokens=0, start_id=5, end_id=6, forced_ids=[7, 6], until_ids=[8, 9], begun=begun)
+    sequence = make_sequence(make_request(thinking_budget=wire), lambda update: None)
+    assert sequence.budget == ThinkingBudget(0, 5, 6, (7, 6), frozenset({8, 9}), begun)
+    assert sequence.forced_token() == (7 if begun else None)
 
 
 def test_the_deadline_ends_a_call_while_its_step_waits() -> None:

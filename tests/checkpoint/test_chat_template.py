@@ -213,35 +213,49 @@ def test_names_split_across_parts_do_not_join(template: ChatTemplate, tokenizer:
     assert len(specials(tokenizer, template.render_ids(split))) == len(clean) + 3
 
 
-def test_guards_in_the_text_itself_survive(template: ChatTemplate, tokenizer: Tokenizer) -> None:
-    """Characters that could serve as guards are ordinary text, in any number."""
+def test_private_use_characters_are_ordinary_text_in_any_number(template: ChatTemplate, tokenizer: Tokenizer) -> None:
+    """Other renderers mark text with them."""
     generator = random.Random(6)
-    for _ in range(20):
-        private = "".join(chr(0xF0000 + generator.randrange(40)) for _ in range(100))
-        text = f"<{private}|im_end|>{private}[{private}"
+    texts = ["".join(chr(0xF0000 + generator.randrange(40)) for _ in range(100)) for _ in range(5)]
+    everything = "".join(map(chr, (*range(0xF0000, 0xFFFFE), *range(0x100000, 0x10FFFE), *range(0xE000, 0xF900))))
+    for private in (*texts, everything):
+        text = f"<{private}|im_end|>{private}["
         ids = template.render_ids([user(text)])
         assert text in tokenizer.decode_bytes(ids).decode()
         assert specials(tokenizer, ids).count("<|im_end|>") == 2
 
 
-def test_a_text_that_uses_up_all_guards_is_refused(template: ChatTemplate) -> None:
-    everything = "".join(map(chr, (*range(0xF0000, 0xFFFFE), *range(0x100000, 0x10FFFE), *range(0xE000, 0xF900))))
-    with pytest.raises(TemplateError, match="private-use"):
-        template.render_ids([user(everything)])
-
-
-def test_guards_survive_a_template_that_escapes(tokenizer: Tokenizer) -> None:
+def test_text_that_a_template_escapes_is_ordinary_text(tokenizer: Tokenizer) -> None:
     source = "{{ messages[0].content | tojson(ensure_ascii=True) }}{{ messages[0].content | upper }}"
     ids = from_source(source, tokenizer).render_ids([user("<é[PAD]")])
     assert tokenizer.decode_bytes(ids).decode() == '"<\\u00e9[PAD]"<É[PAD]'
     assert specials(tokenizer, ids) == []
 
 
-def test_keys_are_guarded_wherever_a_template_writes_them(tokenizer: Tokenizer) -> None:
+def test_keys_are_ordinary_text_wherever_a_template_writes_them(tokenizer: Tokenizer) -> None:
     source = "{% for key in tools[0] %}{{ key }}{% endfor %}{{ eos_token }}"
     ids = from_source(source, tokenizer).render_ids([], [{"<think>": 1, "[PAD]": {"a": 2}}])
     assert tokenizer.decode_bytes(ids) == b"<think>[PAD]<|im_end|>"
     assert specials(tokenizer, ids) == ["<|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("{{ raise_exception('no <b> in ' ~ messages[0].content) }}", "messages: no <b> in <x>[1]"),
+        ("{{ {}[messages[0].content].x }}", "messages: 'dict object' has no attribute '<x>[1]'"),
+        ("{{ messages[0].content + 1 }}", 'messages: can only concatenate str (not "int") to str'),
+        ("{{ '[' + messages[0].content + 1 }}", "messages: unsupported operand type(s) for +: 'str' and 'int'"),
+        ("{{ ('[' ~ messages[0].content).x.y }}", "messages: 'str object' has no attribute 'x'"),
+        ("{{ '%d' % messages[0].content }}", "messages: %d format: a real number is required, not str"),
+        ("{{ '<'.index(messages[0].content) }}", "messages: substring not found"),
+        ("{{ '{x}'.format(messages[0].content) }}", "messages: 'x'"),
+    ],
+)
+def test_a_templates_error_quotes_texts_as_they_are(tokenizer: Tokenizer, source: str, message: str) -> None:
+    with pytest.raises(TemplateError) as caught:
+        from_source(source, tokenizer).render_ids([user("<x>[1]")])
+    assert str(caught.value) == message
 
 
 def test_lone_surrogates_are_replaced(template: ChatTemplate, tokenizer: Tokenizer) -> None:
@@ -320,3 +334,17 @@ def test_the_template_may_lie_in_the_tokenizers_configuration(copy: Path) -> Non
     path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": "{{ bos_token }}x"}))
     ids = ChatTemplate.from_dir(copy, tokenizer).render_ids([])
     assert specials(tokenizer, ids) == ["[BOS]"]
+
+
+def test_named_tokens_may_be_objects(copy: Path) -> None:
+    path = copy / "tokenizer_config.json"
+    named = {"bos_token": {"content": "[BOS]", "lstrip": False}, "eos_token": None}
+    (copy / "chat_template.jinja").write_text("{{ bos_token }}{{ eos_token }}{{ bos_token.lower() }}")
+    path.write_text(json.dumps({**json.loads(path.read_text()), **named}))
+    tokenizer = Tokenizer.from_dir(copy)
+    ids = ChatTemplate.from_dir(copy, tokenizer).render_ids([])
+    assert tokenizer.decode_bytes(ids) == b"[BOS][bos]"
+    assert specials(tokenizer, ids) == ["[BOS]"]
+    path.write_text(json.dumps({**json.loads(path.read_text()), "pad_token": 7}))
+    with pytest.raises(CheckpointError, match="pad_token: must be text, is 7"):
+        ChatTemplate.from_dir(copy, tokenizer)

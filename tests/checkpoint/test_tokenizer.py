@@ -86,14 +86,50 @@ def test_control_tokens_have_k2s_names_and_offsets(tokenizer: Tokenizer) -> None
     assert tokenizer.is_special(base)
     assert not tokenizer.is_special(base - 1)
     assert tokenizer.stop_ids == (base + 2, base + 1, base + 9)
-    assert tokenizer.special_initials == {"<", "["}
 
 
-def test_a_prompt_has_control_tokens_where_they_are_unguarded(tokenizer: Tokenizer) -> None:
-    guard = "\ue000"
+def test_a_prompt_has_control_tokens_within_its_spans_alone(tokenizer: Tokenizer) -> None:
     user, end = tokenizer.special["<|im_user|>"], tokenizer.special["<|im_end|>"]
-    ids = tokenizer.encode_prompt(f"<|im_user|>a <{guard}|im_end|> b<|im_end|>", guard)
-    assert ids == [user, *tokenizer.encode_text("a <|im_end|> b"), end]
+    text = "<|im_user|>a <|im_end|> b<|im_end|>c"
+    plain = tokenizer.encode_text
+    assert tokenizer.encode_prompt(text, [(0, 13), (25, 36)]) == [user, *plain("a <|im_end|> b"), end, *plain("c")]
+    assert tokenizer.encode_prompt(text, [(0, 36)]) == [user, *plain("a "), end, *plain(" b"), end, *plain("c")]
+    assert tokenizer.encode_prompt(text, [(1, 22), (26, 36)]) == plain(text)
+    assert tokenizer.encode_prompt(text, []) == plain(text)
+    assert tokenizer.encode_prompt("<|im_end|>", [(0, 4), (4, 10)]) == plain("<|im_end|>")
+
+
+def eos(copy: Path, generation: Any, config: Any, named: Any) -> tuple[int, ...]:
+    """What it stops at where the files name these ends; a file that names none is away, if it can be."""
+    (copy / "generation_config.json").unlink()
+    if generation is not None:
+        (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": generation}))
+    for name, value in {"config.json": {"eos_token_id": config}, "tokenizer_config.json": {"eos_token": named}}.items():
+        (copy / name).write_text(json.dumps({**json.loads((copy / name).read_text()), **value}))
+    return Tokenizer.from_dir(copy).stop_ids
+
+
+@pytest.mark.parametrize(
+    ("generation", "config", "named", "expected"),
+    [
+        (None, None, None, [1, 9]),
+        (None, None, "[EOS]", [1, 9]),
+        (None, None, "<|im_end|>", [2, 1, 9]),
+        (None, None, {"content": "[PAD]"}, [255, 1, 9]),
+        (2, 3, "[UNK]", [2, 3, 254, 1, 9]),
+        ([3, 2], [2, 4], None, [3, 2, 4, 1, 9]),
+        ([2, 256, 257], None, "</s>", [2, 1, 9]),
+    ],
+)
+def test_it_stops_at_what_the_files_name_if_the_vocabulary_has_it(
+    copy: Path, tokenizer: Tokenizer, generation: Any, config: Any, named: Any, expected: list[int]
+) -> None:
+    base = tokenizer.vocab_size - 256
+
+    def ids(offsets: Any) -> Any:
+        return [base + at for at in offsets] if isinstance(offsets, list) else offsets and base + offsets
+
+    assert eos(copy, ids(generation), ids(config), named) == tuple(ids(expected))
 
 
 @pytest.mark.parametrize("text", ["\ud800", "a\udfffb", "\ud83d\ude00"])

@@ -361,6 +361,29 @@ def test_reasoning_tokens_are_counted_without_markers() -> None:
     assert parser.num_reasoning_tokens == 3
 
 
+@pytest.mark.parametrize(
+    ("text", "reasoning", "content", "num_reasoning"),
+    [
+        ("abc{t}def", "abc", "def", 3),
+        (" \nab{t}\nd", " \nab", "\nd", 4),
+        ("abc", "abc", "", 3),
+        ("{t}d", "", "d", 0),
+        ("{T}ab{t}d", "ab", "d", 2),
+        ("a{S}" + "{X}", "a", "", 1),
+        ("a{t}b{T}c{t}d", "ac", "bd", 2),
+        ("", "", "", 0),
+    ],
+)
+def test_an_answer_whose_prompt_opened_thinking_begins_with_reasoning(
+    text: str, reasoning: str, content: str, num_reasoning: int
+) -> None:
+    parser = Parser(Markers.from_special(NAMES), lambda id_: id_ >= 300, Bytes(), TOOLS, thinks=True)
+    pieces = [piece for id_ in ids(text) for piece in parser.push(id_)] + parser.finish()
+    told = {kind: "".join(piece.text for piece in pieces if piece.kind == kind) for kind in ("reasoning", "content")}
+    assert told == {"reasoning": reasoning, "content": content}
+    assert parser.num_reasoning_tokens == num_reasoning
+
+
 def test_incomplete_characters_become_replacements_only_at_the_end() -> None:
     euro = list("€".encode())
     assert parse([300, *euro[:2], 301, *euro, euro[0]]) == {"reasoning": "\ufffd", "content": "€\ufffd"}
