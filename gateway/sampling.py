@@ -110,7 +110,7 @@ def _thinking_budget(request: AnyRequest, model: Model, prompt_ids: Sequence[int
         start_id=markers.think,
         end_id=markers.think_end,
         forced_ids=[markers.think_end],
-        until_ids=[id_ for id_ in (markers.section, markers.call) if id_ is not None],
+        until_ids=[id_ for id_ in (*markers.sections, markers.call) if id_ is not None],
         begun=model.ends_in_thinking(prompt_ids),
     )
 
