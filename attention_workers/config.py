@@ -7,6 +7,12 @@ from typing import Literal
 from ..membership.wire import WireSettings
 from ..settings.reader import check_address, option, within
 
+_QUEUED = 256
+MAX_NUM_QUEUED_REQS = (
+    "most requests that an attention worker has at once, running and waiting, before it refuses more; each of n choices counts; "
+    f"if not given {_QUEUED} beside those of one forward step; 0: any number"
+)
+
 
 @dataclass(frozen=True)
 class AttentionConfig(WireSettings):
@@ -29,6 +35,7 @@ class AttentionConfig(WireSettings):
     )
     max_model_len: int | None = option(None, "most positions of a sequence; the checkpoint's own limit if not given")
     max_num_seqs: int = option(64, "most sequences in one forward step")
+    max_num_queued_reqs: int | None = option(None, MAX_NUM_QUEUED_REQS)
     max_num_batched_tokens: int = option(512, "most tokens in one forward step")
     step_target_ms: float = option(
         100.0,
@@ -59,6 +66,7 @@ class AttentionConfig(WireSettings):
         within("port", self.port, 0, 65535)
         within("max_model_len", self.max_model_len if self.max_model_len is not None else 1, 1, 1 << 24)
         within("max_num_seqs", self.max_num_seqs, 1, 1 << 16)
+        within("max_num_queued_reqs", self.max_num_queued_reqs or 0, 0, 1 << 20)
         within("max_num_batched_tokens", self.max_num_batched_tokens, 1, 1 << 20)
         within("step_target_ms", self.step_target_ms, 1, 3_600_000)
         within("max_micro_batches", self.max_micro_batches, 1, 8)
@@ -78,6 +86,12 @@ class AttentionConfig(WireSettings):
             raise ValueError("controller: none given, and no --shards either; one of the two names the expert shards")
         if self.controller is not None and self.shards:
             raise ValueError(f"shards: {', '.join(self.shards)} are the controller's to name; give one of the two")
+
+    @property
+    def max_open(self) -> int | None:
+        """Sequences at once, running and waiting; None: any number."""
+        given = self.max_num_queued_reqs
+        return self.max_num_seqs + _QUEUED if given is None else given or None
 
     @property
     def max_frame_bytes(self) -> int:

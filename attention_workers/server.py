@@ -167,7 +167,7 @@ class AttentionServer:
 
     async def _bind(self) -> None:
         config = self.config
-        limits = Limits(self.checkpoint.config.vocab_size, self.max_model_len)
+        limits = Limits(self.checkpoint.config.vocab_size, self.max_model_len, config.max_open)
         self.service = GenerateService(
             config.seat, self.engine, limits, self._sequence_numerics, self.tenancy.report, self._ending.asked
         )
@@ -209,6 +209,7 @@ class AttentionServer:
             "forward_sequences_max": engine.max_sequences_in_step,
             "generated_tokens_total": engine.tokens_generated,
             "failed_sequences_total": engine.failed_sequences,
+            "refused_sequences_total": self.service.num_refused,
             "preemptions_total": self.scheduler.num_preemptions,
             "sequences_running": self.scheduler.num_running,
             "sequences_waiting": self.scheduler.num_waiting,

@@ -1,15 +1,16 @@
 """The wire side of an attention worker: Generate, Describe and Drain.
 
 Knows nothing of tensors. A request is checked whole before the engine sees it; what the worker cannot honour is refused
-with a typed error, and a call that ends for any reason frees its sequence.
+with a typed error, and a call that ends for any reason frees its sequence. A worker that has as many sequences as it may have
+refuses more before it looks at them, but none that a worker had taken before.
 """
 
 import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 
 import grpc
@@ -34,6 +35,7 @@ class Limits:
 
     vocab_size: int
     max_model_len: int
+    max_open: int | None = None  # sequences at once, running and waiting; None: any number
 
 
 class GenerateService(generate_pb2_grpc.AttentionWorkerServicer):
@@ -49,7 +51,8 @@ class GenerateService(generate_pb2_grpc.AttentionWorkerServicer):
         drain: Callable[[float], Awaitable[bool]],
     ) -> None:
         self.draining = False
-        self.num_open = 0
+        self.num_open = 0  # sequences that were taken and have not ended
+        self.num_refused = 0  # sequences for which there was no room
         self._seat = seat
         self._engine = engine
         self._limits = limits
@@ -62,10 +65,11 @@ class GenerateService(generate_pb2_grpc.AttentionWorkerServicer):
     ) -> AsyncIterator[generate_pb2.GenerateReply]:
         try:
             numerics = self._admit(request)
-            await context.send_initial_metadata(((ADMITTED, self._seat),))
-            async with aclosing(self._generate(request, numerics)) as replies:
-                async for reply in replies:
-                    yield reply
+            with self._taken():
+                await context.send_initial_metadata(((ADMITTED, self._seat),))
+                async with aclosing(self._generate(request, numerics)) as replies:
+                    async for reply in replies:
+                        yield reply
         except FleetError as error:
             await abort(context, error)
 
@@ -87,7 +91,6 @@ class GenerateService(generate_pb2_grpc.AttentionWorkerServicer):
         updates: asyncio.Queue[Update] = asyncio.Queue()
         sequence = make_sequence(request, lambda update: _hand_over(loop, updates, update))
         self._engine.add(sequence)
-        self.num_open += 1
         finished = False
         first = generate_pb2.GenerateReply(seat=self._seat, numerics=numerics)
         try:
@@ -104,14 +107,23 @@ class GenerateService(generate_pb2_grpc.AttentionWorkerServicer):
                 yield _fill_reply(first, tokens, reason, request.logprobs)
                 first = generate_pb2.GenerateReply()
         finally:
-            self.num_open -= 1
             if not finished:
                 self._engine.cancel(sequence)
+
+    @contextmanager
+    def _taken(self) -> Iterator[None]:
+        """One sequence more, at once: the next request is judged with it."""
+        self.num_open += 1
+        try:
+            yield
+        finally:
+            self.num_open -= 1
 
     def _admit(self, request: generate_pb2.GenerateRequest) -> str:
         """The numerics class of the tokens to come. Raises FleetError for what cannot be honoured."""
         if self.draining:
             raise FleetError(Code.DRAINING, "the worker is draining")
+        self._require_room(request)
         numerics = self._numerics()
         if not numerics:
             raise FleetError(Code.NOT_READY, "the worker has no experts to ask yet")
@@ -121,6 +133,14 @@ class GenerateService(generate_pb2_grpc.AttentionWorkerServicer):
             )
         check_request(request, self._limits)
         return numerics
+
+    def _require_room(self, request: generate_pb2.GenerateRequest) -> None:
+        """Raises FleetError OVERLOADED; what a worker had taken before must go on whatever waits here."""
+        most = self._limits.max_open
+        if most is None or self.num_open < most or request.taken_before or request.generated_ids:
+            return
+        self.num_refused += 1
+        raise FleetError(Code.OVERLOADED, f"{self._seat} has {self.num_open} requests, the limit is {most}")
 
 
 def check_request(request: generate_pb2.GenerateRequest, limits: Limits) -> None:

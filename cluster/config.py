@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..attention_workers.config import AttentionConfig
+from ..attention_workers.config import MAX_NUM_QUEUED_REQS, AttentionConfig
 from ..expert_workers.config import BackendSetting, ExpertConfig
 from ..gateway.config import GatewayConfig
 from ..gateway.resumption import ResumptionSettings
@@ -55,6 +55,7 @@ class FleetConfig(WireSettings, SlowSettings, PlacingSettings, ResumptionSetting
     served_model_name: tuple[str, ...] = option((), "names of the model in the API; the directory's if not given")
     max_model_len: int | None = option(None, "most tokens of prompt and answer; the checkpoint's limit if not given")
     max_num_seqs: int = option(64, "most sequences in one forward step")
+    max_num_queued_reqs: int | None = option(None, MAX_NUM_QUEUED_REQS)
     max_num_batched_tokens: int = option(512, "most tokens in one forward step")
     step_target_ms: float = option(
         100.0,
@@ -160,6 +161,7 @@ class FleetConfig(WireSettings, SlowSettings, PlacingSettings, ResumptionSetting
             dtype=self.dtype,
             max_model_len=self.max_model_len,
             max_num_seqs=self.max_num_seqs,
+            max_num_queued_reqs=self.max_num_queued_reqs,
             max_num_batched_tokens=self.max_num_batched_tokens,
             step_target_ms=self.step_target_ms,
             max_micro_batches=self.max_micro_batches,

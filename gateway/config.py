@@ -34,7 +34,9 @@ class GatewayConfig(WireSettings, ResumptionSettings):
     keep_alive_s: float = option(15.0, "seconds of silence after which a stream gets a comment line")
     first_chunk_s: float = option(0.5, "seconds a stream waits for the first token before its headers go out")
     drain_s: float = option(30.0, "seconds that running requests may take after SIGTERM")
-    retry_after_s: int = option(2, "the Retry-After of answers 429 and 503, in seconds")
+    retry_after_s: int = option(
+        2, "the Retry-After of answers 503, in seconds; the least of it where the workers have too many requests"
+    )
     access_log: bool = option(False, "one log line a request")
 
     def __post_init__(self) -> None:

@@ -7,15 +7,15 @@ has one of the codes in ``ERRORS``, which docs/serving.md explains one by one.
 from collections.abc import Mapping
 from typing import Any
 
-from ..proto.errors import Code, FleetError, shown
+from ..proto.errors import Code, FleetError
+from ..proto.errors import shown as shown
 
-__all__ = ["RETRYABLE_STATUS", "ApiError", "bad_value", "from_fleet", "shown", "shutting_down", "unsupported"]
-
+OVERLOADED = "overloaded"
 _BY_CODE = {
     Code.CONTEXT_LENGTH: (400, "invalid_request_error", "context_length_exceeded"),
     Code.BAD_REQUEST: (400, "invalid_request_error", "invalid_value"),
     Code.UNSUPPORTED: (400, "invalid_request_error", "unsupported_value"),
-    Code.OVERLOADED: (429, "rate_limit_error", "overloaded"),
+    Code.OVERLOADED: (503, "service_unavailable_error", OVERLOADED),
     Code.NO_REPLICA: (503, "service_unavailable_error", "no_replica"),
     Code.NOT_READY: (503, "service_unavailable_error", "not_ready"),
     Code.DRAINING: (503, "service_unavailable_error", "draining"),
@@ -48,7 +48,6 @@ _OWN = {
 ERRORS: Mapping[str, tuple[int, str]] = _OWN | {
     name: (status, kind) for status, kind, name in (*_BY_CODE.values(), _INTERNAL)
 }
-RETRYABLE_STATUS = frozenset({429, 503})
 
 
 class ApiError(Exception):
@@ -59,6 +58,11 @@ class ApiError(Exception):
         self.status, self.kind = ERRORS[code]
         self.param = param
         self.code = code
+
+    @property
+    def is_passing(self) -> bool:
+        """Whether the same request may be answered later."""
+        return self.status == 503
 
     @property
     def body(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import RETRYABLE_STATUS, ApiError, shutting_down
+from .errors import ApiError, shutting_down
 from .service import Service
 
 _log = logging.getLogger(__name__)
@@ -100,8 +100,8 @@ class _Exchange:
 
 def error_response(error: ApiError, service: Service) -> JSONResponse:
     headers = {}
-    if error.status in RETRYABLE_STATUS:
-        headers["retry-after"] = str(service.config.retry_after_s)
+    if error.is_passing:
+        headers["retry-after"] = str(service.retry_after.seconds(error))
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
     return JSONResponse(error.body, status_code=error.status, headers=headers)

@@ -1,7 +1,7 @@
 """One sequence on whichever worker can run it: the replies of Generate, carried over a worker's failure.
 
-Knows nothing of text. 1. Pick a worker and stream its replies. 2. If it refuses before the first token, try one other.
-3. If it is lost, or fails later, hand prompt and tokens so far to another worker of the same numerics class, which continues
+Knows nothing of text. 1. Pick a worker and stream its replies. 2. If it refuses before the first token, try one other; if it has too
+many, all others, and as long as no worker has taken the sequence it does not wait for them, but ends. 3. If it is lost, or fails later, hand prompt and tokens so far to another worker of the same numerics class, which continues
 identically; each process is tried once, but one that has no experts to ask is tried again until it has. 4. If only those of
 another class are left, the sequence ends, or goes on there and says so, as ``on_inexact`` has it. 5. If there is none at all, wait
 a while for one to come; then the worker's error is the sequence's. A sequence under which too many workers died in a row ends, as
@@ -52,7 +52,8 @@ async def replies(
 ) -> AsyncGenerator[pb.GenerateReply, None]:
     """Every token exactly once; raises FleetError. Closing the generator cancels the call at the worker.
 
-    A reply names a numerics class if it is the first one, or if its tokens are of another class than those before.
+    The first reply says that a worker has taken the sequence; it may be empty. A reply names a numerics class if its tokens are the
+    first ones, or of another class than those before.
     """
     sequence = _Sequence(backend, request, resumption)
     with contextlib.closing(sequence):
@@ -77,6 +78,7 @@ class _Sequence:
         self._tried: set[Worker] = set()
         self._of_other_class: set[Worker] = set()  # they serve, but would not continue identically
         self._not_ready: set[Worker] = set()  # they will serve
+        self._full: dict[Worker, FleetError] = {}  # they serve, and will not take it
         self._waits_since: float | None = None
         self._identity = object()  # for workers and deaths, which then keep nothing else of this
         self._deaths = Deaths(self._identity)
@@ -96,7 +98,7 @@ class _Sequence:
                 if self._waits_since is None:
                     self._waits_since = loop.time()
                 give_up = self._waits_since + self._resumption.worker_wait_s
-                if self._is_inexact_for_good or loop.time() >= give_up:
+                if self._full or self._is_inexact_for_good or loop.time() >= give_up:
                     raise self._why_not(error) from None
             ends_at = give_up if self._ends_at is None else min(give_up, self._ends_at)
             left_s = ends_at - loop.time()
@@ -127,7 +129,7 @@ class _Sequence:
         request = self._request
         request.numerics = self._numerics
         try:
-            avoid = self._tried | self._of_other_class | self._not_ready
+            avoid = self._tried | self._of_other_class | self._not_ready | self._full.keys()
             attention_class = self._numerics.partition("/")[0]
             return self._backend.pick(
                 request.prompt_ids, salt=request.cache_salt, numerics=attention_class, avoid=avoid
@@ -146,6 +148,8 @@ class _Sequence:
 
     def _why_not(self, error: FleetError) -> FleetError:
         """``error`` says that there is no worker to pick."""
+        if self._full:
+            return next(iter(self._full.values()))
         others = set(self._backend.workers) - self._tried - self._not_ready
         if not (self._numerics and others):
             return self._failure or error
@@ -163,6 +167,9 @@ class _Sequence:
             deadline_s = request.deadline_s
             call = worker.generate(request, deadline_s + _GRACE_S if deadline_s else None)
             try:
+                if ADMITTED in await call.initial_metadata() and not request.taken_before:
+                    self._note_taken()
+                    yield pb.GenerateReply()
                 async for reply in call:
                     self._note(reply, is_resumption)
                     yield reply
@@ -172,6 +179,11 @@ class _Sequence:
                 raise _typed(error) from error
             finally:
                 call.cancel()
+
+    def _note_taken(self) -> None:
+        """From here on no worker refuses it for having too many."""
+        self._request.taken_before = True
+        self._full.clear()
 
     def _note_death(self, worker: Worker) -> None:
         """Raises FleetError WORKER_DEATHS when it was one too many."""
@@ -198,6 +210,9 @@ class _Sequence:
 
     def give_up_or_go_on(self, worker: Worker, error: FleetError) -> None:
         started = bool(self._request.generated_ids)
+        if error.code is Code.OVERLOADED and not self._request.taken_before:
+            self._full[worker] = error
+            return
         if error.code is Code.NOT_READY:
             self._not_ready.add(worker)
         elif error.code is not Code.WRONG_NUMERICS:
@@ -221,6 +236,7 @@ class _Sequence:
         if is_resumption:
             reply.seat = ""  # the first reply has said what the client is told
         self._waits_since = None
+        self._note_taken()
         if reply.numerics == self._numerics:
             reply.numerics = ""
         elif reply.numerics:

@@ -5,6 +5,7 @@ Knows nothing of requests' contents. Values of workers come from the controller'
 
 import re
 import time
+from collections import deque
 from collections.abc import Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -16,12 +17,14 @@ from ..proto.generated import membership_pb2 as pb
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)
 _FINE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2.5, 10)
 _TOKENS = tuple(float(1 << power) for power in range(0, 19, 2))
+_REMEMBERED = 32
 _NOT_A_NAME = re.compile(r"[^a-zA-Z0-9_:]")
 
 
 class Metrics:
     def __init__(self, model_name: str) -> None:
         self.num_delivered = 0
+        self.first_token_waits = deque[float](maxlen=_REMEMBERED)  # of the latest requests; ``first_token`` has all
         self.registry = CollectorRegistry()
         self.workers = _WorkerMetrics()
         self.registry.register(self.workers)
@@ -89,6 +92,7 @@ class Watch:
         now = time.monotonic()
         if not self._last:
             self._metrics.first_token.labels(self._name).observe(now - self._started)
+            self._metrics.first_token_waits.append(now - self._started)
             self._metrics.waiting.labels(self._name).dec()
             self._metrics.running.labels(self._name).inc()
         elif index in self._last:

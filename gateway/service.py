@@ -31,6 +31,7 @@ from .job import Job
 from .keys import ApiKeys
 from .metrics import Metrics
 from .model import Model
+from .retry_after import RetryAfter
 from .run import Run
 from .schemas import ChatRequest, CompletionRequest, parse
 from .stream import EventFrames
@@ -49,6 +50,7 @@ class Service:
         self.config = config
         self._model = model
         self.metrics = Metrics(model.names[0])
+        self.retry_after = RetryAfter(config.retry_after_s, self.metrics.first_token_waits)
         self.backend = Backend()
         seat = config.seat or f"gateway-{random.SystemRandom().randrange(_DRAWN_SEATS)}"
         self.fleet = Fleet(config.controller, seat, self.backend, lambda: self.metrics.num_delivered)

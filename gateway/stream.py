@@ -1,7 +1,7 @@
 """Server-sent events: a running request as a stream of frames.
 
-Knows nothing of the frames' contents. The headers go out with the first token or after a short wait without one, so that a
-request refused at once gets its HTTP status; later errors are a last frame. Silence is filled with comment lines, and one
+Knows nothing of the frames' contents. The headers go out with the first token, or after a short wait without one once workers have
+taken the request, so that a request which they refuse gets its HTTP status; later errors are a last frame. Silence is filled with comment lines, and one
 before the end says so if an answer changed its numerics class.
 """
 
@@ -16,6 +16,8 @@ from .run import Run
 
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
+# A worker says at once whether it takes a sequence, but a busy gateway may need a while to hear it, and no worker may be there.
+_DECIDED_S = 30.0
 INEXACT = b": inexact-continuations %d\n\n"
 
 
@@ -41,6 +43,7 @@ class EventFrames:
 
     async def begin(self, wait_s: float) -> None:
         self._next = asyncio.create_task(_next(self._events))
+        await self._run.wait_until_decided(_DECIDED_S)
         done, _ = await asyncio.wait({self._next}, timeout=wait_s)
         if done and self._next.exception() is not None:
             self._next.result()

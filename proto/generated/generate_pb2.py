@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from expertfleet.proto.generated import membership_pb2 as expertfleet_dot_proto_dot_generated_dot_membership__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*expertfleet/proto/generated/generate.proto\x12\x0e\x65xpertfleet.v1\x1a,expertfleet/proto/generated/membership.proto\"\x17\n\x15\x44\x65scribeWorkerRequest\"\xf9\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x16\n\nprompt_ids\x18\x02 \x03(\rB\x02\x10\x01\x12\x19\n\rgenerated_ids\x18\x03 \x03(\rB\x02\x10\x01\x12*\n\x08sampling\x18\x04 \x01(\x0b\x32\x18.expertfleet.v1.Sampling\x12\x12\n\nmax_tokens\x18\x05 \x01(\r\x12\x1a\n\x0estop_token_ids\x18\x06 \x03(\rB\x02\x10\x01\x12\x37\n\x0fthinking_budget\x18\x07 \x01(\x0b\x32\x1e.expertfleet.v1.ThinkingBudget\x12\x12\n\nconstraint\x18\x08 \x01(\t\x12\x12\n\ncache_salt\x18\t \x01(\t\x12\x10\n\x08priority\x18\n \x01(\r\x12\x12\n\ndeadline_s\x18\x0b \x01(\x01\x12\x10\n\x08numerics\x18\x0c \x01(\t\x12\x18\n\x10num_top_logprobs\x18\r \x01(\r\x12\x10\n\x08logprobs\x18\x0e \x01(\x08\"\x9a\x02\n\x08Sampling\x12\x0c\n\x04seed\x18\x01 \x01(\x04\x12\x13\n\x0btemperature\x18\x02 \x01(\x02\x12\r\n\x05top_p\x18\x03 \x01(\x02\x12\r\n\x05top_k\x18\x04 \x01(\r\x12\r\n\x05min_p\x18\x05 \x01(\x02\x12\x18\n\x10presence_penalty\x18\x06 \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\x07 \x01(\x02\x12\x1a\n\x12repetition_penalty\x18\x08 \x01(\x02\x12;\n\nlogit_bias\x18\t \x03(\x0b\x32\'.expertfleet.v1.Sampling.LogitBiasEntry\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\"\x84\x01\n\x0eThinkingBudget\x12\x12\n\nmax_tokens\x18\x01 \x01(\r\x12\x10\n\x08start_id\x18\x02 \x01(\r\x12\x0e\n\x06\x65nd_id\x18\x03 \x01(\r\x12\x16\n\nforced_ids\x18\x04 \x03(\rB\x02\x10\x01\x12\x15\n\tuntil_ids\x18\x05 \x03(\rB\x02\x10\x01\x12\r\n\x05\x62\x65gun\x18\x06 \x01(\x08\"\xa9\x01\n\rGenerateReply\x12\x15\n\ttoken_ids\x18\x01 \x03(\rB\x02\x10\x01\x12/\n\x08logprobs\x18\x02 \x03(\x0b\x32\x1d.expertfleet.v1.TokenLogprobs\x12\x15\n\rfinish_reason\x18\x03 \x01(\t\x12\x0c\n\x04seat\x18\x04 \x01(\t\x12\x10\n\x08numerics\x18\x05 \x01(\t\x12\x19\n\x11num_cached_tokens\x18\x06 \x01(\r\"O\n\rTokenLogprobs\x12\x0f\n\x07logprob\x18\x01 \x01(\x02\x12\x13\n\x07top_ids\x18\x02 \x03(\rB\x02\x10\x01\x12\x18\n\x0ctop_logprobs\x18\x03 \x03(\x02\x42\x02\x10\x01\x32\xf3\x01\n\x0f\x41ttentionWorker\x12L\n\x08Generate\x12\x1f.expertfleet.v1.GenerateRequest\x1a\x1d.expertfleet.v1.GenerateReply0\x01\x12O\n\x08\x44\x65scribe\x12%.expertfleet.v1.DescribeWorkerRequest\x1a\x1c.expertfleet.v1.WorkerReport\x12\x41\n\x05\x44rain\x12\x1c.expertfleet.v1.DrainRequest\x1a\x1a.expertfleet.v1.DrainReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*expertfleet/proto/generated/generate.proto\x12\x0e\x65xpertfleet.v1\x1a,expertfleet/proto/generated/membership.proto\"\x17\n\x15\x44\x65scribeWorkerRequest\"\x8f\x03\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x16\n\nprompt_ids\x18\x02 \x03(\rB\x02\x10\x01\x12\x19\n\rgenerated_ids\x18\x03 \x03(\rB\x02\x10\x01\x12*\n\x08sampling\x18\x04 \x01(\x0b\x32\x18.expertfleet.v1.Sampling\x12\x12\n\nmax_tokens\x18\x05 \x01(\r\x12\x1a\n\x0estop_token_ids\x18\x06 \x03(\rB\x02\x10\x01\x12\x37\n\x0fthinking_budget\x18\x07 \x01(\x0b\x32\x1e.expertfleet.v1.ThinkingBudget\x12\x12\n\nconstraint\x18\x08 \x01(\t\x12\x12\n\ncache_salt\x18\t \x01(\t\x12\x10\n\x08priority\x18\n \x01(\r\x12\x12\n\ndeadline_s\x18\x0b \x01(\x01\x12\x10\n\x08numerics\x18\x0c \x01(\t\x12\x18\n\x10num_top_logprobs\x18\r \x01(\r\x12\x10\n\x08logprobs\x18\x0e \x01(\x08\x12\x14\n\x0ctaken_before\x18\x0f \x01(\x08\"\x9a\x02\n\x08Sampling\x12\x0c\n\x04seed\x18\x01 \x01(\x04\x12\x13\n\x0btemperature\x18\x02 \x01(\x02\x12\r\n\x05top_p\x18\x03 \x01(\x02\x12\r\n\x05top_k\x18\x04 \x01(\r\x12\r\n\x05min_p\x18\x05 \x01(\x02\x12\x18\n\x10presence_penalty\x18\x06 \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\x07 \x01(\x02\x12\x1a\n\x12repetition_penalty\x18\x08 \x01(\x02\x12;\n\nlogit_bias\x18\t \x03(\x0b\x32\'.expertfleet.v1.Sampling.LogitBiasEntry\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\"\x84\x01\n\x0eThinkingBudget\x12\x12\n\nmax_tokens\x18\x01 \x01(\r\x12\x10\n\x08start_id\x18\x02 \x01(\r\x12\x0e\n\x06\x65nd_id\x18\x03 \x01(\r\x12\x16\n\nforced_ids\x18\x04 \x03(\rB\x02\x10\x01\x12\x15\n\tuntil_ids\x18\x05 \x03(\rB\x02\x10\x01\x12\r\n\x05\x62\x65gun\x18\x06 \x01(\x08\"\xa9\x01\n\rGenerateReply\x12\x15\n\ttoken_ids\x18\x01 \x03(\rB\x02\x10\x01\x12/\n\x08logprobs\x18\x02 \x03(\x0b\x32\x1d.expertfleet.v1.TokenLogprobs\x12\x15\n\rfinish_reason\x18\x03 \x01(\t\x12\x0c\n\x04seat\x18\x04 \x01(\t\x12\x10\n\x08numerics\x18\x05 \x01(\t\x12\x19\n\x11num_cached_tokens\x18\x06 \x01(\r\"O\n\rTokenLogprobs\x12\x0f\n\x07logprob\x18\x01 \x01(\x02\x12\x13\n\x07top_ids\x18\x02 \x03(\rB\x02\x10\x01\x12\x18\n\x0ctop_logprobs\x18\x03 \x03(\x02\x42\x02\x10\x01\x32\xf3\x01\n\x0f\x41ttentionWorker\x12L\n\x08Generate\x12\x1f.expertfleet.v1.GenerateRequest\x1a\x1d.expertfleet.v1.GenerateReply0\x01\x12O\n\x08\x44\x65scribe\x12%.expertfleet.v1.DescribeWorkerRequest\x1a\x1c.expertfleet.v1.WorkerReport\x12\x41\n\x05\x44rain\x12\x1c.expertfleet.v1.DrainRequest\x1a\x1a.expertfleet.v1.DrainReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -53,17 +53,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DESCRIBEWORKERREQUEST']._serialized_start=108
   _globals['_DESCRIBEWORKERREQUEST']._serialized_end=131
   _globals['_GENERATEREQUEST']._serialized_start=134
-  _globals['_GENERATEREQUEST']._serialized_end=511
-  _globals['_SAMPLING']._serialized_start=514
-  _globals['_SAMPLING']._serialized_end=796
-  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_start=748
-  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_end=796
-  _globals['_THINKINGBUDGET']._serialized_start=799
-  _globals['_THINKINGBUDGET']._serialized_end=931
-  _globals['_GENERATEREPLY']._serialized_start=934
-  _globals['_GENERATEREPLY']._serialized_end=1103
-  _globals['_TOKENLOGPROBS']._serialized_start=1105
-  _globals['_TOKENLOGPROBS']._serialized_end=1184
-  _globals['_ATTENTIONWORKER']._serialized_start=1187
-  _globals['_ATTENTIONWORKER']._serialized_end=1430
+  _globals['_GENERATEREQUEST']._serialized_end=533
+  _globals['_SAMPLING']._serialized_start=536
+  _globals['_SAMPLING']._serialized_end=818
+  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_start=770
+  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_end=818
+  _globals['_THINKINGBUDGET']._serialized_start=821
+  _globals['_THINKINGBUDGET']._serialized_end=953
+  _globals['_GENERATEREPLY']._serialized_start=956
+  _globals['_GENERATEREPLY']._serialized_end=1125
+  _globals['_TOKENLOGPROBS']._serialized_start=1127
+  _globals['_TOKENLOGPROBS']._serialized_end=1206
+  _globals['_ATTENTIONWORKER']._serialized_start=1209
+  _globals['_ATTENTIONWORKER']._serialized_end=1452
 # @@protoc_insertion_point(module_scope)

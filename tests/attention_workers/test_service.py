@@ -1,6 +1,7 @@
 """Requests are checked whole, and a call ends by its deadline whatever the engine does."""
 
 import asyncio
+import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -48,13 +49,13 @@ class Context:
 
 
 class Worker:
-    def __init__(self) -> None:
+    def __init__(self, max_open: int | None = None) -> None:
         self.engine = FakeEngine()
         self.numerics = "a/b"
         self.service = GenerateService(
             "attention-0",
             self.engine,
-            LIMITS,
+            dataclasses.replace(LIMITS, max_open=max_open),
             lambda: self.numerics,
             lambda: None,
             None,  # type: ignore[arg-type]
@@ -164,3 +165,124 @@ def test_what_is_refused_was_never_taken() -> None:
     asyncio.run(run())
     assert not context.metadata
     assert not worker.engine.added
+
+
+class Call:
+    """One Generate call under way."""
+
+    def __init__(self, worker: Worker, **changes: object) -> None:
+        self.context = Context()
+        self.task = asyncio.ensure_future(self._run(worker, make_request(**changes)))
+
+    async def _run(self, worker: Worker, request: pb.GenerateRequest) -> str:
+        try:
+            async for reply in worker.service.Generate(request, self.context):  # type: ignore[arg-type]
+                if reply.finish_reason:
+                    return reply.finish_reason
+        except Aborted as refused:
+            return str(refused)
+        return ""
+
+    @property
+    def was_taken(self) -> bool:
+        return bool(self.context.metadata)
+
+
+async def settle() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+def finish(sequence: Sequence) -> None:
+    sequence.publish(([TokenOut(7, None, ())], "stop"))
+
+
+@pytest.mark.parametrize("most", [1, 7, 320])
+def test_of_a_thousand_requests_at_once_as_many_are_taken_as_may_be_and_all_of_those_end(most: int) -> None:
+    worker = Worker(most)
+
+    async def run() -> None:
+        calls = [Call(worker) for _ in range(1000)]
+        await settle()
+        assert (worker.service.num_open, worker.service.num_refused) == (most, 1000 - most)
+        assert len(worker.engine.added) == most
+        for sequence in worker.engine.added:
+            finish(sequence)
+        ends = await asyncio.gather(*(call.task for call in calls))
+        assert ends == ["stop"] * most + [f"OVERLOADED: attention-0 has {most} requests, the limit is {most}"] * (
+            1000 - most
+        )
+        assert [call.was_taken for call in calls] == [True] * most + [False] * (1000 - most)
+        assert worker.service.num_open == 0
+
+    asyncio.run(run())
+
+
+def test_there_is_room_for_as_many_as_end_or_are_cancelled() -> None:
+    worker = Worker(3)
+
+    async def run() -> None:
+        calls = [Call(worker) for _ in range(3)]
+        await settle()
+        finish(worker.engine.added[0])
+        calls[1].task.cancel()
+        await settle()
+        assert worker.engine.cancelled == [worker.engine.added[1]]
+        more = [Call(worker) for _ in range(3)]
+        await settle()
+        assert [call.was_taken for call in more] == [True, True, False]
+        for call in (*calls, *more):
+            call.task.cancel()
+        await settle()
+        assert worker.service.num_open == 0
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("changes", [{"taken_before": True}, {"generated_ids": [3]}, {"generated_ids": [3, 4]}])
+def test_what_a_worker_had_taken_is_never_refused_and_counts(changes: dict) -> None:
+    worker = Worker(2)
+
+    async def run() -> None:
+        calls = [Call(worker) for _ in range(3)] + [Call(worker, **changes) for _ in range(3)]
+        await settle()
+        assert [call.was_taken for call in calls] == [True, True, False, True, True, True]
+        for call in calls:
+            call.task.cancel()
+        await settle()
+        calls = [Call(worker, **changes) for _ in range(2)] + [Call(worker)]
+        await settle()
+        assert [call.was_taken for call in calls] == [True, True, False]
+        for call in calls:
+            call.task.cancel()
+        await settle()
+
+    asyncio.run(run())
+
+
+def test_a_full_worker_looks_at_nothing_of_a_request() -> None:
+    worker = Worker(1)
+
+    async def run() -> None:
+        first = Call(worker)
+        await settle()
+        assert (await Call(worker, max_tokens=0).task).startswith("OVERLOADED")
+        first.task.cancel()
+        await settle()
+        assert (await Call(worker, max_tokens=0).task).startswith("BAD_REQUEST")
+
+    asyncio.run(run())
+
+
+def test_without_a_limit_all_are_taken() -> None:
+    worker = Worker(None)
+
+    async def run() -> None:
+        calls = [Call(worker) for _ in range(1000)]
+        await settle()
+        assert worker.service.num_open == 1000
+        for call in calls:
+            call.task.cancel()
+        await settle()
+
+    asyncio.run(run())

@@ -49,6 +49,14 @@ def test_every_role_gets_the_fleets_settings(tmp_path: Path) -> None:
     assert expert.drain_s == attention.drain_s == gateway.drain_s == 3.0
 
 
+@pytest.mark.parametrize(("given", "most"), [(None, 7 + 256), (0, None), (1, 1), (500, 500)])
+def test_a_worker_has_no_more_requests_at_once_than_the_fleet_says(
+    tmp_path: Path, given: int | None, most: int | None
+) -> None:
+    fleet = config(tmp_path, max_num_seqs=7, max_num_queued_reqs=given)
+    assert fleet.attention("attention-0", "h:1", "10.0.0.2", 2).max_open == most
+
+
 def test_both_ends_of_a_lane_are_told_of_the_same_pairs(tmp_path: Path) -> None:
     fleet = config(tmp_path, pair_transport="gloo", pair_min_kib=9)
     for role in (fleet.expert("expert-1", "h:1", "10.0.0.1", 4), fleet.attention("attention-0", "h:1", "10.0.0.2", 2)):
@@ -65,6 +73,8 @@ def test_whoever_reads_weights_is_told_of_both_directories(tmp_path: Path, monke
 
 
 def test_a_value_only_a_role_refuses_is_refused_early(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="max_num_queued_reqs: -1 is not within 0 to"):
+        config(tmp_path, max_num_queued_reqs=-1).check_roles()
     with pytest.raises(ValueError, match="max_num_seqs: 0 is not within"):
         config(tmp_path, max_num_seqs=0).check_roles()
 

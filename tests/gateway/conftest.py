@@ -17,6 +17,7 @@ from expertfleet.checkpoint.make_tiny import make_tiny
 from expertfleet.gateway.config import GatewayConfig
 from expertfleet.gateway.model import Model
 from expertfleet.gateway.server import GatewayServer
+from expertfleet.proto.admission import ADMITTED
 from expertfleet.proto.errors import Code, FleetError
 from expertfleet.proto.generated import generate_pb2 as pb
 from expertfleet.proto.generated import generate_pb2_grpc as rpc
@@ -33,6 +34,7 @@ class FakeWorker(rpc.AttentionWorkerServicer):
     def __init__(self, seat: str, numerics: str = "fake-1") -> None:
         self.seat, self.numerics, self.state, self.address = seat, numerics, "ready", ""
         self.max_model_len = 0
+        self.admits = False  # whether it says at once that it has taken a sequence, as real ones do
         self.requests: list[pb.GenerateRequest] = []
         self.num_running = 0
         self.num_cancelled = 0
@@ -49,6 +51,8 @@ class FakeWorker(rpc.AttentionWorkerServicer):
         self.requests.append(request)
         self.num_running += 1
         is_first, ended = True, False
+        if self.admits:
+            await context.send_initial_metadata(((ADMITTED, self.seat),))
         try:
             async for reply in self.script(request):
                 if is_first:
@@ -199,6 +203,7 @@ class Rig:
         for worker in self.workers:
             worker.script, worker.state = say(self.text.ids("hello<|im_end|>")), "ready"
             worker.max_model_len = 0
+            worker.admits = False
             worker.requests.clear()
             worker.num_cancelled = 0
         self.controller.publish(self.workers)

@@ -23,15 +23,6 @@ def by_requests(rig: Any) -> list[Any]:
     return [worker for worker in rig.workers if worker.requests]
 
 
-def test_an_overloaded_worker_is_tried_before_the_first_token_and_one_other(trio: Any, scripts: Any) -> None:
-    trio.says(LONG)
-    trio.workers[0].script = trio.workers[1].script = scripts.fail(Code.OVERLOADED)
-    statuses = [trio.chat().status_code for _ in range(12)]
-    assert 200 in statuses
-    assert all(len(worker.requests) for worker in trio.workers)
-    assert sum(len(worker.requests) for worker in trio.workers) <= 24
-
-
 @pytest.mark.parametrize("code", [Code.LANE_LOST, Code.DRAINING, Code.NOT_READY])
 def test_workers_that_are_gone_are_passed_over(trio: Any, scripts: Any, code: Code) -> None:
     trio.says(LONG)

@@ -74,7 +74,15 @@ def test_every_setting_of_the_values_arrives() -> None:
         "lanes": {"pairTransport": "gloo", "pairMinKib": 1048576, "maxFrameMib": 128},
         "expertReplicas": 1.25,
         "head": {"forgetS": 42, "gatherS": 0, "placementObjective": "tokens", "spareMemory": 0.2},
-        "attention": {"settings": {"cacheGib": 0.125, "maxNumSeqs": 7, "layerDeadlineS": 2.5, "maxMicroBatches": 3}},
+        "attention": {
+            "settings": {
+                "cacheGib": 0.125,
+                "maxNumSeqs": 7,
+                "maxNumQueuedReqs": 9,
+                "layerDeadlineS": 2.5,
+                "maxMicroBatches": 3,
+            }
+        },
         "expertShards": {"settings": {"sliceMs": 0.5, "backend": "reference", "maxQueuedFrames": 1000000}},
         "gateway": {
             "settings": {
@@ -94,6 +102,7 @@ def test_every_setting_of_the_values_arrives() -> None:
     assert (attention.dtype, attention.max_model_len, attention.max_frame_mib) == ("float32", 4096, 128)
     assert (attention.pair_transport, attention.pair_min_kib) == ("gloo", 1048576)
     assert (attention.cache_gib, attention.max_num_seqs, attention.layer_deadline_s) == (0.125, 7, 2.5)
+    assert attention.max_num_queued_reqs == 9
     assert (attention.max_micro_batches, attention.local_lanes) == (3, False)
     assert node is not None
     assert node.leave_s == 60

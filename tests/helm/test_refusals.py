@@ -87,6 +87,7 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "expertShards.resources.limits.cpu": ["four", "0", "-1"],
     "attention.settings.drainS": [-1, None],
     "attention.settings.maxMicroBatches": [0, 9],
+    "attention.settings.maxNumQueuedReqs": [-1, 1.5],
     "gateway.service.port": [0, 65536],
     "gateway.service.type": ["Loadbalancer"],
     "gateway.settings.accessLog": ["yes", 1],
