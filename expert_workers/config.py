@@ -39,7 +39,9 @@ class ExpertConfig(WireSettings):
         "", "processors to keep to, one for each thread, such as 0-15; memory comes from their NUMA node"
     )
     memory_gib: float | None = option(
-        None, "memory for experts, GiB, those of lost shards included; 90 % of what is free at the start if not given"
+        None,
+        "memory for experts, GiB, those of lost shards included: of the host on a CPU, of the GPU on a GPU; 90 % of what is free at "
+        "the start if not given",
     )
     pair_transport: Literal["none", "gloo", "nccl"] = option(
         "none", "how large rows travel between machines: none (as all frames), gloo or nccl; both ends must name it"

@@ -32,10 +32,10 @@ from ..proto.pair_group import PairSettings
 from ..proto.reactor import Reactor
 from ..proto.tcp_lane import TcpServer
 from .config import ExpertConfig, parse_experts
+from .device_memory import available_on
 from .giving import ExpertGiver
 from .handler import ControlService, LaneHandler, LocalLane, TcpLane
 from .holdings import Holdings
-from .memory import available_memory
 from .numa import keep_to
 from .orders import Orders
 from .outline import ask_heads
@@ -183,9 +183,9 @@ class ExpertServer:
             self.tenancy.enter("failed", str(error) or type(error).__name__)
 
     def _capacity(self) -> int:
-        """How many experts fit into the memory that there is, or may be taken."""
+        """How many experts fit into the memory that there is where they will lie, or may be taken."""
         given = self.config.memory_gib
-        num_bytes = given * _GIB if given is not None else _SHARE_OF_MEMORY * available_memory()
+        num_bytes = given * _GIB if given is not None else _SHARE_OF_MEMORY * available_on(self.config.device)
         return max(1, int(num_bytes) // self.checkpoint.config.expert_bytes)
 
     def _obey(self, backend: Backend) -> None:

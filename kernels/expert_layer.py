@@ -135,8 +135,8 @@ class NativeLayer(ExpertLayer):
     def _keep(self, expert_id: int, gate: Projection, up: Projection, down: Projection) -> None:
         blocks = self._native.pack_gate_up(gate, up), self._native.pack_down(down)
         with self._changing:
-            self._blocks[expert_id] = blocks
             self._places = self._places.with_expert(expert_id, *blocks)  # another thread may be applying the old ones
+            self._blocks[expert_id] = blocks  # last, as this is what says that it is held
 
     def _drop(self, expert_id: int) -> None:
         with self._changing:
@@ -202,8 +202,8 @@ class Int4PackLayer(ByExpertLayer):
 
     def _keep(self, expert_id: int, gate: Projection, up: Projection, down: Projection) -> None:
         first, second = self._packer.pack((gate, up), self.dtype), self._packer.pack((down,), self.dtype)
-        self._calls[expert_id] = int4_call(first), int4_call(second)
         self._packed[expert_id] = first, second
+        self._calls[expert_id] = int4_call(first), int4_call(second)  # last, as this is what says that it is held
 
     def _drop(self, expert_id: int) -> None:
         del self._calls[expert_id], self._packed[expert_id]

@@ -1,6 +1,8 @@
 import pytest
 import torch
+from stepped import Stepped
 
+from expertfleet.kernels import expert_layer
 from expertfleet.kernels.errors import KernelError
 from expertfleet.kernels.expert_layer import Projection
 from expertfleet.kernels.grouped_gemm import grouped_gemm, make_backend
@@ -153,3 +155,24 @@ def test_a_packing_that_is_not_known_is_not_turned_back(monkeypatch: pytest.Monk
     layer.add(0, **_projections())
     with pytest.raises(KernelError, match="cannot turn weights back"):
         layer.weights(0)
+
+
+@pytest.mark.parametrize("name", ["cpu-native", "cpu-int4pack", "reference"])
+def test_an_expert_is_whole_as_soon_as_it_is_held_and_the_others_are_all_the_time(name: str) -> None:
+    layer = make_backend(name, "cpu", torch.bfloat16, HIDDEN, WIDTH, GROUP).new_layer()
+    layer.add(9, **_projections())
+    x = torch.randn(1, HIDDEN).bfloat16()
+    calls = 0
+
+    def output(expert_id: int) -> torch.Tensor:
+        return grouped_gemm(x, torch.zeros(1, dtype=torch.int64), torch.tensor([expert_id]), layer)
+
+    before = output(9)
+    for line in Stepped(expert_layer, lambda: layer.add(5, **_projections())).stops():
+        calls += 1
+        assert torch.equal(output(9), before), f"line {line}"
+        if layer.holds(5):
+            assert output(5).shape == (1, HIDDEN), f"line {line}"
+            assert layer.weights(5), f"line {line}"
+    assert calls >= 10
+    assert layer.holds(5)

@@ -9,6 +9,7 @@ import torch
 
 from expertfleet.checkpoint.make_tiny import make_tiny
 from expertfleet.checkpoint.tensors import Checkpoint
+from expertfleet.expert_workers import device_memory
 from expertfleet.expert_workers.config import ExpertConfig
 from expertfleet.expert_workers.server import ExpertServer
 from expertfleet.kernels import backend, numerics
@@ -21,6 +22,7 @@ from expertfleet.proto.reactor import Reactor
 from expertfleet.router.router import Router
 
 LAYER = 1
+FREE_OF_GPU = 100_000
 
 
 @pytest.fixture
@@ -30,6 +32,7 @@ def _interpreted_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "TritonLayer", lambda shape, device: TritonLayer(shape, {"cuda:0": "cpu"}[device]))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: {"cuda:0": "NVIDIA H100 80GB HBM3"}[device])
     monkeypatch.setattr(numerics, "_COUNTS", (2, 9, 20))
+    monkeypatch.setattr(device_memory, "_free_of_gpu", lambda device: {"cuda:0": FREE_OF_GPU}[device])
 
 
 @pytest.mark.usefixtures("_interpreted_device")
@@ -42,6 +45,7 @@ def test_a_shard_on_a_gpu_answers_as_float64_does_and_names_its_class(tmp_path: 
         time.sleep(0.05)
     assert server.tenancy.state == "ready"
     assert server.numerics.startswith("triton-v1-nvidia_h100_80gb_hbm3-triton3.")
+    assert server._capacity() == int(0.9 * FREE_OF_GPU) // checkpoint.config.expert_bytes > 1
     assert server.backend is not None
     assert "triton bfloat16, 64→32→64 group 32; any number of rows on NVIDIA H100" in server.backend.description
 
