@@ -11,7 +11,6 @@ import time
 import torch
 
 from ..checkpoint.tensors import Checkpoint
-from ..kernels.numerics import attention_self_test
 from ..membership import wire
 from ..membership.channel import SERVER_OPTIONS, listen
 from ..membership.ending import Ending
@@ -31,9 +30,10 @@ from .kv_cache import PAGE, LatentCache, PageAllocator
 from .model import Batch, Model
 from .pace import PromptPace
 from .scheduler import Chunk, Scheduler
+from .self_test import self_test
 from .service import GenerateService, Limits
 from .static_shards import describe_shards
-from .weights import Loader, attention_shapes
+from .weights import Loader
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ class AttentionServer:
         torch.set_num_threads(config.threads)
         try:
             self.tenancy.take(self.address, self.checkpoint.fingerprint, config.dtype)
-            report = attention_self_test(attention_shapes(self.checkpoint.config), self.dtype)
+            report = self_test(self.checkpoint.config, self.dtype)
             self.numerics = report.class_name
             logger.info("%s: numerics %s", config.seat, self.numerics)
             self.tenancy.enter("loading")

@@ -89,17 +89,10 @@ class Loader:
         return Mlp(gate_up, self._linear(f"{name}.down_proj.weight"))
 
     def _gate(self, name: str) -> Gate:
-        config = self._config
         return Gate(
             ExactScores(self._stored(f"{name}.weight"), self._rules),
             self._tensor(f"{name}.e_score_correction_bias", torch.float32),
-            Choice(
-                config.top_k,
-                config.n_group,
-                config.topk_group,
-                config.norm_topk_prob,
-                config.routed_scaling_factor,
-            ),
+            gate_choice(self._config),
         )
 
     def _rope(self) -> RopeTable:
@@ -136,6 +129,11 @@ def dense_tensors(checkpoint: Checkpoint) -> list[str]:
     if not config.tie_word_embeddings:
         outer.append("lm_head.weight")
     return [name for name in checkpoint.tensors if name.startswith(layers) and ".mlp.experts." not in name] + outer
+
+
+def gate_choice(config: ModelConfig) -> Choice:
+    """What each gate chooses."""
+    return Choice(config.top_k, config.n_group, config.topk_group, config.norm_topk_prob, config.routed_scaling_factor)
 
 
 def attention_shapes(config: ModelConfig) -> AttentionShapes:

@@ -11,7 +11,7 @@ import hashlib
 import importlib.metadata
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -77,8 +77,11 @@ def expert_self_test(
     return made, NumericsReport(name, rules, rules.described() | {"backend": made.description})
 
 
-def attention_self_test(shapes: AttentionShapes, dtype: torch.dtype) -> NumericsReport:
-    """Chooses and proves the rules of everything an attention worker computes; KernelError if rows are not exact."""
+def attention_self_test(shapes: AttentionShapes, dtype: torch.dtype, beside: Iterable[bytes] = ()) -> NumericsReport:
+    """Chooses and proves the rules of everything an attention worker computes; KernelError if rows are not exact.
+
+    ``beside`` are results of what no kernel knows of and the class shall depend on as well.
+    """
     rules = RuleBook()
     digest = hashlib.sha256()
     for num_out, num_in in shapes.linears:
@@ -92,6 +95,8 @@ def attention_self_test(shapes: AttentionShapes, dtype: torch.dtype) -> Numerics
         digest.update(bits_of(result).numpy().tobytes())
     for result in _elementwise_results(shapes, dtype):
         digest.update(bits_of(result).numpy().tobytes())
+    for result_bytes in beside:
+        digest.update(result_bytes)
     return NumericsReport(
         _class_name("cpu-attention", _instruction_set(), dtype, digest.hexdigest()), rules, rules.described()
     )

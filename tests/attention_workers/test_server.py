@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from expertfleet.attention_workers.config import AttentionConfig
+from expertfleet.attention_workers.self_test import self_test
 from expertfleet.attention_workers.server import AttentionServer
 from expertfleet.proto.errors import Code, FleetError
 from expertfleet.proto.generated import generate_pb2 as pb
@@ -28,4 +30,17 @@ def test_a_worker_has_as_many_requests_as_it_was_told_and_counts_those_that_it_r
         assert server.tenancy.report().metrics["refused_sequences_total"] == 3
     finally:
         server.service.num_open = 0
+        server.stop(0)
+
+
+def test_the_class_that_a_worker_reports_is_of_all_that_decides_its_tokens(small_checkpoint: Path) -> None:
+    server = AttentionServer(AttentionConfig(small_checkpoint, shards=("127.0.0.1:1",), max_model_len=512))
+    server.start()
+    before = torch.get_num_threads()
+    try:
+        server._loading.join(60)
+        torch.set_num_threads(server.config.threads)
+        assert server.tenancy.report().numerics == self_test(server.checkpoint.config, torch.bfloat16).class_name
+    finally:
+        torch.set_num_threads(before)
         server.stop(0)

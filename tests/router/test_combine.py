@@ -1,8 +1,10 @@
 """The combine is a sum in rank order whose bits do not depend on the batch."""
 
 import random
+from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
@@ -11,6 +13,85 @@ from expertfleet.kernels.row_rule import bits_of
 from expertfleet.proto.rows import Rows
 from expertfleet.router import combine as combine_module
 from expertfleet.router.combine import Answers, combine
+
+# The sums of ``golden_rows`` in rank order, float32. They never change: another order would be another numerics class.
+GOLDEN = bytes.fromhex(
+    "34d80000354000003644700037480000b6dd30003580000036fa8000b65000003518000037400000b64e000037800000353e0000371c6800"
+    "3678000032d00000b660000036200000b5800000372e600000000000b6800000b7c0100035800000b400000037a9000034e00000b6800000"
+    "35b0000000000000367e0000000000000000000000000000b6e00000b6c2c000b7000000b300000035800000340000003600000035400000"
+)
+Floats = npt.NDArray[np.float32]
+
+
+def golden_rows() -> tuple[Floats, Floats]:
+    """Rows [2, 8, 21], which bf16 holds exactly, and weights [2, 8]: the last four ranks take away what the first four give."""
+    T, K, H = 2, 8, 21
+    place, route = np.arange(T * K * H).reshape(T, K, H), np.arange(T * K).reshape(T, K)
+    rows = ((place * 37 + 11) % 61 - 30).astype(np.float32) * np.exp2((place * 7 % 13 - 6).astype(np.float32))
+    weights = ((route * 29 + 5) % 97 + 1).astype(np.float32) / np.float32(97)
+    rows[:, 4:], weights[:, 4:] = -rows[:, 3::-1], weights[:, 3::-1]
+    return rows, weights
+
+
+def summed(rows: Floats, weights: Floats, order: Sequence[int]) -> Floats:
+    """One product and one sum after the other, each rounded to float32."""
+    products = [rows[:, rank] * weights[:, rank, None] for rank in order]
+    total = products[0]
+    for product in products[1:]:
+        total = total + product
+    assert total.dtype == np.float32
+    return total
+
+
+def by_torch(rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    return combine(rows, weights)
+
+
+def from_rows(rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    answers = Answers(weights, rows.shape[-1], rows.dtype)
+    for routes in (np.arange(1, 16, 2), np.arange(0, 16, 2)):
+        answers.add(routes, Rows.of(rows.view(16, -1)[torch.from_numpy(routes)]))
+    return answers.combined()[0]
+
+
+def from_addresses(rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    answers = Answers(weights, rows.shape[-1], rows.dtype)
+    places = native.tensor_at(answers.places, (16,), torch.int64)
+    for route, row in enumerate(rows.view(16, -1)):
+        places[route] = row.data_ptr()
+    answers.note(np.arange(16))
+    return answers.combined()[0]
+
+
+def test_the_golden_sums_are_those_in_rank_order_and_no_others() -> None:
+    rows, weights = golden_rows()
+    assert summed(rows, weights, range(8)).astype(">f4").tobytes() == GOLDEN
+    wanted = np.frombuffer(GOLDEN, ">f4")
+    for order in (
+        (7, 6, 5, 4, 3, 2, 1, 0),
+        (0, 1, 2, 3, 4, 5, 7, 6),
+        (0, 2, 1, 3, 4, 5, 6, 7),
+        (4, 5, 6, 7, 0, 1, 2, 3),
+    ):
+        assert (summed(rows, weights, order).ravel() != wanted).any(), order
+    exact = (rows.astype(np.float64) * weights[:, :, None]).sum(1).astype(np.float32)
+    assert (exact.ravel() != wanted).mean() > 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("way", [by_torch, from_rows, from_addresses])
+def test_every_way_of_the_combine_gives_the_golden_bits(way: object, dtype: torch.dtype) -> None:
+    if way is not by_torch and isinstance(native.load(), str):
+        pytest.skip("the native kernel was not built")
+    rows, weights = map(torch.from_numpy, golden_rows())
+    found = way(rows.to(dtype), weights)  # type: ignore[operator]
+    assert found.numpy().astype(">f4").tobytes() == GOLDEN
+
+
+def test_without_a_compiler_rows_give_the_golden_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(combine_module, "load", lambda: "not here")
+    rows, weights = map(torch.from_numpy, golden_rows())
+    assert from_rows(rows, weights).numpy().astype(">f4").tobytes() == GOLDEN
 
 
 def test_equals_the_rank_order_sum_bit_for_bit() -> None:
