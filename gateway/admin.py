@@ -13,10 +13,10 @@ from starlette.responses import Response
 
 from ..membership.epoch import EpochId
 from ..membership.wire import is_loopback
-from ..proto.errors import FleetError
+from ..proto.errors import FleetError, shown
 from ..proto.generated import membership_pb2 as pb
 from .app import new_app
-from .errors import ApiError, bad_value, from_fleet, shown
+from .errors import ApiError, bad_value, from_fleet
 from .intake import read_object
 from .service import Service
 

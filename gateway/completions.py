@@ -6,8 +6,9 @@ string, a list of strings, a list of token ids, or a list of such lists.
 
 from typing import Any
 
+from ..proto.errors import shown
 from .answer import Ending
-from .errors import bad_value, shown
+from .errors import bad_value
 from .job import Job
 from .model import Model
 from .plain_text import PlainText

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..proto.errors import Code, FleetError
-from ..proto.errors import shown as shown
 
 OVERLOADED = "overloaded"
 _BY_CODE = {

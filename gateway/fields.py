@@ -9,7 +9,8 @@ import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from .errors import bad_value, shown, unsupported
+from ..proto.errors import shown
+from .errors import bad_value, unsupported
 
 IGNORED_HEADER = "x-expertfleet-ignored"
 _MAX_HEADER = 2000

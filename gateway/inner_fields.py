@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
-from .errors import bad_value, shown, unsupported
+from ..proto.errors import shown
+from .errors import bad_value, unsupported
 
 _MAX_NAME = 80
 # Shorter names have too many neighbours.

@@ -7,7 +7,8 @@ from typing import Any
 
 from starlette.requests import Request
 
-from .errors import ApiError, shown
+from ..proto.errors import shown
+from .errors import ApiError
 from .json_text import Fault, parse
 
 

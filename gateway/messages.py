@@ -8,7 +8,8 @@ tool calls are left to ``tool_ids.py``.
 import re
 from typing import Any
 
-from .errors import bad_value, shown, unsupported
+from ..proto.errors import shown
+from .errors import bad_value, unsupported
 from .inner_fields import CALL, CALLED, MESSAGES, PART, check_keys
 from .json_text import check_depth
 

@@ -19,8 +19,9 @@ from pydantic import (
     model_validator,
 )
 
+from ..proto.errors import shown
 from . import fields
-from .errors import ApiError, bad_value, shown
+from .errors import ApiError, bad_value
 
 _WHOLE_NUMBER = re.compile(r"[0-9]{1,10}")
 _MAX_TOKENS = (1 << 31) - 1

@@ -13,6 +13,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from ..proto.errors import shown
 from .answer import Answer, Event
 from .backend import Backend
 from .chat import chat_job
@@ -22,7 +23,7 @@ from .completions import completion_job
 from .config import GatewayConfig
 from .connection import EventStream, unless_gone
 from .drain import Drain
-from .errors import bad_value, shown
+from .errors import bad_value
 from .fields import IGNORED_HEADER, listed
 from .fleet import Fleet
 from .idle import Idle

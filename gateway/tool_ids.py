@@ -10,7 +10,8 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
-from .errors import bad_value, shown
+from ..proto.errors import shown
+from .errors import bad_value
 from .messages import Message
 
 # As we make them, or without ``functions.``, or as clients spell them that know letters, digits, "_" and "-" alone.

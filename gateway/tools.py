@@ -8,7 +8,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import bad_value, shown, unsupported
+from ..proto.errors import shown
+from .errors import bad_value, unsupported
 from .inner_fields import FUNCTION, TOOL, check_keys
 from .json_text import check_depth
 from .schemas import ChatRequest

@@ -41,5 +41,5 @@ def test_a_setting_longer_than_that_counts() -> None:
 def test_only_what_passes_may_be_asked_again() -> None:
     assert FULL.is_passing
     assert shutting_down().is_passing
-    assert not ApiError(400, "no").is_passing
+    assert not ApiError("invalid_value", "no").is_passing
     assert not from_fleet(FleetError(Code.DEADLINE, "late")).is_passing
