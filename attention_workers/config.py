@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..membership.wire import WireSettings
-from ..settings.reader import check_address, option, within
+from ..settings.reader import check_address, check_host, option, within
 
 _QUEUED = 256
 MAX_NUM_QUEUED_REQS = (
@@ -63,6 +63,7 @@ class AttentionConfig(WireSettings):
         self.check_wire()
         within("threads", self.threads, 1, 1024)
         within("spin_us", self.spin_us, 0, 1_000_000)
+        check_host("host", self.host)
         within("port", self.port, 0, 65535)
         within("max_model_len", self.max_model_len if self.max_model_len is not None else 1, 1, 1 << 24)
         within("max_num_seqs", self.max_num_seqs, 1, 1 << 16)

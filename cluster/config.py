@@ -9,6 +9,7 @@ from typing import Literal
 
 from ..attention_workers.config import MAX_NUM_QUEUED_REQS, AttentionConfig
 from ..expert_workers.config import BackendSetting, ExpertConfig
+from ..gateway.access import AccessSettings
 from ..gateway.config import GatewayConfig
 from ..gateway.resumption import ResumptionSettings
 from ..membership.wire import WireSettings
@@ -20,14 +21,13 @@ CONTROLLER_SEAT = "controller"
 
 
 @dataclass(frozen=True)
-class FleetConfig(WireSettings, SlowSettings, PlacingSettings, ResumptionSettings):
+class FleetConfig(WireSettings, SlowSettings, PlacingSettings, ResumptionSettings, AccessSettings):
     """Configuration of one fleet."""
 
     model: Path = option(help="checkpoint directory")
     shared_model: Path | None = option(
         None, "a second directory with the checkpoint, such as a network mount: read where --model lacks a file"
     )
-    host: str = option("127.0.0.1", "address of the API")
     port: int = option(8000, "port of the API; 0 takes any free one")
     admin_host: str = option("127.0.0.1", "address of metrics and status")
     admin_port: int = option(0, "port of metrics and status; 0 takes any free one")
@@ -76,10 +76,6 @@ class FleetConfig(WireSettings, SlowSettings, PlacingSettings, ResumptionSetting
     )
     keep_alive_s: float = option(15.0, "seconds of silence after which a stream gets a comment line")
     drain_s: float = option(30.0, "seconds that running requests may take after SIGTERM")
-    api_key: tuple[str, ...] = option((), "keys that clients must present; none: open to all", secret=True)
-    api_key_file: Path | None = option(
-        None, "file of such keys, separated by commas or lines, beside those given; read again when it changes"
-    )
 
     def __post_init__(self) -> None:
         self.check_wire()
@@ -189,6 +185,7 @@ class FleetConfig(WireSettings, SlowSettings, PlacingSettings, ResumptionSetting
             max_model_len=self.max_model_len,
             api_key=self.api_key,
             api_key_file=self.api_key_file,
+            open=self.open,
             keep_alive_s=self.keep_alive_s,
             worker_wait_s=self.worker_wait_s,
             on_inexact=self.on_inexact,

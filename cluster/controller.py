@@ -19,6 +19,7 @@ from ..checkpoint.outline import Outline
 from ..membership import wire
 from ..membership.channel import SERVER_OPTIONS, listen
 from ..membership.epoch import NO_EPOCH, Epoch, EpochId
+from ..proto.address import join_address, split_address
 from ..proto.errors import Code, FleetError, abort
 from ..proto.generated import membership_pb2 as pb
 from ..proto.generated import membership_pb2_grpc as rpc
@@ -77,7 +78,7 @@ class Controller(rpc.MembershipServicer):
         self._overview = Overview(self._book, self._fleet)
         self._orders: dict[int, pb.Order] = {}  # by lease
         self._host, self._port = host, port
-        self.address = f"{host}:{port}"
+        self.address = join_address(host, port)
         self._changed = asyncio.Event()
         self._published = asyncio.Condition()
         self._ordered = asyncio.Condition()
@@ -92,7 +93,7 @@ class Controller(rpc.MembershipServicer):
         self._server = wire.make_server(SERVER_OPTIONS)
         rpc.add_MembershipServicer_to_server(self, self._server)
         self.address = await listen(self._server, self._host, self._port)
-        self._port = int(self.address.rpartition(":")[2])
+        _, self._port = split_address(self.address)
         loops = [self._expire_leases(), self._converge(), self._raise_minimum(), self._rebalance()]
         if self._slow.after_s:
             loops.append(self._drain_slow())
@@ -258,12 +259,11 @@ class Controller(rpc.MembershipServicer):
     async def _look_for(self, seat: Seat, lease_id: int) -> None:
         """The worker's stream broke: is anybody at its address? A refused connection says no, silence says nothing, and one that
         is taken may be a process that is just ending, whose streams end before it ceases to listen."""
-        host, _, port = seat.address.rpartition(":")
         for pause_s in _LOOKS_AFTER_S:
             await asyncio.sleep(pause_s)
             try:
                 async with asyncio.timeout(_LOOK_S):
-                    _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+                    _, writer = await asyncio.open_connection(*split_address(seat.address))
                 writer.close()
             except ConnectionRefusedError:
                 if seat.lease_id != lease_id:  # somebody else has it since

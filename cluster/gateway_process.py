@@ -17,6 +17,7 @@ import httpx
 
 from ..gateway.config import GatewayConfig
 from ..gateway.keys import all_keys
+from ..proto.address import join_address
 from ..settings.reader import ENV_PREFIX, to_flags
 from .errors import ClusterError
 from .launcher import Launcher
@@ -39,7 +40,7 @@ class GatewayProcess:
     @property
     def url(self) -> str:
         """The API as this machine reaches it."""
-        every = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
+        every = {"0.0.0.0": "127.0.0.1", "::": "::1"}
         return http_url(every.get(self._config.host, self._config.host), self._config.port)
 
     def start(self) -> None:
@@ -97,7 +98,7 @@ def gateway_environment(environ: Mapping[str, str], config: GatewayConfig) -> di
 
 
 def http_url(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"http://{join_address(host, port)}"
 
 
 def claim_port(host: str, port: int, flag: str) -> int:
@@ -120,7 +121,7 @@ def _probe(host: str, port: int, flag: str) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            what = f"{flag} {port}: {host}:{port} cannot be bound ({error.strerror or error})"
+            what = f"{flag} {port}: {join_address(host, port)} cannot be bound ({error.strerror or error})"
             raise ClusterError(f"{what}; stop what uses it or choose another {flag}") from error
 
 

@@ -14,7 +14,7 @@ from typing import Literal
 from ..checkpoint.files import CheckpointFiles
 from ..checkpoint.outline import Outline
 from ..membership.wire import WireSettings, secure
-from ..settings.reader import option, within
+from ..settings.reader import check_host, option, within
 from .controller import Controller
 from .controller_thread import ControllerThread
 from .launcher import Launcher, make_run_dir
@@ -69,9 +69,10 @@ def check_membership(settings: WireSettings, host: str) -> None:
     """What every machine of such a fleet needs. Raises ValueError."""
     if not settings.cluster_token:
         raise ValueError("cluster_token: none is given, and machines of a fleet must know each other by one")
-    if host in ("127.0.0.1", "localhost", "::1", "0.0.0.0", "::", ""):
+    check_host("host", host)
+    if host in ("127.0.0.1", "localhost", "::1", "0.0.0.0", "::"):
         raise ValueError(
-            f"host: {host or 'an empty one'} is no address that other machines have for this one; give its own "
+            f"host: {host} is no address that other machines have for this one; give its own "
             "(to try a fleet on one machine: 127.0.0.2, 127.0.0.3, …)"
         )
 

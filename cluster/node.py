@@ -18,6 +18,7 @@ from typing import Any
 from ..attention_workers.config import AttentionConfig
 from ..expert_workers.config import ExpertConfig
 from ..membership.wire import secure
+from ..proto.address import split_address
 from ..proto.errors import Code, FleetError
 from ..proto.generated import membership_pb2 as pb
 from ..settings.reader import add_flags, check_address, option, resolve, shares, within, write_file
@@ -166,7 +167,9 @@ class _Watch:
         return any(worker.seat == self._config.seat for worker in workers)
 
     def _is_ours(self, worker: pb.WorkerStatus) -> bool:
-        return worker.seat == self._config.seat and worker.address.rpartition(":")[0].strip("[]") == self._config.host
+        if worker.seat != self._config.seat or not worker.address:
+            return False
+        return split_address(worker.address)[0] == self._config.host
 
 
 def _leave(watch: _Watch, controller: MembershipClient, seat: str, leave_s: float, stop: Stop) -> None:

@@ -2,6 +2,8 @@
 
 import socket
 
+from ..proto.address import split_address
+
 _REACH_S = 5.0
 _LISTEN_S = 0.5
 
@@ -27,5 +29,4 @@ def listens(address: str) -> bool:
 
 
 def _connect(address: str, timeout_s: float) -> None:
-    host, _, port = address.rpartition(":")
-    socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s).close()
+    socket.create_connection(split_address(address), timeout=timeout_s).close()

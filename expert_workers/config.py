@@ -7,7 +7,7 @@ from typing import Literal
 
 from ..membership.wire import WireSettings
 from ..settings.ranges import parse_ranges
-from ..settings.reader import check_address, option, within
+from ..settings.reader import check_address, check_host, option, within
 
 BackendSetting = Literal["auto", "cpu-native", "cpu-int4pack", "reference", "triton"]
 
@@ -66,6 +66,7 @@ class ExpertConfig(WireSettings):
             raise ValueError(f"cpus: {self.cpus!r} are fewer than the {self.threads} threads")
         if self.memory_gib is not None:
             within("memory_gib", self.memory_gib, 0.001, 1 << 20)
+        check_host("host", self.host)
         within("port", self.port, 0, 65535)
         within("lane_port", self.lane_port, 0, 65535)
         within("max_frame_mib", self.max_frame_mib, 1, 1024)

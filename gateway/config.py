@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..membership.wire import WireSettings
-from ..settings.reader import check_address, option, within
-from .keys import all_keys
+from ..settings.reader import check_address, check_host, option, within
+from .access import AccessSettings
 from .resumption import ResumptionSettings
 
 
 @dataclass(frozen=True)
-class GatewayConfig(WireSettings, ResumptionSettings):
+class GatewayConfig(WireSettings, ResumptionSettings, AccessSettings):
     model: Path = option(help="directory of the checkpoint (tokenizer, template and config are read, no weights)")
     controller: str = option(help="host:port of the controller")
-    host: str = option("127.0.0.1", "address of the API")
     port: int = option(8000, "port of the API; 0 takes any free one")
     admin_host: str = option("127.0.0.1", "address of metrics and status")
     admin_port: int = option(0, "port of metrics and status; 0 takes any free one")
@@ -25,10 +24,6 @@ class GatewayConfig(WireSettings, ResumptionSettings):
         (), "names under which clients ask for the model; by default the directory as given and its base name"
     )
     max_model_len: int | None = option(None, "most tokens of prompt and answer; by default what workers allow")
-    api_key: tuple[str, ...] = option((), "keys that clients must present for /v1; none: open to all", secret=True)
-    api_key_file: Path | None = option(
-        None, "file of such keys, separated by commas or lines, beside those given; read again when it changes"
-    )
     max_body_mib: int = option(32, "largest request body in MiB")
     max_choices: int = option(128, "most sequences one request may ask for (prompts × n)")
     keep_alive_s: float = option(15.0, "seconds of silence after which a stream gets a comment line")
@@ -43,6 +38,8 @@ class GatewayConfig(WireSettings, ResumptionSettings):
         self.check_wire()
         if not self.model.is_dir():
             raise ValueError(f"model: {self.model} is not a directory")
+        self.check_access()
+        check_host("admin_host", self.admin_host)
         check_address("controller", self.controller)
         within("port", self.port, 0, 65535)
         within("admin_port", self.admin_port, 0, 65535)
@@ -57,9 +54,6 @@ class GatewayConfig(WireSettings, ResumptionSettings):
             within("max_model_len", self.max_model_len, 2, 1 << 30)
         if any(not name.strip() for name in self.served_model_name):
             raise ValueError("served_model_name: an empty name")
-        if any(not key for key in self.api_key):
-            raise ValueError("api_key: an empty key")
-        all_keys(self.api_key, self.api_key_file)
 
     @property
     def model_names(self) -> tuple[str, ...]:

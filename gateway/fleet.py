@@ -17,6 +17,7 @@ from ..membership.channel import open_channel
 from ..membership.epoch import Epoch
 from ..membership.seat import SeatKeeper
 from ..membership.watch import EpochWatch
+from ..proto.address import join_address, own_host
 from ..proto.errors import FleetError, from_call
 from ..proto.generated import membership_pb2 as pb
 from ..proto.generated import membership_pb2_grpc as rpc
@@ -25,6 +26,8 @@ from .backend import Backend, Worker
 _log = logging.getLogger(__name__)
 _TIMEOUT_S = 2.0
 _RETRY_S = 5.0
+# What others cannot reach: they are told the one from which this machine reaches the controller.
+EVERY_ADDRESS = ("0.0.0.0", "::")
 
 
 class Fleet:
@@ -41,10 +44,10 @@ class Fleet:
         self._channel: grpc.aio.Channel | None = None
         self._last_status = pb.FleetStatus()
 
-    async def run(self, address: str) -> None:
-        """For ever; ``address`` is where clients reach this gateway."""
-        self.address = address
-        await asyncio.gather(EpochWatch(self.controller, self.seat).run(self._on_epoch), self._keep_seat())
+    async def run(self, host: str, port: int) -> None:
+        """For ever; ``host`` and ``port`` are where this gateway listens."""
+        self.address = join_address(host, port)
+        await asyncio.gather(EpochWatch(self.controller, self.seat).run(self._on_epoch), self._keep_seat(host, port))
 
     async def missing(self) -> str:
         """Why no chat would be answered, in one line; empty when one would."""
@@ -107,15 +110,17 @@ class Fleet:
             "complete" if epoch.complete else "not complete",
         )
 
-    async def _keep_seat(self) -> None:
-        """A refused seat is no reason to stop answering: it is tried again."""
+    async def _keep_seat(self, host: str, port: int) -> None:
+        """A refused seat is no reason to stop answering: it is tried again. A controller whose name is not known yet is away."""
         keeper = SeatKeeper(self.controller, self.seat)
         try:
             while True:
                 try:
+                    if host in EVERY_ADDRESS:
+                        self.address = join_address(await asyncio.to_thread(own_host, self.controller), port)
                     await keeper.register(self.address, os.getpid(), socket.gethostname())
                     await keeper.keep(self.report)
-                except FleetError as error:
+                except (FleetError, OSError) as error:
                     _log.warning("%s: no seat at %s: %s", self.seat, self.controller, error)
                 await asyncio.sleep(_RETRY_S)
         finally:

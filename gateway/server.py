@@ -12,11 +12,12 @@ import socket
 import uvicorn
 
 from ..membership import wire
+from ..proto.address import join_address
 from .admin import build_admin_app
 from .app import build_app
 from .config import GatewayConfig
 from .model import Model
-from .service import Service, url_of
+from .service import Service
 
 _log = logging.getLogger(__name__)
 _ABORT_S = 1.0
@@ -66,8 +67,7 @@ class GatewayServer:
             self._tasks.append(asyncio.create_task(server.serve(sockets=[sock])))
         while not all(server.started for server in self._servers):
             await asyncio.sleep(0.005)
-        address = url_of(*service.address).removeprefix("http://")
-        self._tasks.append(asyncio.create_task(service.fleet.run(address)))
+        self._tasks.append(asyncio.create_task(service.fleet.run(*service.address)))
         self._tasks[-1].add_done_callback(_log_end_of_membership)
 
     async def stop(self, drain_s: float) -> bool:
@@ -122,9 +122,12 @@ class _Server(uvicorn.Server):
 
 
 def _bind(name: str, host: str, port: int) -> socket.socket:
+    """``::`` is every address of IPv4 as well, where the machine has both."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    both = host == "::" and socket.has_dualstack_ipv6()
     try:
-        return socket.create_server((host, port), family=family, backlog=2048)
+        return socket.create_server((host, port), family=family, backlog=2048, dualstack_ipv6=both)
     except OSError as error:
         remedy = f"choose another with --{name.replace('_', '-')} (0 takes any free one)"
-        raise ValueError(f"{name}: cannot listen on {host}:{port}: {error.strerror or error}; {remedy}") from error
+        where = join_address(host, port)
+        raise ValueError(f"{name}: cannot listen on {where}: {error.strerror or error}; {remedy}") from error

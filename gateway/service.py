@@ -13,6 +13,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from ..proto.address import join_address
 from ..proto.errors import shown
 from .answer import Answer, Event
 from .backend import Backend
@@ -25,7 +26,7 @@ from .connection import EventStream, unless_gone
 from .drain import Drain
 from .errors import bad_value
 from .fields import IGNORED_HEADER, listed
-from .fleet import Fleet
+from .fleet import EVERY_ADDRESS, Fleet
 from .idle import Idle
 from .intake import read_object
 from .job import Job
@@ -38,7 +39,6 @@ from .schemas import ChatRequest, CompletionRequest, parse
 from .stream import EventFrames
 
 INEXACT_HEADER = "x-expertfleet-inexact-continuations"
-_EVERY_ADDRESS = ("0.0.0.0", "::", "")
 _DRAWN_SEATS = 10**8
 
 AnyFormat = ChatFormat | CompletionFormat
@@ -75,7 +75,7 @@ class Service:
     def admin_url(self, asked_host: str | None = None) -> str:
         """``asked_host``: under which name the client knows this machine, for a port open on every address."""
         host, port = self.admin_address
-        return url_of(asked_host if asked_host and host in _EVERY_ADDRESS else host, port)
+        return url_of(asked_host if asked_host and host in EVERY_ADDRESS else host, port)
 
     async def chat(self, http: Request) -> Response:
         request, ignored = parse(ChatRequest, await self._read(http))
@@ -129,7 +129,7 @@ class Service:
 
 
 def url_of(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"http://{join_address(host, port)}"
 
 
 async def _collect(run: Run, num_answers: int) -> list[list[Event]]:

@@ -8,6 +8,7 @@ import errno
 
 import grpc
 
+from ..proto.address import join_address
 from . import wire
 
 _CHANNEL_OPTIONS = [
@@ -41,7 +42,7 @@ async def listen(server: grpc.aio.Server, host: str, port: int) -> str:
     try:
         bound = wire.add_port(server, host, port)
     except RuntimeError as error:
-        taken = f"{host}:{port} cannot be bound, another process may use it; choose another port"
+        taken = f"{join_address(host, port)} cannot be bound, another process may use it; choose another port"
         raise OSError(errno.EADDRINUSE, taken) from error
     await server.start()
-    return f"{host}:{bound}"
+    return join_address(host, bound)

@@ -19,6 +19,7 @@ from typing import Any, Self
 
 import grpc
 
+from ..proto.address import join_address
 from ..proto.errors import Code, FleetError, abort
 from ..settings.reader import option
 from .renewed_channel import KINDS_OF_CALLS, Files, RenewedAioChannel, RenewedChannel
@@ -130,8 +131,8 @@ def add_port(server: grpc.aio.Server, host: str, port: int) -> int:
     if _security.is_open and not is_loopback(host):
         raise ValueError(f"host: {host} can be reached by strangers; give --tls-dir or --cluster-token (or 127.0.0.1)")
     if _security.tls_dir is None:
-        return int(server.add_insecure_port(f"{host}:{port}"))
-    return int(server.add_secure_port(f"{host}:{port}", _server_credentials(_security)))
+        return int(server.add_insecure_port(join_address(host, port)))
+    return int(server.add_secure_port(join_address(host, port), _server_credentials(_security)))
 
 
 def socket_context(server_side: bool) -> ssl.SSLContext | None:

@@ -16,6 +16,7 @@ import sys
 from collections import deque
 from collections.abc import Callable
 
+from .address import split_address
 from .codec import encode_error
 from .errors import Code, FleetError
 from .layout import Buffer
@@ -193,13 +194,13 @@ class LocalServer:
 
 def connect_locally(address: str) -> socket.socket | None:
     """A connection to the process at ``host:port``, if it is on this machine, of this user, and offers one."""
-    host, _, port = address.rpartition(":")
-    if sys.platform != "linux" or not _is_this_machine(host.strip("[]")):
+    host, port = split_address(address)
+    if sys.platform != "linux" or not _is_this_machine(host):
         return None
     connected = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     connected.settimeout(_CONNECT_S)
     try:
-        connected.connect(_name(int(port)))
+        connected.connect(_name(port))
         if _peer_uid(connected) != os.getuid():
             raise PermissionError("the other end belongs to another user")
     except OSError as error:

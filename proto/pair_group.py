@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
+from .address import join_address, own_host, split_address
 from .layout import NO_PAIR
 
 _FORMING_S = 5.0
@@ -127,20 +128,19 @@ def host_pair(settings: PairSettings, towards: str, tell: Callable[[str], None])
 
     Raises OSError or RuntimeError when they do not meet.
     """
-    host = _own_host(towards)
+    host = own_host(towards)
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listening:
         listening.bind((host, 0))
         listening.listen()
         port = listening.getsockname()[1]
-        tell(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+        tell(join_address(host, port))
         store = _store(host, port, listening.detach())
     return _form(settings, store, 0, host)
 
 
 def join_pair(settings: PairSettings, address: str) -> Groups:
     """The shard's end. Raises OSError or RuntimeError."""
-    host, _, port = address.rpartition(":")
-    return _form(settings, _store(host.strip("[]"), int(port)), 1, _own_host(address))
+    return _form(settings, _store(*split_address(address)), 1, own_host(address))
 
 
 def _store(host: str, port: int, listening: int | None = None) -> Store:
@@ -160,12 +160,3 @@ def _form(settings: PairSettings, store: Store, rank: int, host: str) -> Groups:
     for step in (outgoing.send, incoming.receive) if rank == 0 else (incoming.receive, outgoing.send):
         step(trial, 0, _FORMING_S)
     return Groups(outgoing, incoming)
-
-
-def _own_host(towards: str) -> str:
-    """The address of this machine from which packets to ``towards``, HOST:PORT, would leave."""
-    host, _, port = towards.rpartition(":")
-    family, kind, _, _, target = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_DGRAM)[0]
-    with socket.socket(family, kind) as probe:
-        probe.connect(target)
-        return str(probe.getsockname()[0])

@@ -12,6 +12,7 @@ import socket
 
 from ..kernels import native_lanes
 from ..membership import wire
+from ..proto.address import join_address, split_address
 from ..proto.codec import Dispatch, Hello, decode, dispatch_parts, encode_cancel
 from ..proto.errors import Code, FleetError
 from ..proto.io_thread import IoThread
@@ -45,14 +46,14 @@ class TcpBeside:
 
     async def connect(self, ticket: Ticket) -> None:
         """On the IO loop, once the lane is up."""
-        host = self._lane.address.rpartition(":")[0].strip("[]")
+        host, _ = split_address(self._lane.address)
         try:
             async with asyncio.timeout(_CONNECT_S):
                 for _ in ("small", "large"):
                     self._connected.append(await _connect(host, ticket.port))
         except OSError as error:  # as is running out of time
             self._discard()
-            what = f"{self._lane.seat} cannot be reached over TCP at {host}:{ticket.port}"
+            what = f"{self._lane.seat} cannot be reached over TCP at {join_address(host, ticket.port)}"
             _log.warning("%s, frames take gRPC: %s", what, str(error) or f"no answer in {_CONNECT_S} s")
         else:
             self._reactor.post(self._begin, ticket)

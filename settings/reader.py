@@ -9,7 +9,9 @@ Field metadata: ``help`` (one line), ``secret`` (masked by ``masked``), ``flag``
 import argparse
 import dataclasses
 import difflib
+import ipaddress
 import os
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -38,8 +40,18 @@ def option(default: Any = dataclasses.MISSING, help: str = "", *, secret: bool =
 def check_address(name: str, address: str) -> None:
     """Raises ValueError, naming the setting, for what is not HOST:PORT."""
     host, _, port = address.rpartition(":")
-    if not host or set(host) & set(", /") or not port.isdecimal() or not 0 < int(port) < 1 << 16:
-        raise ValueError(f"{name}: {address!r} is not HOST:PORT with a port from 1 to 65535")
+    is_bracketed = host.startswith("[") and host.endswith("]")
+    is_host = _is_ipv6(host[1:-1]) if is_bracketed else ":" not in host and _is_host(host)
+    if not is_host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise ValueError(f"{name}: {address!r} is not HOST:PORT with a port from 1 to 65535 (IPv6: [HOST]:PORT)")
+
+
+def check_host(name: str, host: str) -> None:
+    """Raises ValueError, naming the setting, for what is neither an address nor a name of a machine."""
+    if not _is_host(host):
+        raise ValueError(
+            f"{name}: {host!r} is neither an address nor a host's name (IPv6 stands without brackets, a port apart)"
+        )
 
 
 def within(name: str, value: float, low: float, high: float) -> None:
@@ -203,6 +215,18 @@ def to_flags(config: Any) -> list[str]:
         else:
             flags.append(f"{flag_name(field.name)}={value}")
     return flags
+
+
+def _is_host(text: str) -> bool:
+    return _is_ipv6(text) if ":" in text else bool(text) and not re.search(r"[\s,/\[\]]", text)
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        ipaddress.IPv6Address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _setting(variable: str) -> str:

@@ -79,6 +79,17 @@ def test_a_value_only_a_role_refuses_is_refused_early(tmp_path: Path) -> None:
         config(tmp_path, max_num_seqs=0).check_roles()
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "a-machine"])
+def test_a_whole_fleet_serves_strangers_only_with_a_key_or_the_wish(tmp_path: Path, host: str) -> None:
+    with pytest.raises(ValueError, match=f"^host: {host} can be reached by strangers"):
+        config(tmp_path, host=host).check_roles()
+    config(tmp_path, host=host, api_key=("secret",)).check_roles()
+    config(tmp_path, host=host, open=True).check_roles()
+    assert config(tmp_path, host=host, open=True).gateway("h:1", 1, 2).open
+    with pytest.raises(ValueError, match=r"^open: true serves whoever comes"):
+        config(tmp_path, host=host, open=True, api_key=("secret",)).check_roles()
+
+
 def test_file_environment_and_flags_in_that_order(tmp_path: Path) -> None:
     file = {"model": str(tmp_path), "port": 1, "expert_shards": 5, "replicas": 2}
     environ = {"EXPERTFLEET_PORT": "2", "EXPERTFLEET_REPLICAS": "3", "HOME": "/"}

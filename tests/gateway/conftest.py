@@ -113,6 +113,7 @@ def fail(code: Code, message: str = "scripted", *, after: Sequence[int] = ()) ->
 class FakeController(mrpc.MembershipServicer):
     def __init__(self) -> None:
         self.epoch = mpb.Epoch()
+        self.registered: list[mpb.RegisterRequest] = []
         self.reports: list[mpb.WorkerReport] = []
         self.missing = ""
         self.wanted_expert_shards = 0
@@ -140,6 +141,7 @@ class FakeController(mrpc.MembershipServicer):
         )
 
     async def Register(self, request: Any, context: Any) -> mpb.RegisterReply:
+        self.registered.append(request)
         return mpb.RegisterReply(lease_id=1, lease_s=5)
 
     async def Report(self, request: mpb.ReportRequest, context: Any) -> mpb.ReportReply:

@@ -24,7 +24,7 @@ GATEWAY = 8000
 QUESTION = "which one is bigger, 9.11 or 9.9? think carefully."
 VALUES: chart.Values = {
     "tls": {"existingSecret": "certificate"},
-    "apiKeys": {"existingSecret": "keys"},
+    "apiKeys": {"existingSecret": "keys", "open": False},
     # Its only attention worker is replaced under requests.
     "gateway": {"settings": {"workerWaitS": 120}},
 }

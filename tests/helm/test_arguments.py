@@ -43,6 +43,7 @@ def read(command: tuple[str, ...], container: chart.Object) -> tuple[Any, NodeCo
         flags = [flag.replace(f"$({name})", value) for flag in flags]
     parsed = vars(make_parser().parse_args([*command, *flags]))
     given = {name: value for name, value in parsed.items() if name not in ("tls_dir", "api_key_file")}
+    given |= {"api_key": "a-key"} if "api_key_file" in parsed else {}
     environ = {variable["name"]: TOKEN for variable in container["env"] if variable["name"].startswith("EXPERTFLEET_")}
     if command[0] == "node":
         node, worker = read_node_config(given, environ)

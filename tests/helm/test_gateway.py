@@ -3,6 +3,7 @@
 from typing import Any
 
 import fleet_chart as chart
+import pytest
 
 
 def deployment(objects: list[chart.Object]) -> dict[str, Any]:
@@ -65,8 +66,10 @@ def test_digests_go_before_tags() -> None:
 def test_keys_are_given_only_where_there_are_any() -> None:
     bare = chart.render("demo")
     assert not any("--api-key" in argument for argument in container_of(bare)["args"])
-    objects = chart.render("demo", {"apiKeys": {"existingSecret": "fleet-keys", "key": "all"}})
+    assert "--open" in container_of(bare)["args"], "as the preset says"
+    objects = chart.render("demo", {"apiKeys": {"existingSecret": "fleet-keys", "key": "all", "open": False}})
     assert "--api-key-file=/keys/all" in container_of(objects)["args"]
+    assert "--open" not in container_of(objects)["args"]
     # A whole directory: what is mounted by subPath or given as a variable stays as it was when the pod started.
     assert {"name": "keys", "mountPath": "/keys", "readOnly": True} in container_of(objects)["volumeMounts"]
     pod = chart.named(objects, "Deployment", "-gateway")["spec"]["template"]["spec"]
@@ -88,6 +91,24 @@ def test_metrics_and_scale_are_never_on_the_service_of_the_api() -> None:
         "http": 8000,
         "admin": 8001,
     }
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_both_ports_are_open_on_the_addresses_of_the_family_that_is_named(host: str) -> None:
+    arguments = container_of(chart.render("demo", {"gateway": {"host": host}}))["args"]
+    assert [f"--host={host}", f"--admin-host={host}"] == [word for word in arguments if "host=" in word]
+
+
+def test_the_service_has_what_kubernetes_lets_it_have() -> None:
+    given = chart.EVERYTHING["gateway"]["service"]
+    service = chart.named(chart.render_everything(), "Service", "-gateway")
+    (port,) = service["spec"]["ports"]
+    assert port["nodePort"] == given["nodePort"]
+    for key in set(given) - {"nodePort", "labels"}:
+        assert service["spec"][key] == given[key], key
+    assert service["metadata"]["labels"]["team"] == "edge", "before that of all objects"
+    plain = chart.named(chart.render("demo"), "Service", "-gateway")["spec"]
+    assert set(plain) == {"type", "selector", "ports"}
 
 
 def test_an_ingress_reaches_the_api() -> None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import fleet_chart as chart
+import pytest
 
 URL = "https://models.example.com/k2"
 PULL: chart.Values = {"model": {"source": "pull", "subPath": "k2", "pull": {"url": URL}}}
@@ -76,6 +77,25 @@ def test_the_mark_comes_after_the_pull_and_everybody_waits_for_it() -> None:
             assert await_model["command"][-1] == mark, owner
             assert await_model["image"] == pod["spec"]["containers"][0]["image"], "no other image is pulled to wait"
     assert not mark.startswith("/model/k2/"), "the checkpoint's folder holds nothing but the checkpoint"
+
+
+@pytest.mark.parametrize(
+    ("folder", "mark"),
+    [("k2", "/model/.k2.complete"), ("org/k2", "/model/org/.k2.complete"), ("a/b/c.d", "/model/a/b/.c.d.complete")],
+)
+def test_a_folder_may_lie_in_others(folder: str, mark: str) -> None:
+    objects = chart.render("demo", chart.over(PULL, {"model": {"subPath": folder}}))
+    spec = job_of(objects)["spec"]["template"]["spec"]
+    assert spec["initContainers"][0]["args"][3] == f"/model/{folder}"
+    assert spec["containers"][0]["command"] == ["touch", mark]
+    for name, container in chart.containers(objects):
+        told = [word for word in container.get("args", ()) if word.startswith("--model=")]
+        assert told == [f"--model=/model/{folder}"] or "pull" in name or "await-model" in name
+    shared = {"existingClaim": "all", "subPath": folder}
+    objects = chart.render("demo", {"model": {"source": "hostPath", "hostPath": {"path": "/k"}, "shared": shared}})
+    assert any(
+        f"--shared-model=/shared-model/{folder}" in container["args"] for _, container in chart.containers(objects)
+    )
 
 
 def test_nobody_waits_where_nothing_is_pulled() -> None:

@@ -26,9 +26,9 @@ def test_the_next_three_commands_name_what_is_there() -> None:
 
 
 def test_what_stands_open_is_said() -> None:
-    assert "WARNING: apiKeys.existingSecret" in notes()
+    assert "WARNING: apiKeys.open is true" in notes()
     assert "networkPolicy" not in notes()
-    careful = notes(apiKeys={"existingSecret": "keys"}, networkPolicy={"enabled": False})
+    careful = notes(apiKeys={"existingSecret": "keys", "open": False}, networkPolicy={"enabled": False})
     assert "apiKeys" not in careful
     assert "--api-key YOUR_KEY" in careful
     assert "WARNING: networkPolicy.enabled" in careful

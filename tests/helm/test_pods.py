@@ -112,8 +112,11 @@ def test_a_new_version_of_the_chart_alone_replaces_no_pod(objects: list[chart.Ob
 
 
 def test_pods_that_serve_have_the_priority_and_the_pull_has_not() -> None:
-    classes = {owner: pod["spec"].get("priorityClassName") for owner, pod in chart.pods(chart.render_everything())}
-    (made,) = chart.of_kind(chart.render_everything(), "PriorityClass")
-    (pull,) = (owner for owner in classes if "-pull-" in owner)
-    assert classes.pop(pull) is None
-    assert set(classes.values()) == {made["metadata"]["name"]}
+    for values, name in (({}, "serving-fleet-expertfleet"), ({"priorityClassName": "high"}, "high")):
+        objects = chart.render("k2-hybrid", {"priorityClass": {"create": True}, **values})
+        classes = {owner: pod["spec"].get("priorityClassName") for owner, pod in chart.pods(objects)}
+        (made,) = chart.of_kind(objects, "PriorityClass")
+        assert made["metadata"]["name"] == name
+        (pull,) = (owner for owner in classes if "-pull-" in owner)
+        assert classes.pop(pull) is None
+        assert set(classes.values()) == {name}

@@ -9,7 +9,7 @@ from typing import Any
 
 import fleet_chart as chart
 import pytest
-from test_values import DEFAULTS, FREE, SCHEMA, default_levels, levels, resolved
+from test_values import DEFAULTS, FREE, POD, SCHEMA, default_levels, levels, resolved
 
 Path = tuple[str, ...]
 
@@ -40,7 +40,12 @@ def dotted(message: str) -> str:
     return message.replace("/", ".")
 
 
-LEVELS = sorted({path for path, _ in levels(SCHEMA)})
+def is_said_once(path: Path) -> bool:
+    """What all pods have is tried at the top level; that a role's is the same is test_values.py's."""
+    return not set(path[1:]) & POD or "containers" in path[:1]
+
+
+LEVELS = sorted({path for path, _ in levels(SCHEMA) if is_said_once(path)})
 LEAVES = sorted(
     (*path, key)
     for path, values in default_levels(DEFAULTS)
@@ -78,6 +83,7 @@ def test_a_wrong_type_is_named(path: Path) -> None:
     assert ".".join(path[:2]) in dotted(message)
 
 
+SECRET_KEY = {"name": "a", "key": "b"}
 OUT_OF_RANGE: dict[str, list[Any]] = {
     "expertShards.replicas": [0, -1, 101, 1.5, "2"],
     "expertShards.firstSeat": [50, 4000, -100],
@@ -93,12 +99,43 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "gateway.settings.accessLog": ["yes", 1],
     "gateway.ingress.hosts": [["https://llm.example.com"]],
     "image.pullPolicy": ["Sometimes"],
+    "imagePullSecrets": [["registry"], [{"name": ""}], [{"nmae": "registry"}], [None]],
+    "model.subPath": ["/models", "a/", "a//b", "../b", "a/../b", "a/.b", "a b"],
+    "model.shared.subPath": ["a/./b"],
+    "gateway.host": ["127.0.0.1", "[::]", "", "10.0.0.1"],
+    "gateway.service.ipFamilies": [["IPv5"], ["IPv4", "IPv4"], "IPv4"],
+    "gateway.service.nodePort": [0, 70000],
+    "gateway.service.loadBalancerSourceRanges": [["10.0.0.0"]],
+    "podSecurityContext": [["a"], {"runAsUser": 0}, {"runAsUser": "1000"}, {"runAsNonRoot": False}, {"runasUser": 1}],
+    "securityContext": [{"runAsUser": 0}, {"readOnlyRootFilesystem": "no"}],
+    "podLabels": [{"a": 1}, {"a b": "c"}, {"a": "b c"}, {"a": "x" * 64}, {"-a": "b"}],
+    "podAnnotations": [{"a": True}, {"a b": "c"}],
+    "nodeSelector": [{"a": 1}, {"a": "b/c"}],
+    "tolerations": [[{"key": "a", "operator": "Exits"}], {"key": "a"}],
+    "affinity": [{"nodeAffinty": {}}, {"podAffinity": []}],
+    "env": [{"A": "1"}, [{"value": "1"}], [{"name": "A", "value": 1}], [{"name": "A=B", "value": ""}]],
+    "env.0.valueFrom": [
+        {},
+        {"secretKeyRef": {"name": "a"}},
+        {"secretKeyRef": SECRET_KEY, "configMapKeyRef": SECRET_KEY},
+    ],
+    "envFrom": [[{}], [{"secretRef": {"name": "a"}, "configMapRef": {"name": "a"}}], [{"secretRef": {}}]],
+    "volumes": [[{"name": "a"}], [{"name": "A", "emptyDir": {}}], [{"name": "a", "emptyDir": {"sizeLimit": None}}]],
+    "volumeMounts": [[{"name": "a", "mountPath": "a"}], [{"name": "a"}]],
+    "containers": [[{"name": "a"}], [{"name": "a.b", "image": "c"}], [{"name": "a", "image": "c", "ports": 80}]],
+    "model.pull.containers": [[{"name": "a", "image": "c"}]],
+    "hostAliases": [[{"ip": "host", "hostnames": ["a"]}], [{"ip": "10.0.0.1", "hostnames": []}]],
+    "dnsPolicy": ["Cluster"],
+    "priorityClassName": ["High Priority"],
+    "serviceAccount.name": ["A"],
+    "networkPolicy.egress": [[{}], [{"ports": [{"port": 0}]}]],
+    "expertShards.resources.limits": [{"nvidia.com/gpu": 0}, {"nvidia.com/gpu": "1"}, {"/gpu": 1}, {"gpu": 1}],
     "image.digests.cpu": ["sha256:12"],
     "clusterToken.existingSecret": ["Fleet Token"],
     "dtype": ["float16"],
     "expertReplicas": [0.5],
     "fullnameOverride": ["a" * 33, "Fleet"],
-    "topologySpread.whenUnsatisfiable": ["Never"],
+    "topologySpreadConstraints": [[{"topologyKey": "zone", "maxSkew": 1, "whenUnsatisfiable": "Never"}]],
     "metrics.serviceMonitor.interval": ["15"],
     "priorityClass.value": [1000000001],
 }
@@ -120,12 +157,15 @@ GPU_AMOUNTS = {
     "requests": {"cpu": "1", "memory": "8Gi", "nvidia.com/gpu": 2},
     "limits": {"cpu": "1", "memory": "8Gi", "nvidia.com/gpu": 1},
 }
+SPREAD = {"topologyKey": "zone", "maxSkew": 1, "whenUnsatisfiable": "ScheduleAnyway"}
 COMBINATIONS: list[tuple[str, chart.Values]] = [
     ("image.repository: empty", {"image": {"repository": ""}}),
     ("image.tag: latest", {"image": {"tag": "latest"}}),
     ("gateway.image.tag: latest", {"gateway": {"image": {"tag": "latest"}}}),
     ("image.tag: 0.2.0 is given", {"image": {"tag": "0.2.0", "digests": {"cpu": "sha256:" + "1" * 64}}}),
     ("clusterToken.existingSecret: empty", {"clusterToken": {"existingSecret": ""}}),
+    ("apiKeys.existingSecret: empty", {"apiKeys": {"open": False}}),
+    ("apiKeys.open: true serves", {"apiKeys": {"existingSecret": "keys"}}),
     ("model.source: empty", {"model": {"source": ""}}),
     ("model.existingClaim.name: empty", {"model": {"source": "existingClaim"}}),
     ("model.hostPath.path: empty", {"model": {"source": "hostPath"}}),
@@ -145,6 +185,15 @@ COMBINATIONS: list[tuple[str, chart.Values]] = [
     ("expertGroups.gpu.settings.device: cuda wants", {"expertGroups": {"gpu": GPU}}),
     ("expertShards.settings.device: cuda wants", {"expertShards": GPU}),
     ("expertShards.settings.device: cpu leaves", {"expertShards": {"resources": {"limits": {"nvidia.com/gpu": 1}}}}),
+    (
+        "expertShards.settings.device: cpu leaves the nvidia.com/mig-1g.10gb",
+        {"expertShards": {"resources": {"limits": {"nvidia.com/mig-1g.10gb": 1}}}},
+    ),
+    (
+        "attention.resources: the CPU leaves the amd.com/gpu",
+        {"attention": {"resources": {"limits": {"amd.com/gpu": 1}}}},
+    ),
+    ("head.resources: the CPU leaves", {"head": {"resources": {"limits": {"gpu.intel.com/i915": 1}}}}),
     ("expertShards.settings.backend: triton", {"expertShards": {"settings": {"backend": "triton"}}}),
     (
         "expertShards.settings.backend: reference",
@@ -178,6 +227,85 @@ COMBINATIONS: list[tuple[str, chart.Values]] = [
     ),
     ("gateway.ingress.hosts: given", {"gateway": {"ingress": {"hosts": ["llm.example.com"]}}}),
     ("gateway.ingress.tlsSecret: given", {"gateway": {"ingress": {"tlsSecret": "llm-tls"}}}),
+    ("networkPolicy.egress: given", {"networkPolicy": {"enabled": False, "egress": [{"ports": [{"port": 1}]}]}}),
+    ("gateway.ingress.labels: given", {"gateway": {"ingress": {"labels": {"a": "b"}}}}),
+    ("gateway.ingress.annotations: given", {"gateway": {"ingress": {"annotations": {"a": "b"}}}}),
+    ("serviceAccount.annotations: given", {"serviceAccount": {"create": False, "annotations": {"a": "b"}}}),
+    ("gateway.host: 0.0.0.0 listens", {"gateway": {"service": {"ipFamilies": ["IPv6"]}}}),
+    ("gateway.host: 0.0.0.0 listens", {"gateway": {"service": {"ipFamilyPolicy": "RequireDualStack"}}}),
+    (
+        "gateway.service.ipFamilyPolicy: SingleStack is one",
+        {"gateway": {"host": "::", "service": {"ipFamilyPolicy": "SingleStack", "ipFamilies": ["IPv4", "IPv6"]}}},
+    ),
+    (
+        "gateway.service.ipFamilyPolicy: empty is one",
+        {"gateway": {"host": "::", "service": {"ipFamilies": ["IPv6", "IPv4"]}}},
+    ),
+    ("gateway.service.nodePort: 30000 is given", {"gateway": {"service": {"nodePort": 30000}}}),
+    ("gateway.service.externalTrafficPolicy: Local", {"gateway": {"service": {"externalTrafficPolicy": "Local"}}}),
+    ("gateway.service.loadBalancerClass: given", {"gateway": {"service": {"loadBalancerClass": "a/b"}}}),
+    (
+        "gateway.service.loadBalancerSourceRanges: given",
+        {"gateway": {"service": {"type": "NodePort", "loadBalancerSourceRanges": ["10.0.0.0/8"]}}},
+    ),
+    ("commonLabels: helm.sh/chart is the chart's own", {"commonLabels": {"helm.sh/chart": "a"}}),
+    (
+        "podLabels: app.kubernetes.io/component is the chart's own",
+        {"podLabels": {"app.kubernetes.io/component": "a"}},
+    ),
+    ("gateway.podLabels: expertfleet/group is", {"gateway": {"podLabels": {"expertfleet/group": "a"}}}),
+    (
+        "gateway.service.labels: app.kubernetes.io/name is",
+        {"gateway": {"service": {"labels": {"app.kubernetes.io/name": "a"}}}},
+    ),
+    ("env: HOME is the chart's own", {"env": [{"name": "HOME", "value": "/"}]}),
+    ("attention.env: POD_IP is the chart's own", {"attention": {"env": [{"name": "POD_IP", "value": "10.0.0.1"}]}}),
+    ("gateway.env: EXPERTFLEET_PORT is a setting", {"gateway": {"env": [{"name": "EXPERTFLEET_PORT", "value": "1"}]}}),
+    ("env: RAY_AUTH_MODE would have no effect", {"env": [{"name": "RAY_AUTH_MODE", "value": "disabled"}]}),
+    ("env: A is given twice", {"env": [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]}),
+    (
+        "head.env: A has a value and a valueFrom",
+        {"head": {"env": [{"name": "A", "value": "1", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}]}},
+    ),
+    ("volumes: tmp is the name of a volume", {"volumes": [{"name": "tmp", "emptyDir": {}}]}),
+    (
+        "gateway.volumes: a is given twice",
+        {"volumes": [{"name": "a", "emptyDir": {}}], "gateway": {"volumes": [{"name": "a", "emptyDir": {}}]}},
+    ),
+    ("head.volumeMounts: no volume", {"head": {"volumeMounts": [{"name": "a", "mountPath": "/a"}]}}),
+    (
+        "volumeMounts: no volume among volumes is named a",
+        {"volumeMounts": [{"name": "a", "mountPath": "/a"}], "gateway": {"volumes": [{"name": "a", "emptyDir": {}}]}},
+    ),
+    (
+        "volumeMounts: /tmp/ is taken already",
+        {"volumes": [{"name": "a", "emptyDir": {}}], "volumeMounts": [{"name": "a", "mountPath": "/tmp/"}]},
+    ),
+    (
+        "volumeMounts: /a is taken already",
+        {
+            "volumes": [{"name": "a", "emptyDir": {}}],
+            "volumeMounts": [{"name": "a", "mountPath": "/a"}, {"name": "a", "mountPath": "/a"}],
+        },
+    ),
+    (
+        "gateway.containers: there is a container gateway",
+        {"gateway": {"containers": [{"name": "gateway", "image": "a"}]}},
+    ),
+    (
+        "containers: there is a container a already",
+        {"initContainers": [{"name": "a", "image": "a"}], "containers": [{"name": "a", "image": "a"}]},
+    ),
+    (
+        "tolerations: a has the operator Exists",
+        {"tolerations": [{"key": "a", "operator": "Exists", "value": "b"}]},
+    ),
+    ("head.tolerations: one without a key", {"head": {"tolerations": [{"value": "b"}]}}),
+    ("tolerations: a has tolerationSeconds", {"tolerations": [{"key": "a", "tolerationSeconds": 3}]}),
+    (
+        "attention.topologySpreadConstraints: zone has minDomains",
+        {"attention": {"topologySpreadConstraints": [{**SPREAD, "minDomains": 2}]}},
+    ),
     ("networkPolicy.clients: given", {"networkPolicy": {"enabled": False, "clients": [{"podSelector": {}}]}}),
     ("gateway.ingress.hosts: empty", {"gateway": {"ingress": {"enabled": True}}}),
     ("metrics.serviceMonitor.enabled: true", {"metrics": {"serviceMonitor": {"enabled": True}}}),
@@ -193,7 +321,7 @@ def test_an_impossible_combination_is_refused_with_a_sentence(sentence: str, val
 
 def test_all_sentences_come_at_once() -> None:
     done = chart.run_helm("4", "template", "fleet", str(chart.CHART))
-    for value in ("image.repository", "clusterToken.existingSecret", "model.source"):
+    for value in ("image.repository", "clusterToken.existingSecret", "apiKeys.existingSecret", "model.source"):
         assert f"\n{value}: empty" in done.stderr
 
 

@@ -71,10 +71,13 @@ def test_no_two_objects_have_one_name() -> None:
     assert len(names) == len(set(names))
 
 
-def test_a_long_release_name_leaves_room_for_what_kubernetes_appends() -> None:
-    name = "a-release-with-a-name-that-goes-on-and-on-and-on-for"
-    done = chart.run_helm("4", "template", name, str(chart.CHART), "--values", chart.preset_file("k2-hybrid"))
-    assert done.returncode == 0, done.stderr
-    for thing in yaml.safe_load_all(done.stdout):
-        if thing and thing["kind"] == "StatefulSet":
-            assert len(thing["metadata"]["name"]) <= 52, "pods carry the name and a hash of ten characters as a label"
+def test_a_null_is_found_at_any_depth() -> None:
+    """Kubernetes' schemas let it through, even strictly."""
+    budget = chart.named(chart.render(), "PodDisruptionBudget", "-gateway")
+    for place in ({"selector": None}, {"maxUnavailable": None}, {"selector": {"matchLabels": {"a": None}}}):
+        spoilt = {**budget, "spec": {**budget["spec"], **place}}
+        with pytest.raises(AssertionError, match=r"^null: PodDisruptionBudget \.spec\."):
+            chart.read_objects(yaml.safe_dump(spoilt))
+    kubernetes_validate.validate({**budget, "spec": {"selector": None}}, chart.KUBERNETES[-1], strict=True)
+    with pytest.raises(AssertionError, match=r"List \.items\.1\.a$"):
+        chart.read_objects(yaml.safe_dump({"kind": "List", "items": [{}, {"a": None}]}))

@@ -11,9 +11,30 @@ import yaml
 DEFAULTS: chart.Values = yaml.safe_load((chart.CHART / "values.yaml").read_text())
 SCHEMA: dict[str, Any] = json.loads((chart.CHART / "values.schema.json").read_text())
 # Maps whose keys are the user's, and lists.
-FREE = {"nodeSelector", "podAnnotations", "annotations", "labels", "selector", "expertGroups"}
+FREE = {
+    *("nodeSelector", "podLabels", "podAnnotations", "commonLabels", "commonAnnotations", "annotations", "labels"),
+    *("selector", "expertGroups", "affinity", "dnsConfig"),
+}
 # Explained as a whole.
-WHOLE = {"resources", "labels"}
+WHOLE = {"resources", "labels", "topologySpreadConstraints", "securityContext"}
+# What Kubernetes' own things have that no default names.
+UNSAID = {
+    "requests": {"ephemeral-storage"},
+    "limits": {"ephemeral-storage"},
+    "securityContext": {
+        *("privileged", "procMount", "runAsUser", "runAsGroup", "runAsNonRoot"),
+        *("seccompProfile", "appArmorProfile", "seLinuxOptions"),
+    },
+    "capabilities": {"add"},
+}
+# Keys that every role may say for itself, explained once at the top level.
+POD = {
+    *("podLabels", "podAnnotations", "nodeSelector", "tolerations", "affinity", "topologySpreadConstraints"),
+    *("priorityClassName", "runtimeClassName", "schedulerName", "podSecurityContext", "securityContext"),
+    *("env", "envFrom", "volumes", "volumeMounts", "initContainers", "containers"),
+    *("hostAliases", "dnsPolicy", "dnsConfig"),
+}
+ROLES = {("head",), ("attention",), ("expertShards",), ("gateway",), ("model", "pull")}
 
 
 def resolved(schema: dict[str, Any]) -> dict[str, Any]:
@@ -52,8 +73,21 @@ def test_every_level_is_closed() -> None:
 def test_schema_and_defaults_have_the_same_keys() -> None:
     known = {path: set(schema["properties"]) for path, schema in levels(SCHEMA)}
     for path, values in default_levels(DEFAULTS):
-        unsaid = {"ephemeral-storage", "nvidia.com/gpu"} if path[-1:] in (("requests",), ("limits",)) else set()
+        unsaid = UNSAID.get(path[-1], set()) if path else set()
+        if path in ROLES:
+            unsaid = POD - ({"containers"} if path == ("model", "pull") else set())
+            assert unsaid <= known[path], ".".join(path)
         assert known[path] - unsaid == set(values), ".".join(path)
+
+
+def test_every_role_takes_the_same_keys_as_all_together() -> None:
+    assert set(SCHEMA["properties"]) >= POD
+    assert set(DEFAULTS) >= POD
+    for key in POD:
+        wanted = SCHEMA["properties"][key]
+        for path, schema in levels(SCHEMA):
+            if path in ROLES and (path, key) != (("model", "pull"), "containers"):
+                assert schema["properties"][key] == wanted, f"{path}: {key}"
 
 
 def test_every_value_is_explained() -> None:

@@ -1,6 +1,7 @@
 """Members of one fleet reach each other, strangers nobody: by certificate, by token, and not at all without either."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -265,9 +266,23 @@ def test_an_address_open_to_strangers_wants_protection() -> None:
     async def run(host: str) -> None:
         await listen(wire.make_server(OPTIONS), host, 0)
 
-    for host in ("0.0.0.0", "[::]", "example.org"):
+    for host in ("0.0.0.0", "::", "example.org"):
         with pytest.raises(ValueError, match="can be reached by strangers; give --tls-dir or --cluster-token"):
             asyncio.run(run(host))
+
+
+def test_an_ipv6_address_is_listened_on_and_announced_in_brackets() -> None:
+    async def run() -> str:
+        server = wire.make_server(OPTIONS)
+        address = await listen(server, "::1", 0)
+        try:
+            async with wire.open_channel(address, OPTIONS) as channel:
+                await asyncio.wait_for(channel.channel_ready(), 10)
+        finally:
+            await server.stop(None)
+        return address
+
+    assert re.fullmatch(r"\[::1\]:\d+", asyncio.run(run()))
 
 
 def test_bad_settings_are_named(tmp_path: Path) -> None:

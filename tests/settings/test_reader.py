@@ -11,6 +11,7 @@ from expertfleet.settings.reader import (
     SettingsError,
     add_flags,
     check_address,
+    check_host,
     masked,
     option,
     read_file,
@@ -74,16 +75,34 @@ def test_mistakes_are_named(file: dict[str, object], environ: dict[str, str], me
 
 
 @pytest.mark.parametrize(
-    "address", ["", "host", ":80", "host:", "host:x", "host:0", "host:65536", "a:1,b:2", "a:1 b:2"]
+    "address",
+    [
+        *("", "host", ":80", "host:", "host:x", "host:0", "host:65536", "a:1,b:2", "a:1 b:2", "a\t:1"),
+        *("fd00::7:7411", "::1", "[fd00::7]", "[fd00::7:80", "fd00::7]:80", "[]:80", "[host]:80", "[10.0.0.2]:80"),
+    ],
 )
 def test_what_is_no_address_is_refused_by_name(address: str) -> None:
     with pytest.raises(ValueError, match=r"shards: '.*' is not HOST:PORT"):
         check_address("shards", address)
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "some-host.example:65535", "[::1]:7411", "unix-like_name:80"])
+@pytest.mark.parametrize(
+    "address",
+    ["127.0.0.1:1", "some-host.example:65535", "[::1]:7411", "unix-like_name:80", "[fd00::7]:1", "[fe80::1%eth0]:1"],
+)
 def test_what_is_an_address_is_taken(address: str) -> None:
     check_address("shards", address)
+
+
+@pytest.mark.parametrize("host", ["", "[::1]", "10.0.0.2:80", "a b", "a,b", "http://a", "fd00::7::1", "a\n"])
+def test_what_is_no_host_is_refused_by_name(host: str) -> None:
+    with pytest.raises(ValueError, match=r"^admin_host: .* is neither an address nor a host's name"):
+        check_host("admin_host", host)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::", "fd00::7", "fe80::1%eth0", "a-name.example", "unix_like"])
+def test_what_is_a_host_is_taken(host: str) -> None:
+    check_host("admin_host", host)
 
 
 def test_secrets_are_masked() -> None:

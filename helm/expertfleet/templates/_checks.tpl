@@ -23,6 +23,11 @@ image.tag: {{ $.Values.image.tag }} is given, but image.digests.{{ $target }} go
 {{- if not .Values.clusterToken.existingSecret }}
 clusterToken.existingSecret: empty; make one with kubectl create secret generic NAME --from-literal=token=$(openssl rand -hex 32) and name it
 {{- end }}
+{{- if and .Values.apiKeys.existingSecret .Values.apiKeys.open }}
+apiKeys.open: true serves whoever reaches the gateways, but apiKeys.existingSecret is {{ .Values.apiKeys.existingSecret }}; choose one of the two
+{{- else if not (or .Values.apiKeys.existingSecret .Values.apiKeys.open) }}
+apiKeys.existingSecret: empty; make one with kubectl create secret generic NAME --from-literal=keys=$(openssl rand -hex 24) and name it, or set apiKeys.open: true to serve whoever reaches the gateways
+{{- end }}
 {{- if and .Values.tls.existingSecret (ne .Values.lanes.pairTransport "none") }}
 lanes.pairTransport: {{ .Values.lanes.pairTransport }} does not encrypt; it cannot go with tls.existingSecret
 {{- end }}
@@ -107,21 +112,41 @@ expertReplicas: {{ .Values.expertReplicas }} copies of each expert want as many 
 {{- end }}
 {{- end }}
 
+{{/* Names of extended resources among the limits, as JSON. Kubernetes writes them DOMAIN/NAME. */}}
+{{- define "expertfleet.devices" -}}
+{{- $found := list -}}
+{{- range $name, $amount := .limits -}}
+{{- if and (contains "/" $name) $amount -}}
+{{- $found = append $found $name -}}
+{{- end -}}
+{{- end -}}
+{{- toJson $found -}}
+{{- end }}
+
 {{- define "expertfleet.checkDevice" -}}
 {{- $device := .settings.device }}
 {{- $backend := .settings.backend }}
-{{- $gpus := dig "limits" "nvidia.com/gpu" 0 .resources | int }}
+{{- $devices := include "expertfleet.devices" .resources | fromJsonArray }}
 {{- if and (eq $device "cpu") (eq $backend "triton") }}
 {{ .path }}.settings.backend: triton computes on a GPU, but {{ .path }}.settings.device is cpu
 {{- end }}
 {{- if and (ne $device "cpu") (not (has $backend (list "auto" "triton"))) }}
 {{ .path }}.settings.backend: {{ $backend }} computes on the CPU, but {{ .path }}.settings.device is {{ $device }}
 {{- end }}
-{{- if and (ne $device "cpu") (lt $gpus 1) }}
-{{ .path }}.settings.device: {{ $device }} wants nvidia.com/gpu in {{ .path }}.resources.limits
+{{- if and (ne $device "cpu") (not $devices) }}
+{{ .path }}.settings.device: {{ $device }} wants a GPU in {{ .path }}.resources.limits, such as nvidia.com/gpu or nvidia.com/mig-1g.10gb
 {{- end }}
-{{- if and (eq $device "cpu") (gt $gpus 0) }}
-{{ .path }}.settings.device: cpu leaves the nvidia.com/gpu of {{ .path }}.resources.limits idle
+{{- if eq $device "cpu" }}
+{{- include "expertfleet.checkIdle" (list (printf "%s.settings.device: cpu" .path) .path .resources) }}
+{{- end }}
+{{- end }}
+
+{{/* A GPU beside what computes on the CPU, by its name. Takes the sentence's beginning, path and resources. */}}
+{{- define "expertfleet.checkIdle" -}}
+{{- range include "expertfleet.devices" (index . 2) | fromJsonArray }}
+{{- if regexMatch "gpu|nvidia|/mig-" . }}
+{{ index $ 0 }} leaves the {{ . }} of {{ index $ 1 }}.resources.limits idle
+{{- end }}
 {{- end }}
 {{- end }}
 
@@ -142,9 +167,11 @@ expertReplicas: {{ .Values.expertReplicas }} copies of each expert want as many 
 {{- end }}
 {{- end }}
 {{- end }}
-{{- $gpus := get $limits "nvidia.com/gpu" | default 0 | int }}
-{{- if and (hasKey $requests "nvidia.com/gpu") (ne (get $requests "nvidia.com/gpu" | int) $gpus) }}
-{{ $path }}.requests.nvidia.com/gpu: {{ get $requests "nvidia.com/gpu" }} must be the {{ $gpus }} of {{ $path }}.limits.nvidia.com/gpu
+{{- range $name, $amount := $requests }}
+{{- $limit := get $limits $name | default 0 }}
+{{- if and (contains "/" $name) $amount (ne (int $amount) (int $limit)) }}
+{{ $path }}.requests.{{ $name }}: {{ $amount }} must be the {{ $limit }} of {{ $path }}.limits.{{ $name }}
+{{- end }}
 {{- end }}
 {{- end }}
 
@@ -189,11 +216,20 @@ expertReplicas: {{ .Values.expertReplicas }} copies of each expert want as many 
 {{- range $path, $workers := dict "head" .Values.head "gateway" .Values.gateway }}
 {{- include "expertfleet.checkAmounts" (list $path $workers.resources) }}
 {{- end }}
+{{- range $path, $workers := dict "head" .Values.head "gateway" .Values.gateway "attention" .Values.attention "model.pull" .Values.model.pull }}
+{{- include "expertfleet.checkIdle" (list (printf "%s.resources: the CPU" $path) $path $workers.resources) }}
+{{- end }}
+{{- if and .Values.networkPolicy.egress (not .Values.networkPolicy.enabled) }}
+networkPolicy.egress: given, but networkPolicy.enabled is false, so that everything may go out
+{{- end }}
+{{- if and .Values.serviceAccount.annotations (not .Values.serviceAccount.create) }}
+serviceAccount.annotations: given, but serviceAccount.create is false
+{{- end }}
 {{- if and .Values.networkPolicy.clients (not .Values.networkPolicy.enabled) }}
 networkPolicy.clients: given, but networkPolicy.enabled is false, so that everybody reaches the API
 {{- end }}
 {{- $ingress := .Values.gateway.ingress }}
-{{- range $key := list "hosts" "tlsSecret" }}
+{{- range $key := list "hosts" "tlsSecret" "annotations" "labels" }}
 {{- if and (get $ingress $key) (not $ingress.enabled) }}
 gateway.ingress.{{ $key }}: given, but gateway.ingress.enabled is false
 {{- end }}

@@ -29,6 +29,20 @@ all else whole. Besides it says its name, the name of its objects, and its path 
 {{- toJson $all -}}
 {{- end }}
 
+{{/*
+Maps laid over each other, as JSON. A key that is null at last is left out: it takes away what a values file before, or the top level,
+has said.
+*/}}
+{{- define "expertfleet.merged" -}}
+{{- $all := dict -}}
+{{- range $key, $value := include "expertfleet.overlaid" . | fromJson -}}
+{{- if not (kindIs "invalid" $value) -}}
+{{- $_ := set $all $key $value -}}
+{{- end -}}
+{{- end -}}
+{{- toJson $all -}}
+{{- end }}
+
 {{/* Whether spec.replicas is Helm's to write: a number is given, and no autoscaler has it. */}}
 {{- define "expertfleet.ownsReplicas" -}}
 {{- if and (not (kindIs "invalid" .replicas)) (not (dig "autoscaling" "enabled" false .)) -}}

@@ -21,12 +21,12 @@
 {{- if eq $model.source "hostPath" }}
 - name: model
   hostPath:
-    path: {{ $model.hostPath.path }}
+    path: {{ $model.hostPath.path | quote }}
     type: Directory
 {{- else if ne $model.source "bundled" }}
 - name: model
   persistentVolumeClaim:
-    claimName: {{ ternary (printf "%s-model" (include "expertfleet.fullname" .)) $model.existingClaim.name (eq $model.source "pull") }}
+    claimName: {{ ternary (printf "%s-model" (include "expertfleet.fullname" .)) $model.existingClaim.name (eq $model.source "pull") | quote }}
 {{- end }}
 {{- end }}
 
@@ -50,30 +50,13 @@
 {{- with .Values.model.shared.existingClaim }}
 - name: shared-model
   persistentVolumeClaim:
-    claimName: {{ . }}
+    claimName: {{ . | quote }}
     readOnly: true
 {{- end }}
 {{- end }}
 
-{{/* The empty file that says that a pull is complete. */}}
+{{/* The empty file beside the checkpoint's folder that says that a pull is complete. */}}
 {{- define "expertfleet.pullMark" -}}
-/model/.{{ .Values.model.subPath }}.complete
-{{- end }}
-
-{{/* Pods that start before the checkpoint is there wait for it, instead of failing again and again. Takes root and image. */}}
-{{- define "expertfleet.awaitModel" -}}
-{{- if eq .root.Values.model.source "pull" }}
-initContainers:
-  - name: await-model
-    image: {{ .image }}
-    imagePullPolicy: {{ .root.Values.image.pullPolicy }}
-    command: [sh, -c, 'until [ -e "$0" ]; do sleep 5; done', {{ include "expertfleet.pullMark" .root | quote }}]
-    resources:
-      requests: {cpu: 10m, memory: 32Mi}
-      limits: {cpu: 100m, memory: 32Mi}
-    securityContext:
-      {{- include "expertfleet.containerSecurity" . | nindent 6 }}
-    volumeMounts:
-      {{- include "expertfleet.modelMount" .root | trim | nindent 6 }}
-{{- end }}
+{{- $folder := include "expertfleet.modelPath" . -}}
+{{ dir $folder }}/.{{ base $folder }}.complete
 {{- end }}

@@ -1,6 +1,6 @@
 {{/*
 The StatefulSet of a group of attention workers or expert shards: each pod is a node of Ray, its ordinal is its seat. Takes root,
-role, name, workers, and for expert shards group and firstSeat.
+role, name, workers, and for expert shards group and firstSeat: a pod besides.
 
 A pod that is told to end leaves by itself: others load what it holds, then its process ends. All that is awaited within the grace
 period, so scaling down, rolling over and draining a node lose no request. There is no liveness probe, as the process ends by
@@ -11,17 +11,16 @@ itself when its node of Ray is gone.
 {{- $workers := .workers -}}
 {{- $settings := $workers.settings -}}
 {{- $image := include "expertfleet.image" (dict "root" $root "device" $settings.device) -}}
+{{- $_ := set . "image" $image -}}
 apiVersion: apps/v1
 kind: StatefulSet
 metadata:
-  name: {{ .name }}
-  labels:
-    {{- include "expertfleet.labels" . | nindent 4 }}
+  {{- include "expertfleet.metadata" . | nindent 2 }}
 spec:
   {{- if include "expertfleet.ownsReplicas" $workers }}
   replicas: {{ $workers.replicas }}
   {{- end }}
-  serviceName: {{ .name }}
+  serviceName: {{ .name | quote }}
   podManagementPolicy: Parallel
   {{- with .firstSeat }}
   ordinals:
@@ -39,12 +38,11 @@ spec:
       {{- include "expertfleet.podMetadata" . | nindent 6 }}
     spec:
       {{- include "expertfleet.podStart" . | nindent 6 }}
-      {{- include "expertfleet.spread" . | nindent 6 }}
       terminationGracePeriodSeconds: {{ add (ceil $settings.leaveS) (ceil $settings.drainS) 15 }}
-      {{- include "expertfleet.awaitModel" (dict "root" $root "image" $image) | trim | nindent 6 }}
+      {{- include "expertfleet.initContainers" . | trim | nindent 6 }}
       containers:
         - name: {{ .role }}
-          image: {{ $image }}
+          image: {{ $image | quote }}
           imagePullPolicy: {{ $root.Values.image.pullPolicy }}
           args:
             {{- include "expertfleet.nodeFlags" . | nindent 12 }}
@@ -66,6 +64,8 @@ spec:
             - name: TRITON_CACHE_DIR
               value: /var/cache/triton
             {{- include "expertfleet.env" $root | nindent 12 }}
+            {{- include "expertfleet.given" (list . "env") | nindent 12 }}
+          {{- include "expertfleet.envFrom" . | trim | nindent 10 }}
           ports:
             - name: grpc
               containerPort: 7412
@@ -82,9 +82,9 @@ spec:
             periodSeconds: 5
             timeoutSeconds: 5
           resources:
-            {{- toYaml $workers.resources | nindent 12 }}
+            {{- include "expertfleet.resources" $workers.resources | trim | nindent 12 }}
           securityContext:
-            {{- include "expertfleet.containerSecurity" $root | nindent 12 }}
+            {{- include "expertfleet.containerSecurity" . | nindent 12 }}
           volumeMounts:
             {{- include "expertfleet.mounts" $root | nindent 12 }}
             {{- with include "expertfleet.sharedModelMount" $root | trim }}
@@ -93,6 +93,8 @@ spec:
             {{- include "expertfleet.rayMounts" $root | nindent 12 }}
             - name: triton
               mountPath: /var/cache/triton
+            {{- include "expertfleet.given" (list . "volumeMounts") | nindent 12 }}
+        {{- include "expertfleet.given" (list . "containers") | nindent 8 }}
       volumes:
         {{- include "expertfleet.volumes" $root | nindent 8 }}
         {{- with include "expertfleet.sharedModelVolume" $root | trim }}
@@ -102,6 +104,7 @@ spec:
         - name: triton
           emptyDir:
             sizeLimit: 2Gi
+        {{- include "expertfleet.given" (list . "volumes") | nindent 8 }}
 {{- end }}
 
 {{/* Names pods of a StatefulSet; nothing of the fleet resolves them. Takes root, role, name and group. */}}
@@ -109,9 +112,7 @@ spec:
 apiVersion: v1
 kind: Service
 metadata:
-  name: {{ .name }}
-  labels:
-    {{- include "expertfleet.labels" . | nindent 4 }}
+  {{- include "expertfleet.metadata" . | nindent 2 }}
 spec:
   clusterIP: None
   publishNotReadyAddresses: true
