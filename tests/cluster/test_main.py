@@ -97,6 +97,19 @@ def test_user_errors_are_one_line(tiny: Path, capsys: pytest.CaptureFixture[str]
     assert "does not answer" in error_of(capsys, "chat", "--url", "http://127.0.0.1:9")
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "a-machine"])
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_an_api_open_to_strangers_wants_a_key_or_the_wish_before_anything_starts(
+    tiny: Path, capsys: pytest.CaptureFixture[str], host: str, more: tuple[str, ...]
+) -> None:
+    said = error_of(capsys, "serve", str(tiny), "--host", host, *more)
+    assert said.startswith(f"expertfleet: error: host: {host} can be reached by strangers")
+    assert "--api-key-file" in said
+    assert "--open" in said
+    with_both = error_of(capsys, "serve", str(tiny), "--host", host, "--open", "--api-key", "secret", *more)
+    assert "open: true serves whoever comes" in with_both
+
+
 def test_a_damaged_checkpoint_names_file_and_tensor_before_anything_starts(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

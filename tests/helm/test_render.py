@@ -1,6 +1,8 @@
 """Both Helms render every preset alike, and Kubernetes' own schemas accept every object."""
 
 import re
+import shutil
+from pathlib import Path
 
 import fleet_chart as chart
 import kubernetes_validate
@@ -69,6 +71,20 @@ def test_every_template_says_something() -> None:
 def test_no_two_objects_have_one_name() -> None:
     names = [(thing["kind"], thing["metadata"]["name"]) for thing in chart.render_everything()]
     assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("version", chart.HELMS)
+def test_it_can_be_a_part_of_another_chart(version: str, tmp_path: Path) -> None:
+    (tmp_path / "charts").mkdir()
+    shutil.copytree(chart.CHART, tmp_path / "charts" / "expertfleet")
+    dependency = {"name": "expertfleet", "version": "0.1.0"}
+    parent = {"apiVersion": "v2", "name": "parent", "version": "1.0.0", "dependencies": [dependency]}
+    (tmp_path / "Chart.yaml").write_text(yaml.safe_dump(parent))
+    values = yaml.safe_load(Path(chart.preset_file("demo")).read_text())
+    (tmp_path / "values.yaml").write_text(yaml.safe_dump({"global": {"a": {"b": "c"}}, "expertfleet": values}))
+    done = chart.run_helm(version, "template", "fleet", str(tmp_path), "--namespace", "serving")
+    assert done.returncode == 0, done.stderr
+    assert chart.read_objects(done.stdout) == chart.render("demo", version=version)
 
 
 def test_a_null_is_found_at_any_depth() -> None:
