@@ -46,8 +46,9 @@ _LOAD_EVERY_S = 5.0
 class AttentionServer:
     """Construction checks the configuration against the checkpoint; nothing runs before ``start``."""
 
-    def __init__(self, config: AttentionConfig) -> None:
-        self.config = config
+    def __init__(self, config: AttentionConfig, offer: str = "") -> None:
+        """``offer``: of the node that this was started for."""
+        self.config, self._offer = config, offer
         self.checkpoint = Checkpoint.open(config.model, config.shared_model)
         self.dtype = DTYPE_NAMES[config.dtype]
         model = self.checkpoint.config
@@ -75,7 +76,9 @@ class AttentionServer:
         config = self.config
         wire.secure(config.wire)
         self._io = IoThread("attention-io")
-        self.tenancy = Tenancy(self._io, config.seat, config.controller, self._fill, self._on_order, config.node)
+        self.tenancy = Tenancy(
+            self._io, config.seat, config.controller, self._fill, self._on_order, config.node, self._offer
+        )
         hello = Hello(
             config.seat,
             self.checkpoint.fingerprint,
@@ -98,6 +101,11 @@ class AttentionServer:
         self._io.submit(self._bind())
         self._loading = threading.Thread(target=self._load, name="attention-loader", daemon=True)
         self._loading.start()
+
+    @property
+    def failure(self) -> str:
+        """Why it cannot work; empty while it can."""
+        return self.tenancy.failure
 
     def wait(self) -> None:
         """Blocks until the server has stopped."""

@@ -25,6 +25,8 @@ from .wanted import Wanted, split_seat
 
 # Names the file of settings that a node keeps for its worker.
 ROLE_FILE = "FLEET_ROLE_FILE"
+# Names the node's offer.
+OFFER = "FLEET_OFFER"
 _POLL_S = 0.5
 
 
@@ -33,15 +35,15 @@ class _RoleSeat:
 
     server: tuple[str, str]
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, offer: str = "") -> None:
         module, name = self.server
-        self._server = getattr(importlib.import_module(module, __package__), name)(config)
+        self._server = getattr(importlib.import_module(module, __package__), name)(config, offer)
         self._server.start()
 
     def ping(self) -> None:
         """Raises RuntimeError with the reason once the worker has failed."""
-        if self._server.tenancy.state == "failed":
-            raise RuntimeError(self._server.tenancy.error)
+        if self._server.failure:
+            raise RuntimeError(self._server.failure)
 
     def address(self) -> str:
         return str(self._server.address)
@@ -73,7 +75,8 @@ class NodeSeat(_RoleSeat):
         config, role = ROLES[split_seat(values["seat"])[0]]
         self.server = role.server
         try:
-            super().__init__(resolve(config, flags={}, environ={}, file=values, file_name=str(path)))
+            settings: Any = resolve(config, flags={}, environ={}, file=values, file_name=str(path))
+            super().__init__(settings, os.environ[OFFER])
         except (OSError, ValueError) as error:
             _tell(failure_file(path), error)
             raise

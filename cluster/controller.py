@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import grpc
@@ -30,6 +30,7 @@ from .head_stream import head_pieces
 from .incarnation import next_incarnation
 from .overview import Overview
 from .placing import Placing
+from .reach import is_nobody_at
 from .seats import NOBODY, FleetShape, Seat, SeatBook
 from .slowness import SlowRule, SlowWatch, find_slow
 from .wanted import Wanted
@@ -41,9 +42,11 @@ _TICK_S = 0.25
 _STALL_S = 1.0
 _FENCE_S = 0.5
 _REBALANCE_S = 60.0
-_LOOK_S = 0.3
 _MOST_NAMED = 8  # seats, in a refusal
 _LOOKS_AFTER_S = (0.0, 0.02, 0.1, 0.3, 0.6)
+# So long a claim to a held seat waits for the holder to report; a worker does so each half second.
+_CLAIM_S = 1.2
+_CLAIM_POLL_S = 0.05
 
 
 class Controller(rpc.MembershipServicer):
@@ -61,11 +64,12 @@ class Controller(rpc.MembershipServicer):
         slow: SlowRule | None = None,
         outline: Outline | None = None,
         placing: Placing | None = None,
+        versions: Mapping[str, str] | None = None,
     ) -> None:
         """What ``state_file`` says is wanted goes before ``wanted``; changes are kept there.
 
         Where ``seats_are_offered``, nodes that come and go decide which seats there are, and ``Scale`` takes no numbers. Without
-        ``outline`` nobody can be told what lies in files that he lacks.
+        ``outline`` nobody can be told what lies in files that he lacks. ``versions`` are told to nodes that would join.
         """
         self.epoch = Epoch(NO_EPOCH, shape.fingerprint, shape.dtype, (), (), complete=False)
         self._incarnation = next_incarnation(state_file and state_file.with_suffix(".incarnation"))
@@ -75,7 +79,8 @@ class Controller(rpc.MembershipServicer):
         kept = Wanted.load(state_file) if state_file is not None else None
         self._book = SeatBook(shape, kept or wanted, lease_s, self._incarnation)
         self._fleet = Convergence(self._book, self._incarnation, time.monotonic() + lease_s, placing)
-        self._overview = Overview(self._book, self._fleet)
+        self._overview = Overview(self._book, self._fleet, versions or {})
+        self._offers: dict[str, str] = {}  # of nodes, by seat
         self._orders: dict[int, pb.Order] = {}  # by lease
         self._host, self._port = host, port
         self.address = join_address(host, port)
@@ -110,6 +115,7 @@ class Controller(rpc.MembershipServicer):
 
     async def Register(self, request: pb.RegisterRequest, context: grpc.aio.ServicerContext) -> pb.RegisterReply:
         try:
+            await self._hear_holder(request)
             reply = self._book.register(request, time.monotonic())
         except FleetError as error:
             _log.warning("refused %s (pid %d on %s): %s", request.seat, request.pid, request.node, error)
@@ -117,6 +123,19 @@ class Controller(rpc.MembershipServicer):
         self._changed.set()
         _log.info("%s is taken by pid %d on %s at %s", request.seat, request.pid, request.node, request.address)
         return reply
+
+    async def _hear_holder(self, request: pb.RegisterRequest) -> None:
+        """Returns once nobody else has the seat, or its holder has reported. Raises FleetError NOT_READY where neither is so yet."""
+        asked_at = time.monotonic()
+        while (holder := self._book.rival(request)) is not None and holder.last_seen <= asked_at:
+            lease_id = holder.lease_id
+            if await is_nobody_at(holder.address) and holder.lease_id == lease_id:
+                self._lose(holder)
+                return
+            if time.monotonic() - asked_at > _CLAIM_S:
+                what = f"seat: {holder.name} is held by {holder.holder(time.monotonic())}, who says nothing; ask again"
+                raise FleetError(Code.NOT_READY, what)
+            await asyncio.sleep(_CLAIM_POLL_S)
 
     async def Report(self, request: pb.ReportRequest, context: grpc.aio.ServicerContext) -> pb.ReportReply:
         try:
@@ -193,19 +212,22 @@ class Controller(rpc.MembershipServicer):
         """Wanted seats that have no process now."""
         return {seat.name for seat in self._book.seats.values() if seat.wanted and seat.state in NOBODY}
 
-    async def offer(self, seats: Iterable[str]) -> None:
-        """Their nodes have come. Raises FleetError for what is no seat."""
+    async def offer(self, seats: Mapping[str, str]) -> None:
+        """Their nodes have come, each with an offer of its own. Raises FleetError for what is no seat."""
         async with self._wishes:
             self._want(self.wanted.offered(seats))
+            self._offers |= seats
 
     async def forget(self, seats: Iterable[str]) -> None:
         """Their nodes are gone for good."""
         async with self._wishes:
             self._want(self.wanted.forgotten(seats))
 
-    async def _scale(self, request: pb.ScaleRequest) -> Wanted:
-        """What is wanted from now on, or would be. Raises FleetError BAD_REQUEST."""
+    async def _scale(self, request: pb.ScaleRequest, lease_id: int = 0) -> Wanted:
+        """What is wanted from now on, or would be. Raises FleetError BAD_REQUEST, also once ``lease_id``, if given, is over."""
         async with self._wishes:
+            if lease_id and self._book.holder(lease_id) is None:
+                raise FleetError(Code.BAD_REQUEST, f"drain: the process that sat at {request.drain} is gone")
             wanted, name = self._without(request.without) if request.without else self._scaled(request)
             known = self._book.seats
             seats = [known.get(seat) or Seat(seat, "expert", wanted=True) for seat in wanted.seats("expert")]
@@ -241,12 +263,22 @@ class Controller(rpc.MembershipServicer):
         if request.HasField("attention_workers"):
             wanted = wanted.scaled("attention", request.attention_workers)
         if request.drain:
+            self._check_owner(request.drain, request.drain_offer)
             wanted, name = wanted.without(request.drain), f"drain {request.drain}"
         if request.HasField("expert_shards"):
             wanted, name = wanted.scaled("expert", request.expert_shards), "expert_shards"
         if request.HasField("replicas"):
             wanted = wanted.with_replicas(request.replicas)
         return wanted, name
+
+    def _check_owner(self, name: str, offer: str) -> None:
+        """A node has no say in a seat that another one serves. Raises FleetError BAD_REQUEST."""
+        seat = self._book.seats.get(name)
+        has_holder = seat is not None and seat.live
+        owner = seat.offer if seat is not None and has_holder else self._offers.get(name, "")
+        if offer and offer != owner:
+            whose = f"held by {seat.holder(time.monotonic())}" if seat is not None and has_holder else "another node's"
+            raise FleetError(Code.BAD_REQUEST, f"drain: {name} is {whose}")
 
     def _without(self, seats: Sequence[str]) -> tuple[Wanted, str]:
         """As ``_scaled``. Whoever ends the nodes of ``seats`` asks first."""
@@ -257,23 +289,20 @@ class Controller(rpc.MembershipServicer):
         return wanted, f"without {', '.join(seats[:_MOST_NAMED])}{more}"
 
     async def _look_for(self, seat: Seat, lease_id: int) -> None:
-        """The worker's stream broke: is anybody at its address? A refused connection says no, silence says nothing, and one that
-        is taken may be a process that is just ending, whose streams end before it ceases to listen."""
+        """The worker's stream broke: is anybody at its address? One that is taken may be a process that is just ending, whose
+        streams end before it ceases to listen."""
+        address = seat.address
         for pause_s in _LOOKS_AFTER_S:
             await asyncio.sleep(pause_s)
-            try:
-                async with asyncio.timeout(_LOOK_S):
-                    _, writer = await asyncio.open_connection(*split_address(seat.address))
-                writer.close()
-            except ConnectionRefusedError:
-                if seat.lease_id != lease_id:  # somebody else has it since
-                    return
-                _log.warning("%s (pid %d on %s) is lost: nobody is at %s", seat.name, seat.pid, seat.node, seat.address)
-                self._book.lose(seat)
-                self._changed.set()
+            if await is_nobody_at(address):
+                if seat.lease_id == lease_id:  # nobody else has it since
+                    self._lose(seat)
                 return
-            except (OSError, ValueError):
-                continue
+
+    def _lose(self, seat: Seat) -> None:
+        _log.warning("%s (pid %d on %s) is lost: nobody is at %s", seat.name, seat.pid, seat.node, seat.address)
+        self._book.lose(seat)
+        self._changed.set()
 
     async def _expire_leases(self) -> None:
         before = time.monotonic()
@@ -327,9 +356,9 @@ class Controller(rpc.MembershipServicer):
             due = next((address for address in stayed if address not in kept), None)
             if due is None or not self._fleet.settled():
                 continue
-            name = shards[due].name
+            name, lease_id = shards[due].name, shards[due].lease_id
             try:
-                await self._scale(pb.ScaleRequest(drain=name))
+                await self._scale(pb.ScaleRequest(drain=name), lease_id)
                 _log.warning("%s has been slower than its peers for %g s and is drained", name, self._slow.after_s)
             except FleetError as error:
                 kept.add(due)

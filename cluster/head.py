@@ -17,6 +17,8 @@ from ..membership.wire import WireSettings, secure
 from ..settings.reader import check_host, option, within
 from .controller import Controller
 from .controller_thread import ControllerThread
+from .gateway_process import claim_port
+from .joining import check_own, versions
 from .launcher import Launcher, make_run_dir
 from .placing import PlacingSettings
 from .plan import fleet_shape
@@ -81,6 +83,8 @@ def run_head(config: HeadConfig) -> int:
     stop = Stop()
     stop.install()
     secure(config.wire)
+    check_own(config.host)
+    claim_port(config.host, config.controller_port, "--controller-port")
     config.storage.mkdir(parents=True, exist_ok=True)
     with CheckpointFiles.open(config.model, config.shared_model) as checkpoint:
         shape = fleet_shape(checkpoint, config.dtype)
@@ -107,6 +111,7 @@ def run_head(config: HeadConfig) -> int:
             slow=config.slow_rule,
             outline=Outline(config.model, config.shared_model),
             placing=config.placing,
+            versions=versions(),
         )
         thread = ControllerThread(controller)
         _hire_in_background(config, settings, head, _Controlled(thread), stop)
@@ -167,7 +172,7 @@ class _Controlled:
     def absent(self) -> set[str]:
         return self._thread.call(self._controller.absent())
 
-    def offer(self, seats: list[str]) -> None:
+    def offer(self, seats: dict[str, str]) -> None:
         self._thread.call(self._controller.offer(seats))
 
     def forget(self, seats: list[str]) -> None:

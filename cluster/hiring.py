@@ -1,15 +1,16 @@
 """Gives every node of a Ray cluster that offers a seat its worker, and knows when seats come and go.
 
 Knows nothing of what workers do, nor of the nodes' machines. 1. A node that has come is told to the controller, which from
-then on wants its seat; 2. a wanted seat that is offered gets a named actor, which outlives this process and which Ray starts
-again, also on the node's successor; 3. who left its seat is dismissed, and its node gets no other worker; 4. a seat that no
-node offers for a long time is forgotten.
+then on wants its seat; where several offer one seat, the first has it as long as it is there; 2. a wanted seat that is offered gets an
+actor, which is that offer's alone, outlives this process, and is started again by Ray; 3. who left its seat is dismissed, and its
+node gets no other worker; where another node's offer has come in the place of one that is gone, that one's worker is dismissed, too; 4. a
+seat that no node offers for a long time is forgotten.
 """
 
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import ray
@@ -18,8 +19,9 @@ from ray.exceptions import RayError
 from ..proto.errors import FleetError
 from . import actors
 from .absence import Absences
+from .offer import Offer, offers_among
 from .ray_driver import is_done, last_line
-from .ray_settings import NAMESPACE, offered_seats, seat_resource
+from .ray_settings import NAMESPACE
 from .wanted import Wanted, split_seat
 
 _log = logging.getLogger(__name__)
@@ -38,7 +40,8 @@ class Controlled(Protocol):
     def absent(self) -> set[str]:
         """The wanted seats without a process."""
 
-    def offer(self, seats: list[str]) -> None: ...
+    def offer(self, seats: dict[str, str]) -> None:
+        """Each with the key of the offer that has it."""
 
     def forget(self, seats: list[str]) -> None: ...
 
@@ -50,23 +53,26 @@ class Hiring:
         """The first nodes are told together, when none has come for ``gather_s``: so experts are laid out once."""
         self._controller = controller
         self._gather_s, self._forget_s = gather_s, forget_s
-        self._told: dict[str, str] = {}  # seat: the node that offered it
+        self._told: dict[str, Offer] = {}  # by seat: whose it is
+        self._left: set[Offer] = set()  # whose worker has left
         self._last_offered: dict[str, float] = {}
         self._newest: tuple[frozenset[str], float] = (frozenset(), 0.0)
-        self._handles: dict[str, Any] = {}
-        self._births: dict[str, tuple[Any, float]] = {}
+        self._handles: dict[Offer, Any] = {}
+        self._births: dict[Offer, tuple[Any, float]] = {}
         self._renew_head = renew_head
         self._absences = Absences()
 
     def adopt(self) -> None:
         """Workers that an earlier process hired."""
         for actor in ray.util.list_named_actors(all_namespaces=True):
-            if actor["namespace"] == NAMESPACE:
+            offer = Offer.parse(actor["name"])
+            if actor["namespace"] == NAMESPACE and offer is not None:
                 with contextlib.suppress(ValueError):
-                    self._handles[actor["name"]] = ray.get_actor(actor["name"], NAMESPACE)
+                    self._handles[offer] = ray.get_actor(offer.name, NAMESPACE)
 
-    def step(self, offers: Mapping[str, str], now: float) -> None:
-        """``offers``: the node of every seat that a live node offers."""
+    def step(self, found: Iterable[Offer], now: float) -> None:
+        """``found``: what live nodes offer."""
+        offers = self._choose(found)
         for seat in (*offers, *_seats(self._controller.wanted())):
             self._last_offered.setdefault(seat, now)
         self._last_offered |= dict.fromkeys(offers, now)
@@ -74,30 +80,44 @@ class Hiring:
             return
         self._forget(offers, now)
         occupied = self._controller.occupied()
-        for seat in [seat for seat in self._handles if seat not in occupied]:
-            self._dismiss(seat)
+        for offer in list(self._handles):
+            if offer.seat not in occupied:
+                self._left.add(offer)
+                self._dismiss(offer, "has left")
+            elif offers.get(offer.seat, offer) != offer:
+                self._dismiss(offer, "is gone, and another node offers its seat")
         self._replace_absent(offers, now)
         wanted = _seats(self._controller.wanted())
-        for seat in offers:
-            if seat in wanted and seat not in self._handles:
-                self._hire(seat, now)
+        for offer in offers.values():
+            if offer.seat in wanted and offer not in self._handles:
+                self._hire(offer, now)
         self._look_after_births(now)
 
-    def _tell(self, offers: Mapping[str, str], now: float) -> bool:
+    def _choose(self, found: Iterable[Offer]) -> dict[str, Offer]:
+        """Whose each seat is: one's that has a worker, or was told first; one's whose worker has left only if there is no other."""
+        present = sorted(found)
+        self._left &= set(present)
+
+        def rank(offer: Offer) -> tuple[bool, bool, bool]:
+            return offer in self._left, offer not in self._handles, self._told.get(offer.seat) != offer
+
+        return {offer.seat: offer for offer in sorted(present, key=rank, reverse=True)}
+
+    def _tell(self, offers: Mapping[str, Offer], now: float) -> bool:
         """Whether there are any seats yet."""
         if frozenset(offers) != self._newest[0]:
             self._newest = (frozenset(offers), now)
         is_first = not _seats(self._controller.wanted())
         if is_first and (not offers or now - self._newest[1] < self._gather_s):
             return False
-        new = [seat for seat, node in offers.items() if self._told.get(seat) != node]
+        new = {seat: offer for seat, offer in offers.items() if self._told.get(seat) != offer}
         if new:
             _log.warning("nodes have come for %s", ", ".join(sorted(new)))
-            self._controller.offer(new)
-            self._told |= {seat: offers[seat] for seat in new}
+            self._controller.offer({seat: offer.key for seat, offer in new.items()})
+            self._told |= new
         return True
 
-    def _forget(self, offers: Mapping[str, str], now: float) -> None:
+    def _forget(self, offers: Mapping[str, Offer], now: float) -> None:
         gone = [
             seat
             for seat in _seats(self._controller.wanted())
@@ -107,39 +127,39 @@ class Hiring:
             _log.warning("no node has offered %s for %g s; forgotten", ", ".join(sorted(gone)), self._forget_s)
             self._controller.forget(gone)
 
-    def _hire(self, seat: str, now: float) -> None:
+    def _hire(self, offer: Offer, now: float) -> None:
         options: dict[str, Any] = {
-            "resources": {seat_resource(seat): 1},
+            "resources": {offer.resource: 1},
             "lifetime": "detached",
             "namespace": NAMESPACE,
         }
         actor = ray.remote(actors.NodeSeat).options(
-            name=seat, num_cpus=0, max_restarts=-1, max_concurrency=4, **options
+            name=offer.name, num_cpus=0, max_restarts=-1, max_concurrency=4, **options
         )
         with contextlib.suppress(ValueError):  # its name is still taken by one that is on its way out
-            self._handles[seat] = actor.remote()
-            self._births[seat] = (self._handles[seat].ping.remote(), now)
-            _log.warning("%s starts", seat)
+            self._handles[offer] = actor.remote()
+            self._births[offer] = (self._handles[offer].ping.remote(), now)
+            _log.warning("%s starts", offer.seat)
 
-    def _replace_absent(self, offers: Mapping[str, str], now: float) -> None:
+    def _replace_absent(self, offers: Mapping[str, Offer], now: float) -> None:
         """Ray ought to have started their actors again long ago, as their nodes are there."""
-        absent = self._controller.absent() & offers.keys() & self._handles.keys()
-        self._absences.forgive(self._handles.keys() - absent)
+        absent = {seat for seat in self._controller.absent() if offers.get(seat) in self._handles}
+        self._absences.forgive({offer.seat for offer in self._handles} - absent)
         if due := self._absences.look(sorted(absent), now):
             _log.error("nobody has come to %s: hired anew, and Ray's head started again", ", ".join(due))
             self._renew_head()
             for seat in due:
-                self._dismiss(seat)
+                self._dismiss(offers[seat], "has not come")
 
-    def _dismiss(self, seat: str) -> None:
-        _log.warning("%s has left", seat)
-        self._births.pop(seat, None)
+    def _dismiss(self, offer: Offer, why: str) -> None:
+        _log.warning("%s %s", offer.seat, why)
+        self._births.pop(offer, None)
         with contextlib.suppress(RayError):
-            ray.kill(self._handles.pop(seat), no_restart=True)
+            ray.kill(self._handles.pop(offer), no_restart=True)
 
     def _look_after_births(self, now: float) -> None:
         """One that could not even be made is said, and made again after a while."""
-        for seat, (birth, at) in list(self._births.items()):
+        for offer, (birth, at) in list(self._births.items()):
             if not is_done(birth):
                 continue
             try:
@@ -147,20 +167,16 @@ class Hiring:
             except RayError as error:
                 if now - at < _RETRY_S:
                     continue
-                _log.warning("%s cannot start: %s", seat, last_line(error))
+                _log.warning("%s cannot start: %s", offer.seat, last_line(error))
                 with contextlib.suppress(RayError):
-                    ray.kill(self._handles.pop(seat), no_restart=True)
-            del self._births[seat]
+                    ray.kill(self._handles.pop(offer), no_restart=True)
+            del self._births[offer]
 
 
-def offers() -> dict[str, str]:
-    """The node of every seat that a live node offers. Blocks while Ray's head is away."""
-    found: dict[str, str] = {}
-    for node in ray.nodes():
-        if node["Alive"]:
-            seats = [seat for seat in offered_seats(node["Resources"]) if split_seat(seat)[0] in actors.ROLES]
-            found |= dict.fromkeys(seats, node["NodeID"])
-    return found
+def find_offers() -> list[Offer]:
+    """What live nodes offer. Blocks while Ray's head is away."""
+    found = [offer for node in ray.nodes() if node["Alive"] for offer in offers_among(node["Resources"])]
+    return [offer for offer in found if split_seat(offer.seat)[0] in actors.ROLES]
 
 
 def keep_hiring(hiring: Hiring) -> None:
@@ -171,7 +187,7 @@ def keep_hiring(hiring: Hiring) -> None:
             if not adopted:
                 hiring.adopt()
                 adopted = True
-            hiring.step(offers(), time.monotonic())
+            hiring.step(find_offers(), time.monotonic())
         except (RayError, FleetError, ConnectionError, TimeoutError) as error:
             _log.warning("nodes and workers are not looked after right now: %s", last_line(error))
         time.sleep(_STEP_S)

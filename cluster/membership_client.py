@@ -23,9 +23,9 @@ class MembershipClient:
         status: pb.FleetStatus = self._call(self._stub.Status, pb.StatusRequest(seat=seat))
         return status
 
-    def drain(self, seat: str) -> None:
-        """Has ``seat`` leave. Raises FleetError: BAD_REQUEST where that cannot be, another code while nobody answers."""
-        self._call(self._stub.Scale, pb.ScaleRequest(drain=seat))
+    def drain(self, seat: str, offer: str = "") -> None:
+        """Has ``seat`` leave, if it is this ``offer``'s. Raises FleetError: BAD_REQUEST where that cannot be, another code while nobody answers."""
+        self._call(self._stub.Scale, pb.ScaleRequest(drain=seat, drain_offer=offer))
 
     @staticmethod
     def _call(method: Any, request: Any) -> Any:

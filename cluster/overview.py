@@ -5,6 +5,9 @@ Knows nothing of gRPC and of how the fleet came about: it reads the book of seat
 
 import os
 import socket
+import time
+from collections.abc import Mapping
+from typing import Any
 
 from ..membership.epoch import Epoch
 from ..proto.generated import membership_pb2 as pb
@@ -16,8 +19,8 @@ _COMPUTED = "compute_seconds_total"
 
 
 class Overview:
-    def __init__(self, book: SeatBook, fleet: Convergence) -> None:
-        self._book, self._fleet = book, fleet
+    def __init__(self, book: SeatBook, fleet: Convergence, versions: Mapping[str, str]) -> None:
+        self._book, self._fleet, self._versions = book, fleet, versions
         self._busy = BusyShares()
 
     def note(self, lease_id: int, report: pb.WorkerReport, now: float) -> None:
@@ -27,19 +30,26 @@ class Overview:
     def of_seat(self, name: str, epoch: Epoch) -> pb.FleetStatus:
         """Of one worker, if it is there, and nothing of the others."""
         seat = self._book.seats.get(name)
-        return pb.FleetStatus(workers=[self._worker(seat)] if seat is not None else [], epoch=epoch.id.to_proto())
+        return self._status(epoch, workers=[self._worker(seat)] if seat is not None else [])
 
     def of_all(self, epoch: Epoch, address: str) -> pb.FleetStatus:
         """``address`` is the controller's own."""
-        return pb.FleetStatus(
+        return self._status(
+            epoch,
             workers=[self._controller(epoch, address), *map(self._worker, self._book.seats.values())],
-            epoch=epoch.id.to_proto(),
             ready=epoch.complete,
             missing=self._book.missing() or ("" if epoch.complete else "the first epoch is being committed"),
             settled=self._fleet.settled(),
             replicas=self._fleet.replicas(),
             coverage=self._fleet.coverage(),
             wanted_expert_shards=self._wanted_shards(),
+        )
+
+    def _status(self, epoch: Epoch, **told: Any) -> pb.FleetStatus:
+        """With what anybody may ask who would join."""
+        shape = self._book.shape
+        return pb.FleetStatus(
+            epoch=epoch.id.to_proto(), fingerprint=shape.fingerprint, dtype=shape.dtype, versions=self._versions, **told
         )
 
     def _wanted_shards(self) -> int:
@@ -65,6 +75,7 @@ class Overview:
         )  # fmt: skip
 
     def _worker(self, seat: Seat) -> pb.WorkerStatus:
+        now = time.monotonic()
         return pb.WorkerStatus(
             role=seat.role,
             seat=seat.name,
@@ -76,4 +87,8 @@ class Overview:
             num_experts=seat.held.count or self._fleet.num_planned(seat),
             wanted=seat.wanted,
             quarantined_by=self._book.quarantined_by(seat),
+            offer=seat.offer,
+            lease_id=seat.lease_id,
+            held_s=now - seat.held_since if seat.live else 0.0,
+            silent_s=now - seat.last_seen if seat.live else 0.0,
         )

@@ -14,26 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from ..settings.reader import ENV_PREFIX
+from .offer import Offer
 
 NAMESPACE = "expertfleet"
 OBJECT_STORE_BYTES = 80 * 1024 * 1024
-_SEAT = "seat-"
 START_HOOK = f"{__name__}.adjust_start"
 # Ray announces a coming change of a default between the lines of `serve` unless this is set.
 QUIET_DRIVER = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 # NOTE: Ray replaces 127.0.0.1 by the machine's address, except where this is 0 (it is meant for laptops, and bars other nodes).
 _LOOPBACK = "127.0.0.1"
 _LOOPBACK_IS_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-
-
-def seat_resource(seat: str) -> str:
-    """The custom resource that pins a seat to a node: an ordinal alone means nothing to Ray."""
-    return f"{_SEAT}{seat}"
-
-
-def offered_seats(resources: Mapping[str, float]) -> list[str]:
-    """The seats that a node with these resources has a place for."""
-    return [name.removeprefix(_SEAT) for name, amount in resources.items() if name.startswith(_SEAT) and amount >= 1]
 
 
 @dataclass(frozen=True)
@@ -82,9 +72,9 @@ class RaySettings:
         own = {"--port": str(self.port), "--include-dashboard": "false", "--include-log-monitor": "false"}
         return [*self._start(python), "--head", "--no-monitor", *_flags(own)]
 
-    def join_command(self, python: str, head: str, seat: str) -> list[str]:
+    def join_command(self, python: str, head: str, offer: Offer) -> list[str]:
         """A node with a place for one worker, at a ``head`` HOST:PORT."""
-        own = {"--address": head, "--resources": json.dumps({seat_resource(seat): 1})}
+        own = {"--address": head, "--resources": json.dumps({offer.resource: 1})}
         return [*self._start(python), *_flags(own)]
 
     def _start(self, python: str) -> list[str]:

@@ -1,8 +1,8 @@
 """The controller's book of seats: who sits where, on which lease, in which state, holding what.
 
 Knows nothing of gRPC, Ray or clocks (the caller says what time it is). A worker takes a seat with ``register``, keeps
-it with ``report`` and loses it with ``expire`` or ``lose``; the newest process to claim a seat has it. Seats that nobody wants any
-more stay in the book as long as somebody sits there.
+it with ``report`` and loses it with ``expire`` or ``lose``. Whoever holds a seat and can work keeps it: another process gets it when that
+lease is over. Seats that nobody wants any more stay in the book as long as somebody sits there.
 """
 
 import itertools
@@ -25,6 +25,8 @@ WORKER_STATES = ("starting", "loading", "ready", "leaving", "draining", "failed"
 SERVING = ("ready", "leaving")
 # Those of a seat without a process.
 NOBODY = ("vacant", "lost")
+# Those in which a worker gives its seat up.
+GOING = ("draining", "failed")
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ class Seat:
     held: ExpertSet = field(default_factory=ExpertSet.empty)
     report: pb.WorkerReport = field(default_factory=pb.WorkerReport)
     load: Load | None = None  # how often an attention worker asks each expert, when it said so last
-    ousted: set[tuple[str, int, str]] = field(default_factory=set)
+    offer: str = ""  # of the node that its process was started for
+    held_since: float = 0.0
 
     @property
     def live(self) -> bool:
@@ -73,11 +76,11 @@ class Seat:
     @property
     def stays(self) -> bool:
         """Whether work may be planned for it: it is wanted and does not want to go."""
-        return self.wanted and self.state not in ("leaving", "draining", "failed")
+        return self.wanted and self.state not in ("leaving", *GOING)
 
-    @property
-    def process(self) -> tuple[str, int, str]:
-        return (self.node, self.pid, self.address)
+    def holder(self, now: float) -> str:
+        """Who has it, for people."""
+        return f"pid {self.pid} on {self.node} at {self.address}, for {now - self.held_since:.0f} s"
 
     def describe(self) -> str:
         """State for people: ``expert-1 loading 42 %``."""
@@ -130,18 +133,24 @@ class SeatBook:
         held = self._expert_set(request.held)
         seat = self._seat(request.seat, held)
         self._check(seat, request)
-        process = (request.node, request.pid, request.address)
-        if seat.live and process != seat.process:
-            if process in seat.ousted:
-                raise FleetError(Code.BAD_REQUEST, f"seat {seat.name} was taken over by pid {seat.pid} on {seat.node}")
-            seat.ousted.add(seat.process)
+        if (rival := self.rival(request)) is not None:
+            what = f"seat: {seat.name} is held by {rival.holder(now)}; end that process first, or take another seat"
+            raise FleetError(Code.BAD_REQUEST, what)
         self._by_lease.pop(seat.lease_id, None)
         seat.lease_id = next(self._lease_ids)
-        seat.node, seat.pid, seat.address = process
-        seat.state, seat.last_seen, seat.held, seat.capacity = "starting", now, held, request.capacity
+        seat.node, seat.pid, seat.address, seat.offer = request.node, request.pid, request.address, request.offer
+        seat.held_since, seat.last_seen = now, now
+        seat.state, seat.held, seat.capacity = "starting", held, request.capacity
         seat.report = pb.WorkerReport(seat=seat.name, fingerprint=request.fingerprint, held=request.held)
         self._by_lease[seat.lease_id] = seat
         return pb.RegisterReply(lease_id=seat.lease_id, lease_s=self.lease_s, incarnation=self._incarnation)
+
+    def rival(self, request: pb.RegisterRequest) -> Seat | None:
+        """The seat that is asked for, if another process holds it and can work. Who listens at its address is its successor."""
+        seat = self._seats.get(request.seat)
+        if seat is None or not seat.live or seat.state in GOING or seat.address == request.address:
+            return None
+        return seat
 
     def report(self, lease_id: int, report: pb.WorkerReport, now: float) -> bool:
         """False when the lease is not, or no longer, known."""

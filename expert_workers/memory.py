@@ -1,10 +1,15 @@
 """How much memory a process may still take. Knows nothing of what for."""
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 
 _CGROUP = Path("/sys/fs/cgroup")
+_GIB = 1 << 30
+# Of what is free when a shard starts; rows, results and the process itself need some, too.
+_SHARE_OF_MEMORY = 0.9
 
 
 def available_memory() -> int:
@@ -23,3 +28,17 @@ def read_words(path: Path) -> list[str]:
         return path.read_text().split()
     except OSError:
         return []
+
+
+def num_experts_in(memory_gib: float | None, expert_bytes: int, available: Callable[[], int] = available_memory) -> int:
+    """How many experts fit into what is given, or else into what is free. Raises ValueError when not one does."""
+    num_bytes = int(memory_gib * _GIB) if memory_gib is not None else int(_SHARE_OF_MEMORY * available())
+    if num_bytes < expert_bytes:
+        least = math.ceil(expert_bytes / _GIB * 1000) / 1000
+        given = (
+            f"{memory_gib:g} GiB hold" if memory_gib is not None else f"{num_bytes / _GIB:.3f} GiB are free, which hold"
+        )
+        raise ValueError(
+            f"memory_gib: {given} not one expert of {expert_bytes / (1 << 20):.3f} MiB; {least:g} would hold one"
+        )
+    return num_bytes // expert_bytes

@@ -36,6 +36,7 @@ from .device_memory import available_on
 from .giving import ExpertGiver
 from .handler import ControlService, LaneHandler, LocalLane, TcpLane
 from .holdings import Holdings
+from .memory import num_experts_in
 from .numa import keep_to
 from .orders import Orders
 from .outline import ask_heads
@@ -46,9 +47,6 @@ from .sources import ExpertSources, NoSourceError
 from .usual import UsualFrames
 
 logger = logging.getLogger(__name__)
-_GIB = 1 << 30
-# Of what is free when the shard starts; rows, results and the process itself need some, too.
-_SHARE_OF_MEMORY = 0.9
 _RETRY_S = 5.0
 _ADMITTED_S = 0.05
 _POLL_S = 0.2
@@ -60,11 +58,14 @@ class ExpertServer:
     Where files of the checkpoint are missing, construction waits for the controller to say what is in them.
     """
 
-    def __init__(self, config: ExpertConfig) -> None:
-        self.config = config
+    def __init__(self, config: ExpertConfig, offer: str = "") -> None:
+        """``offer``: of the node that this was started for."""
+        self.config, self._offer = config, offer
         wire.secure(config.wire)
         self.checkpoint = _open_checkpoint(config)
         model = self.checkpoint.config
+        if config.memory_gib is not None:
+            num_experts_in(config.memory_gib, model.expert_bytes)
         self.sources = ExpertSources(self.checkpoint, self._find_peers())
         self.holdings = Holdings(self.checkpoint, config.dtype, self.sources)
         self.giver = ExpertGiver(self.holdings, self.sources)
@@ -92,14 +93,20 @@ class ExpertServer:
             if isinstance(library := native.load(), native.Native):
                 library.pin(processors)
         self._io = IoThread("expert-io")
+        config = self.config
         self.tenancy = Tenancy(
-            self._io, self.config.seat, self.config.controller, self._fill, self._on_order, self.config.node
+            self._io, config.seat, config.controller, self._fill, self._on_order, config.node, self._offer
         )
         self._io.submit(self._bind())
         self._local = self._listen_locally()
         self.runtime.start()
         self._loader = threading.Thread(target=self._load, name="expert-loader", daemon=True)
         self._loader.start()
+
+    @property
+    def failure(self) -> str:
+        """Why it cannot work; empty while it can."""
+        return self.tenancy.failure
 
     def wait(self) -> None:
         """Blocks until the server has stopped."""
@@ -184,9 +191,9 @@ class ExpertServer:
 
     def _capacity(self) -> int:
         """How many experts fit into the memory that there is where they will lie, or may be taken."""
-        given = self.config.memory_gib
-        num_bytes = given * _GIB if given is not None else _SHARE_OF_MEMORY * available_on(self.config.device)
-        return max(1, int(num_bytes) // self.checkpoint.config.expert_bytes)
+        return num_experts_in(
+            self.config.memory_gib, self.checkpoint.config.expert_bytes, lambda: available_on(self.config.device)
+        )
 
     def _obey(self, backend: Backend) -> None:
         """Order after order, until there will be no more. Raises what keeps the shard from being ready for the first time."""

@@ -48,6 +48,7 @@ class SeatKeeper:
         held: ExpertSet | None = None,
         capacity: int = 0,
         *,
+        offer: str = "",
         deadline_s: float = 60.0,
     ) -> pb.RegisterReply:
         """Takes the seat; a refusal is raised at once, an absent controller only after ``deadline_s``."""
@@ -60,6 +61,7 @@ class SeatKeeper:
             dtype=dtype,
             held=held.to_proto() if held is not None else None,
             capacity=capacity,
+            offer=offer,
         )
         loop = asyncio.get_running_loop()
         give_up, backoff_s = loop.time() + deadline_s, 0.05

@@ -26,7 +26,7 @@ State = Literal["starting", "loading", "ready", "leaving", "draining", "failed"]
 class Tenancy:
     """One worker process at one seat; methods may be called from any thread but the IO thread's own.
 
-    ``on_order`` is called on the IO thread.
+    ``on_order`` is called on the IO thread; who is refused is told to leave, as nobody will ever ask it for anything.
     """
 
     def __init__(
@@ -37,11 +37,14 @@ class Tenancy:
         fill: Callable[[pb.WorkerReport], None],
         on_order: Callable[[pb.Order], None],
         node: str = "",
+        offer: str = "",
     ) -> None:
+        """``offer``: of the node that the process was started for."""
         self.seat = seat
         self.state: State = "starting"
         self.error = ""
         self.node = node or socket.gethostname()
+        self._offer = offer
         self._io = io
         self._fill = fill
         self._on_order = on_order
@@ -64,13 +67,23 @@ class Tenancy:
         """
         if self._keeper is None:
             return
-        register = self._keeper.register(address, os.getpid(), self.node, fingerprint, dtype, capacity=capacity)
+        register = self._keeper.register(
+            address, os.getpid(), self.node, fingerprint, dtype, capacity=capacity, offer=self._offer
+        )
         try:
             self._io.submit(self._take(register))
         except concurrent.futures.CancelledError:
             raise InterruptedError(f"{self.seat} leaves before it registered") from None
+        except FleetError:
+            self._io.post(self._on_order, pb.Order(leave=True))
+            raise
         self._registered = True
         self._io.post(self._start_keeping, self._keeper)
+
+    @property
+    def failure(self) -> str:
+        """Why the worker cannot work; empty while it can."""
+        return self.error if self.state == "failed" else ""
 
     @property
     def has_controller(self) -> bool:
@@ -133,3 +146,4 @@ class Tenancy:
     def _refused(self, error: FleetError) -> None:
         self.state, self.error = "failed", f"the controller no longer accepts {self.seat}: {error}"
         logger.error("%s", self.error)
+        self._on_order(pb.Order(leave=True))

@@ -22,11 +22,13 @@ import grpc
 from ..proto.address import join_address
 from ..proto.errors import Code, FleetError, abort
 from ..settings.reader import option
+from .certificates import find_fault
 from .renewed_channel import KINDS_OF_CALLS, Files, RenewedAioChannel, RenewedChannel
 
 _log = logging.getLogger(__name__)
 _FILES = ("ca.crt", "tls.crt", "tls.key")
-_NAME = "expertfleet"
+# What every member's certificate names.
+MEMBER_NAME = "expertfleet"
 _TOKEN_KEY = "expertfleet-token"
 _MIN_TOKEN, _MAX_TOKEN = 16, 4096  # gRPC takes 8 KiB of metadata for sure, and what is beyond by chance
 
@@ -46,8 +48,17 @@ class WireSecurity:
             raise ValueError(
                 f"cluster_token: wants at least {_MIN_TOKEN} printable ASCII characters, at most {_MAX_TOKEN}"
             )
-        if self.tls_dir is not None:
-            self.read()
+        if self.tls_dir is not None and (fault := self._find_fault(self.tls_dir)):
+            raise ValueError(f"tls_dir: {fault}")
+
+    def _find_fault(self, folder: Path) -> str:
+        """Of files of one and the same renewal."""
+        while True:
+            files = self.read()
+            authority, certificate, key = (folder / name for name in _FILES)
+            fault = find_fault(authority, certificate, key, MEMBER_NAME)
+            if not fault or self.read() == files:
+                return fault
 
     def read(self) -> Files:
         """The authority's certificate, this process's, and its key; of one and the same renewal."""
@@ -154,7 +165,7 @@ def socket_context(server_side: bool) -> ssl.SSLContext | None:
 def secure_socket(context: ssl.SSLContext, connected: socket.socket, timeout_s: float) -> socket.socket:
     """The client's end of such a connection. Blocks; raises OSError."""
     connected.settimeout(timeout_s)
-    return context.wrap_socket(connected, server_hostname=_NAME)
+    return context.wrap_socket(connected, server_hostname=MEMBER_NAME)
 
 
 def _client_credentials(files: Files) -> grpc.ChannelCredentials:
@@ -186,7 +197,7 @@ def _server_credentials(security: WireSecurity) -> grpc.ServerCredentials:
 
 
 def _named(options: Options) -> list[tuple[str, Any]]:
-    return [*options, ("grpc.ssl_target_name_override", _NAME)]
+    return [*options, ("grpc.ssl_target_name_override", MEMBER_NAME)]
 
 
 def is_loopback(host: str) -> bool:

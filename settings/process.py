@@ -1,4 +1,4 @@
-"""A role as a plain process: configuration in, one server until SIGINT or SIGTERM, an exit code out.
+"""A role as a plain process: configuration in, one server until SIGINT or SIGTERM, or until it ends itself, an exit code out.
 
 Knows nothing of what the server does; a second signal ends the process at once.
 """
@@ -25,6 +25,11 @@ class Server(Protocol):
 
     address: str
 
+    @property
+    def failure(self) -> str:
+        """Why it cannot work; empty while it can."""
+        ...
+
     def start(self) -> None: ...
 
     def wait(self) -> None: ...
@@ -45,7 +50,7 @@ def read_config(program: str, config: type[C], argv: list[str]) -> tuple[C, bool
 
 
 def run_role(program: str, config: type[C], make_server: Callable[[C], Server]) -> NoReturn:
-    """Ends the process: with 0 after a stop, with 1 and one line on stderr after a user's mistake.
+    """Ends the process: with 0 after a stop, with 1 and one line on stderr after a user's mistake, or where the server failed and ended itself.
 
     What the time of a drain was too short for may still be computing. Python's own end would abort the process then, as it
     unwinds a thread that comes back from torch; so the process ends without it.
@@ -69,17 +74,22 @@ def _run(program: str, config: type[C], make_server: Callable[[C], Server]) -> i
     except (SettingsError, ValueError, OSError) as error:
         print(f"expertfleet {program}: error: {error}", file=sys.stderr)
         return 1
-    roused = _stop_on_signals(server)
+    asked = threading.Event()
+    roused = _stop_on_signals(server, asked)
     print(f"listening {server.address}", flush=True)
     _wait(server, roused)
+    if server.failure and not asked.is_set():
+        print(f"expertfleet {program}: error: {server.failure}", file=sys.stderr)
+        return 1
     return 0
 
 
-def _stop_on_signals(server: Server) -> socket.socket:
-    """What can be read as soon as a signal has come: Python's handlers run on the main thread alone, and a signal that the kernel
+def _stop_on_signals(server: Server, asked: threading.Event) -> socket.socket:
+    """What can be read as soon as a signal has come, which ``asked`` keeps: Python's handlers run on the main thread alone, and a signal that the kernel
     hands to another thread, as it does to a process that was just continued, does not end the main one's waiting for a lock."""
 
     def on_signal(number: int, frame: Any) -> None:
+        asked.set()
         for again in (signal.SIGINT, signal.SIGTERM):
             signal.signal(again, lambda *_: os._exit(130))
         threading.Thread(target=server.stop, name="stop", daemon=False).start()

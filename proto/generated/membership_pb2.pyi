@@ -25,7 +25,7 @@ class ExpertSet(_message.Message):
     def __init__(self, num_layers: _Optional[int] = ..., num_experts: _Optional[int] = ..., bits: _Optional[bytes] = ...) -> None: ...
 
 class RegisterRequest(_message.Message):
-    __slots__ = ("seat", "address", "pid", "node", "fingerprint", "dtype", "held", "capacity")
+    __slots__ = ("seat", "address", "pid", "node", "fingerprint", "dtype", "held", "capacity", "offer")
     SEAT_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
@@ -34,6 +34,7 @@ class RegisterRequest(_message.Message):
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     HELD_FIELD_NUMBER: _ClassVar[int]
     CAPACITY_FIELD_NUMBER: _ClassVar[int]
+    OFFER_FIELD_NUMBER: _ClassVar[int]
     seat: str
     address: str
     pid: int
@@ -42,7 +43,8 @@ class RegisterRequest(_message.Message):
     dtype: str
     held: ExpertSet
     capacity: int
-    def __init__(self, seat: _Optional[str] = ..., address: _Optional[str] = ..., pid: _Optional[int] = ..., node: _Optional[str] = ..., fingerprint: _Optional[str] = ..., dtype: _Optional[str] = ..., held: _Optional[_Union[ExpertSet, _Mapping]] = ..., capacity: _Optional[int] = ...) -> None: ...
+    offer: str
+    def __init__(self, seat: _Optional[str] = ..., address: _Optional[str] = ..., pid: _Optional[int] = ..., node: _Optional[str] = ..., fingerprint: _Optional[str] = ..., dtype: _Optional[str] = ..., held: _Optional[_Union[ExpertSet, _Mapping]] = ..., capacity: _Optional[int] = ..., offer: _Optional[str] = ...) -> None: ...
 
 class RegisterReply(_message.Message):
     __slots__ = ("lease_id", "lease_s", "incarnation")
@@ -83,18 +85,20 @@ class Order(_message.Message):
     def __init__(self, hold: _Optional[_Union[ExpertSet, _Mapping]] = ..., leave: bool = ...) -> None: ...
 
 class ScaleRequest(_message.Message):
-    __slots__ = ("expert_shards", "attention_workers", "replicas", "drain", "without")
+    __slots__ = ("expert_shards", "attention_workers", "replicas", "drain", "without", "drain_offer")
     EXPERT_SHARDS_FIELD_NUMBER: _ClassVar[int]
     ATTENTION_WORKERS_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     DRAIN_FIELD_NUMBER: _ClassVar[int]
     WITHOUT_FIELD_NUMBER: _ClassVar[int]
+    DRAIN_OFFER_FIELD_NUMBER: _ClassVar[int]
     expert_shards: int
     attention_workers: int
     replicas: float
     drain: str
     without: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, expert_shards: _Optional[int] = ..., attention_workers: _Optional[int] = ..., replicas: _Optional[float] = ..., drain: _Optional[str] = ..., without: _Optional[_Iterable[str]] = ...) -> None: ...
+    drain_offer: str
+    def __init__(self, expert_shards: _Optional[int] = ..., attention_workers: _Optional[int] = ..., replicas: _Optional[float] = ..., drain: _Optional[str] = ..., without: _Optional[_Iterable[str]] = ..., drain_offer: _Optional[str] = ...) -> None: ...
 
 class ScaleReply(_message.Message):
     __slots__ = ("expert_seats", "attention_seats", "replicas")
@@ -219,7 +223,14 @@ class StatusRequest(_message.Message):
     def __init__(self, seat: _Optional[str] = ...) -> None: ...
 
 class FleetStatus(_message.Message):
-    __slots__ = ("workers", "epoch", "ready", "missing", "settled", "replicas", "coverage", "wanted_expert_shards")
+    __slots__ = ("workers", "epoch", "ready", "missing", "settled", "replicas", "coverage", "wanted_expert_shards", "fingerprint", "dtype", "versions")
+    class VersionsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     WORKERS_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
@@ -228,6 +239,9 @@ class FleetStatus(_message.Message):
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     COVERAGE_FIELD_NUMBER: _ClassVar[int]
     WANTED_EXPERT_SHARDS_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
     workers: _containers.RepeatedCompositeFieldContainer[WorkerStatus]
     epoch: EpochId
     ready: bool
@@ -236,10 +250,13 @@ class FleetStatus(_message.Message):
     replicas: float
     coverage: float
     wanted_expert_shards: int
-    def __init__(self, workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., epoch: _Optional[_Union[EpochId, _Mapping]] = ..., ready: bool = ..., missing: _Optional[str] = ..., settled: bool = ..., replicas: _Optional[float] = ..., coverage: _Optional[float] = ..., wanted_expert_shards: _Optional[int] = ...) -> None: ...
+    fingerprint: str
+    dtype: str
+    versions: _containers.ScalarMap[str, str]
+    def __init__(self, workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., epoch: _Optional[_Union[EpochId, _Mapping]] = ..., ready: bool = ..., missing: _Optional[str] = ..., settled: bool = ..., replicas: _Optional[float] = ..., coverage: _Optional[float] = ..., wanted_expert_shards: _Optional[int] = ..., fingerprint: _Optional[str] = ..., dtype: _Optional[str] = ..., versions: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
-    __slots__ = ("role", "seat", "pid", "node", "address", "state", "report", "num_experts", "wanted", "quarantined_by")
+    __slots__ = ("role", "seat", "pid", "node", "address", "state", "report", "num_experts", "wanted", "quarantined_by", "offer", "lease_id", "held_s", "silent_s")
     ROLE_FIELD_NUMBER: _ClassVar[int]
     SEAT_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
@@ -250,6 +267,10 @@ class WorkerStatus(_message.Message):
     NUM_EXPERTS_FIELD_NUMBER: _ClassVar[int]
     WANTED_FIELD_NUMBER: _ClassVar[int]
     QUARANTINED_BY_FIELD_NUMBER: _ClassVar[int]
+    OFFER_FIELD_NUMBER: _ClassVar[int]
+    LEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    HELD_S_FIELD_NUMBER: _ClassVar[int]
+    SILENT_S_FIELD_NUMBER: _ClassVar[int]
     role: str
     seat: str
     pid: int
@@ -260,7 +281,11 @@ class WorkerStatus(_message.Message):
     num_experts: int
     wanted: bool
     quarantined_by: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, role: _Optional[str] = ..., seat: _Optional[str] = ..., pid: _Optional[int] = ..., node: _Optional[str] = ..., address: _Optional[str] = ..., state: _Optional[str] = ..., report: _Optional[_Union[WorkerReport, _Mapping]] = ..., num_experts: _Optional[int] = ..., wanted: bool = ..., quarantined_by: _Optional[_Iterable[str]] = ...) -> None: ...
+    offer: str
+    lease_id: int
+    held_s: float
+    silent_s: float
+    def __init__(self, role: _Optional[str] = ..., seat: _Optional[str] = ..., pid: _Optional[int] = ..., node: _Optional[str] = ..., address: _Optional[str] = ..., state: _Optional[str] = ..., report: _Optional[_Union[WorkerReport, _Mapping]] = ..., num_experts: _Optional[int] = ..., wanted: bool = ..., quarantined_by: _Optional[_Iterable[str]] = ..., offer: _Optional[str] = ..., lease_id: _Optional[int] = ..., held_s: _Optional[float] = ..., silent_s: _Optional[float] = ...) -> None: ...
 
 class DrainRequest(_message.Message):
     __slots__ = ("timeout_s",)

@@ -77,7 +77,8 @@ class MembershipServicer(object):
     """
 
     def Register(self, request, context):
-        """Takes a seat. Idempotent: the process that holds the seat may ask again and gets the same answer.
+        """Takes a seat. Idempotent: the process that holds the seat may ask again. Whoever holds it and reports keeps it: another process is
+        refused, or told to ask again as long as nobody knows whether the holder is still there.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

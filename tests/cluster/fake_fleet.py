@@ -27,7 +27,7 @@ TOKEN_S = 0.05
 class CountingWorker(generate_pb2_grpc.AttentionWorkerServicer):
     """Any role: registers, reports ready at once, and as an attention worker streams the ids 100, 101, …"""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, offer: str = "") -> None:
         self.config, self.tokens = config, 0
         self.state = "loading" if config.seat.startswith("expert") else "ready"
         secure(config.wire)

@@ -7,6 +7,7 @@ from ray.exceptions import RayActorError
 
 from expertfleet.cluster import hiring
 from expertfleet.cluster.hiring import Hiring
+from expertfleet.cluster.offer import Offer
 from expertfleet.cluster.wanted import Wanted
 
 
@@ -78,6 +79,7 @@ class NotedController:
         self.lingering: set[str] = set()
         self.told: list[list[str]] = []
         self.without_a_process: set[str] = set()
+        self.keys: dict[str, str] = {}
 
     def absent(self) -> set[str]:
         return self.without_a_process
@@ -88,8 +90,9 @@ class NotedController:
     def occupied(self) -> set[str]:
         return {*self.is_wanted.seats("attention"), *self.is_wanted.seats("expert")} | self.lingering
 
-    def offer(self, seats: list[str]) -> None:
+    def offer(self, seats: dict[str, str]) -> None:
         self.told.append(sorted(seats))
+        self.keys |= seats
         self.is_wanted = self.is_wanted.offered(seats)
 
     def forget(self, seats: list[str]) -> None:
@@ -107,33 +110,34 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> NotedRay:
     return noted
 
 
-NODES = {"expert-0": "a", "expert-1": "b", "attention-0": "c"}
+E0, E1, A0 = Offer("expert-0", "a"), Offer("expert-1", "b"), Offer("attention-0", "c")
+NODES = {E0, E1, A0}
 
 
 def test_the_first_nodes_are_told_together(ray: NotedRay) -> None:
     controller = NotedController()
     hires = Hiring(controller, gather_s=5, forget_s=600)
-    hires.step({}, 0)
-    hires.step({"expert-0": "a"}, 10)
-    hires.step({"expert-0": "a", "expert-1": "b"}, 14)
+    hires.step([], 0)
+    hires.step([E0], 10)
+    hires.step([E0, E1], 14)
     hires.step(NODES, 18)
     hires.step(NODES, 22)
     assert controller.told == []
     assert ray.names == {}
     hires.step(NODES, 23)
     assert controller.told == [["attention-0", "expert-0", "expert-1"]]
-    assert set(ray.names) == set(NODES)
+    assert set(ray.names) == {offer.name for offer in NODES}
     assert {option["lifetime"] for option in ray.hired} == {"detached"}
-    assert [option["resources"] for option in ray.hired if option["name"] == "expert-1"] == [{"seat-expert-1": 1}]
+    assert [option["resources"] for option in ray.hired if option["name"] == E1.name] == [{"seat-expert-1.b": 1}]
 
 
 def test_a_later_node_is_told_at_once(ray: NotedRay) -> None:
     controller = NotedController()
     hires = Hiring(controller, gather_s=0, forget_s=600)
-    hires.step({"expert-0": "a"}, 0)
-    hires.step({"expert-0": "a", "expert-1": "b"}, 1)
+    hires.step([E0], 0)
+    hires.step([E0, E1], 1)
     assert controller.told == [["expert-0"], ["expert-1"]]
-    assert set(ray.names) == {"expert-0", "expert-1"}
+    assert set(ray.names) == {E0.name, E1.name}
 
 
 def test_who_left_is_dismissed_and_its_node_gets_nobody_else(ray: NotedRay) -> None:
@@ -147,22 +151,24 @@ def test_who_left_is_dismissed_and_its_node_gets_nobody_else(ray: NotedRay) -> N
     controller.lingering = set()
     hires.step(NODES, 2)
     hires.step(NODES, 3)
-    assert ray.killed == ["expert-1"]
-    assert "expert-1" not in ray.names
-    hires.step({**NODES, "expert-1": "b again"}, 4)
-    assert "expert-1" in ray.names
+    assert ray.killed == [E1.name]
+    assert E1.name not in ray.names
+    again = Offer("expert-1", "another")
+    hires.step({*NODES, again}, 4)
+    assert again.name in ray.names
+    assert controller.keys["expert-1"] == "another"
 
 
 def test_a_seat_whose_node_does_not_come_back_is_forgotten(ray: NotedRay) -> None:
     controller = NotedController()
     hires = Hiring(controller, gather_s=0, forget_s=600)
     hires.step(NODES, 0)
-    left = {seat: node for seat, node in NODES.items() if seat != "expert-1"}
+    left = NODES - {E1}
     hires.step(left, 600)
     assert controller.is_wanted.expert == (0, 1)
     hires.step(left, 601)
     assert controller.is_wanted.expert == (0,)
-    assert ray.killed == ["expert-1"]
+    assert ray.killed == [E1.name]
 
 
 def test_the_next_head_finds_them_as_they_were(ray: NotedRay) -> None:
@@ -174,22 +180,22 @@ def test_the_next_head_finds_them_as_they_were(ray: NotedRay) -> None:
     again.step(NODES, 1000)
     assert ray.names == births
     assert ray.killed == []
-    again.step({}, 1599)
-    again.step({}, 1601)
+    again.step([], 1599)
+    again.step([], 1601)
     assert controller.is_wanted == Wanted((), (), 1)
 
 
 def test_one_that_cannot_be_made_is_made_again_after_a_while(ray: NotedRay, caplog: pytest.LogCaptureFixture) -> None:
-    ray.stillborn = {"expert-0"}
+    ray.stillborn = {E0.name}
     hires = Hiring(NotedController(), gather_s=0, forget_s=600)
     hires.step(NODES, 0)
     hires.step(NODES, 4)
     assert ray.killed == []
     hires.step(NODES, 5)
     hires.step(NODES, 6)
-    assert ray.killed == ["expert-0"]
+    assert ray.killed == [E0.name]
     assert "expert-0 cannot start" in caplog.text
-    assert "expert-0" in ray.names
+    assert E0.name in ray.names
 
 
 def test_an_actor_that_ray_has_lost_sight_of_is_made_anew(ray: NotedRay) -> None:
@@ -201,8 +207,8 @@ def test_an_actor_that_ray_has_lost_sight_of_is_made_anew(ray: NotedRay) -> None
         hires.step(NODES, now)
     assert not ray.killed
     hires.step(NODES, 61)
-    assert (ray.killed, renewed) == (["expert-1"], [True])
-    assert len([option for option in ray.hired if option["name"] == "expert-1"]) == 2
+    assert (ray.killed, renewed) == ([E1.name], [True])
+    assert len([option for option in ray.hired if option["name"] == E1.name]) == 2
     for now in range(62, 181):
         hires.step(NODES, now)
     assert len(ray.killed) == 1, "a slow start is given twice as long"
@@ -221,7 +227,62 @@ def test_a_seat_whose_node_is_gone_waits_for_it(ray: NotedRay) -> None:
     hires = Hiring(controller, gather_s=0, forget_s=600)
     hires.step(NODES, 0)
     controller.without_a_process = {"expert-1"}
-    rest = {seat: node for seat, node in NODES.items() if seat != "expert-1"}
+    rest = NODES - {E1}
     for now in range(1, 300):
         hires.step(rest, now)
     assert not ray.killed
+
+
+def test_of_two_nodes_at_one_seat_the_first_has_it(ray: NotedRay) -> None:
+    controller, second = NotedController(), Offer("expert-1", "second")
+    hires = Hiring(controller, gather_s=0, forget_s=600)
+    hires.step(NODES, 0)
+    for now in range(1, 5):
+        hires.step({*NODES, second}, now)
+    hires.step(NODES, 5)
+    assert controller.keys["expert-1"] == E1.key
+    assert (set(ray.names), ray.killed) == ({offer.name for offer in NODES}, [])
+
+
+def test_of_two_nodes_that_come_at_once_one_has_the_seat_for_good(ray: NotedRay) -> None:
+    controller, other = NotedController(), Offer("expert-1", "another")
+    hires = Hiring(controller, gather_s=0, forget_s=600)
+    for now in range(5):
+        hires.step({*NODES, other}, now)
+    (hired,) = [name for name in ray.names if name.startswith("expert-1.")]
+    assert hired == f"expert-1.{controller.keys['expert-1']}"
+    assert (len(ray.hired), ray.killed) == (3, [])
+
+
+def test_the_next_head_leaves_the_seat_to_the_node_that_has_its_worker(ray: NotedRay) -> None:
+    second = Offer("expert-1", "second")
+    Hiring(NotedController(), gather_s=0, forget_s=600).step(NODES, 0)
+    controller = NotedController()
+    again = Hiring(controller, gather_s=0, forget_s=600)
+    again.adopt()
+    again.step({*NODES, second}, 0)
+    assert controller.keys["expert-1"] == E1.key
+    assert ray.killed == []
+
+
+def test_a_node_that_takes_a_dead_ones_place_gets_a_worker_of_its_own(ray: NotedRay) -> None:
+    controller, successor = NotedController(), Offer("expert-1", "successor")
+    hires = Hiring(controller, gather_s=0, forget_s=600)
+    hires.step(NODES, 0)
+    hires.step({*NODES, successor}, 1)
+    hires.step({E0, A0, successor}, 2)
+    assert ray.killed == [E1.name]
+    assert set(ray.names) == {E0.name, A0.name, successor.name}
+    assert controller.keys["expert-1"] == "successor"
+
+
+def test_a_node_whose_worker_has_left_does_not_stand_in_another_ones_way(ray: NotedRay) -> None:
+    controller, fresh = NotedController(), Offer("expert-1", "a fresh one")
+    hires = Hiring(controller, gather_s=0, forget_s=600)
+    hires.step(NODES, 0)
+    controller.leave("expert-1")
+    hires.step(NODES, 1)
+    hires.step({*NODES, fresh}, 2)
+    hires.step({*NODES, fresh}, 3)
+    assert set(ray.names) == {E0.name, A0.name, fresh.name}
+    assert controller.keys["expert-1"] == fresh.key

@@ -1,9 +1,9 @@
 import json
 from pathlib import Path
 
+from expertfleet.cluster.offer import Offer, offers_among
 from expertfleet.cluster.ray_settings import (
     RaySettings,
-    offered_seats,
     prepare_driver,
     thread_environment,
     token_from,
@@ -55,11 +55,11 @@ def test_waiting_threads_sleep() -> None:
 
 def test_a_node_of_several_machines_offers_one_seat_and_is_reached_at_its_address() -> None:
     settings = RaySettings(Path("/run/x"), host="10.0.0.3", token=token_from("secret of the fleet"))
-    command = settings.join_command("python", "10.0.0.2:6379", "expert-3")
+    command = settings.join_command("python", "10.0.0.2:6379", Offer("expert-3", "f00"))
     assert "--address=10.0.0.2:6379" in command
     assert "--node-ip-address=10.0.0.3" in command
     (resources,) = (word.partition("=")[2] for word in command if word.startswith("--resources="))
-    assert offered_seats(json.loads(resources)) == ["expert-3"]
+    assert offers_among(json.loads(resources)) == [Offer("expert-3", "f00")]
     assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in settings.environment({})
 
 
@@ -72,10 +72,3 @@ def test_a_head_keeps_its_state_where_it_is_told() -> None:
     settings = RaySettings(Path("/run/x"), storage=Path("/var/lib/fleet"), port=6379)
     assert settings.environment({})["RAY_gcs_storage_path"] == "/var/lib/fleet/gcs"
     assert "--port=6379" in settings.head_command("python")
-
-
-def test_other_resources_are_no_seats() -> None:
-    assert offered_seats({"CPU": 4, "seat-expert-0": 1, "seat-expert-1": 0, "seat-attention-2": 1.0}) == [
-        "expert-0",
-        "attention-2",
-    ]

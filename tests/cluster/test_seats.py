@@ -64,16 +64,51 @@ def test_experts_of_another_grid_are_refused() -> None:
         SeatBook(SHAPE, WANTED, 3.0).register(asked, 0.0)
 
 
-def test_a_new_process_takes_the_seat_over_and_the_old_one_cannot_take_it_back() -> None:
+def test_who_holds_a_seat_keeps_it_and_who_asks_for_it_is_told_who_that_is() -> None:
+    book = SeatBook(SHAPE, WANTED, 3.0)
+    first = take(book, "expert-1", pid=7)
+    assert book.rival(request("expert-1", 8)) is book.seats["expert-1"]
+    with pytest.raises(FleetError, match=r"seat: expert-1 is held by pid 7 on n at 127\.0\.0\.1:7, for 2 s") as caught:
+        take(book, "expert-1", pid=8, now=2.0)
+    assert caught.value.code is Code.BAD_REQUEST
+    assert book.report(first, report("expert-1", "ready"), 2.1)
+
+
+def test_a_seat_is_the_next_ones_once_its_lease_is_over_and_the_old_one_cannot_take_it_back() -> None:
     book = SeatBook(SHAPE, WANTED, 3.0)
     old = take(book, "expert-1", pid=7)
-    new = take(book, "expert-1", pid=8)
-    assert not book.report(old, report("expert-1", "ready"), 0.1)
-    assert book.report(new, report("expert-1", "loading"), 0.1)
-    with pytest.raises(FleetError, match="seat expert-1 was taken over by pid 8 on n"):
-        take(book, "expert-1", pid=7)
-    book.expire(10.0)
-    assert take(book, "expert-1", pid=7, now=10.0) > new
+    book.expire(3.5)
+    new = take(book, "expert-1", pid=8, now=3.5)
+    assert not book.report(old, report("expert-1", "ready"), 3.6)
+    with pytest.raises(FleetError, match="held by pid 8"):
+        take(book, "expert-1", pid=7, now=3.6)
+    assert book.report(new, report("expert-1", "loading"), 3.7)
+
+
+@pytest.mark.parametrize("state", ["draining", "failed"])
+def test_who_gives_its_seat_up_does_not_keep_it_from_its_successor(state: str) -> None:
+    book = SeatBook(SHAPE, WANTED, 3.0)
+    old = take(book, "expert-1", pid=7)
+    book.report(old, report("expert-1", state), 0.1)
+    new = take(book, "expert-1", pid=8, now=0.2)
+    assert not book.report(old, report("expert-1", state), 0.3)
+    assert book.report(new, report("expert-1", "loading"), 0.3)
+
+
+def test_who_listens_at_the_holders_address_is_its_successor() -> None:
+    book = SeatBook(SHAPE, WANTED, 3.0)
+    take(book, "expert-1", pid=7)
+    assert book.register(request("expert-1", 8, address="127.0.0.1:7"), 0.1).lease_id
+    assert book.seats["expert-1"].pid == 8
+
+
+def test_a_seat_keeps_the_offer_of_the_process_that_has_it() -> None:
+    book = SeatBook(SHAPE, WANTED, 3.0)
+    book.register(request("expert-1", 7, offer="a"), 0.0)
+    assert book.seats["expert-1"].offer == "a"
+    book.expire(9.0)
+    take(book, "expert-1", pid=8, now=9.0)
+    assert book.seats["expert-1"].offer == ""
 
 
 def test_a_lease_runs_out_without_reports_and_lasts_with_them() -> None:
@@ -110,6 +145,7 @@ def test_who_is_quarantined_is_a_process_not_a_seat() -> None:
     book.report(accuser, told, 0.0)
     assert book.quarantined_by(book.seats["expert-1"]) == ["attention-0"]
     assert not book.quarantined_by(book.seats["expert-0"])
+    book.lose(book.seats["expert-1"])
     take(book, "expert-1", pid=10)
     assert not book.quarantined_by(book.seats["expert-1"])
 

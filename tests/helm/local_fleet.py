@@ -32,7 +32,7 @@ class LocalFleet:
         self._controller = ControllerThread(Controller(shape, Wanted((), (), 2.0), seats_are_offered=True))
         self._num_shards = 0
         self.scale(num_shards)
-        self._controller.call(self._controller.controller.offer(["attention-0"]))
+        self._controller.call(self._controller.controller.offer({"attention-0": "a"}))
         self._start("attention_workers", "attention-0", "--max-model-len=1024", "--cache-gib=0.1", "--threads=1")
         self._start("gateway", "gateway-0", "--port=0", "--served-model-name", "nano-k2")
 
@@ -51,7 +51,7 @@ class LocalFleet:
     def scale(self, num_shards: int) -> None:
         """Returns at once, as Kubernetes does."""
         new = [f"expert-{ordinal}" for ordinal in range(self._num_shards, num_shards)]
-        self._controller.call(self._controller.controller.offer(new))
+        self._controller.call(self._controller.controller.offer(dict.fromkeys(new, "a")))
         for seat in new:
             self._start("expert_workers", seat, "--memory-gib=0.25", "--threads=1", "--drain-s=1")
         for ordinal in range(num_shards, self._num_shards):

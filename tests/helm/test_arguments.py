@@ -9,7 +9,7 @@ from expertfleet.attention_workers.config import AttentionConfig
 from expertfleet.cluster.__main__ import make_parser
 from expertfleet.cluster.head import HeadConfig
 from expertfleet.cluster.node import NodeConfig, read_node_config
-from expertfleet.cluster.ray_settings import seat_resource
+from expertfleet.cluster.offer import Offer
 from expertfleet.demo.bundled import NANO_K2
 from expertfleet.expert_workers.config import ExpertConfig
 from expertfleet.gateway.config import GatewayConfig
@@ -125,7 +125,7 @@ def test_seats_and_addresses_are_those_of_the_pod() -> None:
             continue
         settings, node = read(command, container)
         assert settings.seat == f"{command[1]}-3"
-        assert seat_resource(settings.seat) == f"seat-{command[1]}-3"
+        assert Offer(settings.seat, "a").resource == f"seat-{command[1]}-3.a"
         assert (settings.host, settings.node) == ("10.0.0.7", "machine-1")
         assert settings.port in [port["containerPort"] for port in container["ports"]]
         assert (settings.controller, node.head) == ("fleet-expertfleet-head:7411", "fleet-expertfleet-head:6379")

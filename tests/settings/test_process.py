@@ -21,7 +21,7 @@ class Config:
 
 
 class Server:
-    address = "here"
+    address, failure = "here", ""
 
     def start(self):
         # What the drain was too short for: torch on a thread that nobody waits for.
