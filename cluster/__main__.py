@@ -16,7 +16,7 @@ import yaml
 from .. import __version__
 from ..checkpoint import command as checkpoint_command
 from ..gateway import command as gateway_command
-from ..settings.reader import SettingsError, add_flags, masked, read_file, resolve
+from ..settings.reader import SettingsError, add_flags, masked, read_file, resolve, within
 from .chat import Chat, first_model, typed_lines
 from .config import FleetConfig
 from .errors import ClusterError
@@ -26,6 +26,7 @@ from .scale import scale
 from .serve import dry_run, serve
 from .statefulset import scale_statefulset
 from .status import fetch_status, render
+from .wanted import MAX_SEATS
 
 _URL = "http://127.0.0.1:8000"
 
@@ -156,6 +157,7 @@ def _scale(arguments: argparse.Namespace) -> int:
     wish = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     if not wish:
         raise ClusterError("nothing to change; give --expert-shards, --attention-workers or --replicas")
+    _check_wait(arguments)
     if arguments.statefulset is not None:
         scale_statefulset(
             arguments.statefulset,
@@ -169,11 +171,18 @@ def _scale(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.namespace is not None:
         raise ClusterError(f"--namespace: {arguments.namespace} is given without --statefulset")
+    for name, value in wish.items():
+        within(name, value, 1, MAX_SEATS)
     scale(arguments.url, wish, arguments.api_key, arguments.wait_s, print)
     return 0
 
 
+def _check_wait(arguments: argparse.Namespace) -> None:
+    within("wait_s", arguments.wait_s, 0, 86_400 * 30)
+
+
 def _drain(arguments: argparse.Namespace) -> int:
+    _check_wait(arguments)
     scale(arguments.url, {"drain": arguments.seat}, arguments.api_key, arguments.wait_s, print)
     return 0
 

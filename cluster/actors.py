@@ -15,6 +15,7 @@ from ..checkpoint.outline import Outline
 from ..expert_workers.config import ExpertConfig
 from ..membership.wire import WireSecurity, secure
 from ..settings.reader import read_file, resolve
+from .budget import Budget
 from .controller import Controller
 from .controller_thread import ControllerThread
 from .kept_file import write_whole
@@ -116,10 +117,21 @@ class ControllerSeat:
         security: WireSecurity,
         outline: Outline,
         placing: Placing,
+        budget: Budget,
     ) -> None:
         secure(security)
         self._thread = ControllerThread(
-            Controller(shape, wanted, host, port, state_file=state_file, slow=slow, outline=outline, placing=placing)
+            Controller(
+                shape,
+                wanted,
+                host,
+                port,
+                state_file=state_file,
+                slow=slow,
+                outline=outline,
+                placing=placing,
+                budget=budget,
+            )
         )
 
     def ping(self) -> None:

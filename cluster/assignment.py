@@ -6,6 +6,7 @@ it; 3. once it is there, ``routes`` sends its work to the new place alone; 4. wh
 old place, its ``orders`` leave the expert out.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -78,23 +79,28 @@ def question(
     return Question(shards, wanted, replicas, find_loads(), objective, max_moves, live, inputs)
 
 
-def check_fits(seats: Sequence[Seat], wanted: Mask, replicas: float, name: str) -> None:
-    """On any thread. Raises FleetError BAD_REQUEST when ``seats`` cannot hold every expert, with the number of seats that would."""
-    if replicas > len(seats):
+def check_fits(rooms: Sequence[int], num_experts: int, replicas: float, name: str, with_copies: bool) -> None:
+    """``rooms``: how many experts each shard that would be there may hold.
+
+    Raises FleetError BAD_REQUEST when they cannot hold every expert, or ``with_copies`` every copy, with the number that would do.
+    """
+    if replicas > len(rooms):
         raise FleetError(
             Code.BAD_REQUEST,
-            f"{name}: {len(seats)} expert shards cannot hold {replicas:g} copies of each expert, every one on another; "
-            f"at least {int(np.ceil(replicas))} are needed",
+            f"{name}: {len(rooms)} expert shards cannot hold {replicas:g} copies of each expert, every one on another; "
+            f"at least {math.ceil(replicas)} are needed",
         )
-    uncovered = place([_shard(seat, wanted, None) for seat in seats], wanted).uncovered
-    if uncovered.any():
-        total, lacking = int(wanted.sum()), int(uncovered.sum())
-        mean = max(1.0, (total - lacking) / max(1, len(seats)))
-        raise FleetError(
-            Code.BAD_REQUEST,
-            f"{name}: {len(seats)} expert shards have room for {total - lacking} of {total} experts; "
-            f"at least {int(np.ceil(total / mean))} are needed",
-        )
+    room = sum(min(each, num_experts) for each in rooms)
+    asked = math.ceil(replicas * num_experts) if with_copies else num_experts
+    if room >= asked:
+        return
+    whole = f"experts, {replicas:g} copies of each" if with_copies and room >= num_experts else "experts"
+    total = asked if room >= num_experts else num_experts
+    what = f"{name}: {len(rooms)} expert shards have room for {room} of {total} {whole}"
+    if name == "replicas" and room >= num_experts:
+        raise FleetError(Code.BAD_REQUEST, f"{what}; at most {room * 100 // num_experts / 100:g} copies fit")
+    needed = math.ceil(total / max(1.0, room / max(1, len(rooms))))
+    raise FleetError(Code.BAD_REQUEST, f"{what}; at least {needed} are needed")
 
 
 def coverage(seats: Iterable[Seat], wanted: Mask) -> float:

@@ -14,6 +14,7 @@ from ..gateway.config import GatewayConfig
 from ..gateway.resumption import ResumptionSettings
 from ..membership.wire import WireSettings
 from ..settings.reader import option, within
+from .budget import Size
 from .placing import PlacingSettings
 from .slowness import SlowSettings
 
@@ -109,6 +110,10 @@ class FleetConfig(WireSettings, SlowSettings, PlacingSettings, ResumptionSetting
     @property
     def expert_seats(self) -> tuple[str, ...]:
         return tuple(f"expert-{index}" for index in range(self.expert_shards))
+
+    @property
+    def size(self) -> Size:
+        return Size(self.attention_workers, self.expert_shards, self.replicas)
 
     @property
     def model_folders(self) -> tuple[Path, Path | None]:

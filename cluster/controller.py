@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping
 from pathlib import Path
 
 import grpc
@@ -23,7 +23,7 @@ from ..proto.address import join_address, split_address
 from ..proto.errors import Code, FleetError, abort
 from ..proto.generated import membership_pb2 as pb
 from ..proto.generated import membership_pb2_grpc as rpc
-from .assignment import check_fits
+from .budget import Budget
 from .convergence import Convergence
 from .fence import Fence, raise_all
 from .head_stream import head_pieces
@@ -34,6 +34,7 @@ from .reach import is_nobody_at
 from .seats import NOBODY, FleetShape, Seat, SeatBook
 from .slowness import SlowRule, SlowWatch, find_slow
 from .wanted import Wanted
+from .wishes import Wishes
 
 _log = logging.getLogger(__name__)
 LEASE_S = 3.0
@@ -42,7 +43,6 @@ _TICK_S = 0.25
 _STALL_S = 1.0
 _FENCE_S = 0.5
 _REBALANCE_S = 60.0
-_MOST_NAMED = 8  # seats, in a refusal
 _LOOKS_AFTER_S = (0.0, 0.02, 0.1, 0.3, 0.6)
 # So long a claim to a held seat waits for the holder to report; a worker does so each half second.
 _CLAIM_S = 1.2
@@ -65,22 +65,22 @@ class Controller(rpc.MembershipServicer):
         outline: Outline | None = None,
         placing: Placing | None = None,
         versions: Mapping[str, str] | None = None,
+        budget: Budget | None = None,
     ) -> None:
         """What ``state_file`` says is wanted goes before ``wanted``; changes are kept there.
 
         Where ``seats_are_offered``, nodes that come and go decide which seats there are, and ``Scale`` takes no numbers. Without
-        ``outline`` nobody can be told what lies in files that he lacks. ``versions`` are told to nodes that would join.
+        ``outline`` nobody can be told what lies in files that he lacks. ``versions`` are told to nodes that would join. ``budget`` is of
+        the machine that all workers share, if they do.
         """
         self.epoch = Epoch(NO_EPOCH, shape.fingerprint, shape.dtype, (), (), complete=False)
         self._incarnation = next_incarnation(state_file and state_file.with_suffix(".incarnation"))
         self._state_file = state_file
-        self._seats_are_offered = seats_are_offered
         self._outline = outline
         kept = Wanted.load(state_file) if state_file is not None else None
         self._book = SeatBook(shape, kept or wanted, lease_s, self._incarnation)
         self._fleet = Convergence(self._book, self._incarnation, time.monotonic() + lease_s, placing)
         self._overview = Overview(self._book, self._fleet, versions or {})
-        self._offers: dict[str, str] = {}  # of nodes, by seat
         self._orders: dict[int, pb.Order] = {}  # by lease
         self._host, self._port = host, port
         self.address = join_address(host, port)
@@ -89,6 +89,7 @@ class Controller(rpc.MembershipServicer):
         self._ordered = asyncio.Condition()
         self._fence = Fence()
         self._slow = slow or SlowRule()
+        self._granting = Wishes(self._book, seats_are_offered, budget)
         self._wishes = asyncio.Lock()  # one after the other
         self._server: grpc.aio.Server | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -216,7 +217,7 @@ class Controller(rpc.MembershipServicer):
         """Their nodes have come, each with an offer of its own. Raises FleetError for what is no seat."""
         async with self._wishes:
             self._want(self.wanted.offered(seats))
-            self._offers |= seats
+            self._granting.offers |= seats
 
     async def forget(self, seats: Iterable[str]) -> None:
         """Their nodes are gone for good."""
@@ -228,11 +229,7 @@ class Controller(rpc.MembershipServicer):
         async with self._wishes:
             if lease_id and self._book.holder(lease_id) is None:
                 raise FleetError(Code.BAD_REQUEST, f"drain: the process that sat at {request.drain} is gone")
-            wanted, name = self._without(request.without) if request.without else self._scaled(request)
-            known = self._book.seats
-            seats = [known.get(seat) or Seat(seat, "expert", wanted=True) for seat in wanted.seats("expert")]
-            all_experts = self._book.shape.all_experts()
-            await asyncio.to_thread(check_fits, seats, all_experts, wanted.replicas, name)
+            wanted = self._granting.granted(request)
             if not request.without:
                 self._want(wanted)
             return wanted
@@ -250,43 +247,6 @@ class Controller(rpc.MembershipServicer):
         self._book.want(wanted)
         self._changed.set()
         _log.info("wanted from now on: %s", wanted)
-
-    def _scaled(self, request: pb.ScaleRequest) -> tuple[Wanted, str]:
-        """What is wanted, and what of the request says so. Raises FleetError BAD_REQUEST."""
-        wanted, name = self._book.wanted, "replicas"
-        for number in ("expert_shards", "attention_workers"):
-            if self._seats_are_offered and request.HasField(number):
-                how = "start or end nodes instead (on Kubernetes: expertfleet scale --statefulset NAME)"
-                raise FleetError(
-                    Code.BAD_REQUEST, f"{number}: this fleet's seats are those that its nodes offer; {how}"
-                )
-        if request.HasField("attention_workers"):
-            wanted = wanted.scaled("attention", request.attention_workers)
-        if request.drain:
-            self._check_owner(request.drain, request.drain_offer)
-            wanted, name = wanted.without(request.drain), f"drain {request.drain}"
-        if request.HasField("expert_shards"):
-            wanted, name = wanted.scaled("expert", request.expert_shards), "expert_shards"
-        if request.HasField("replicas"):
-            wanted = wanted.with_replicas(request.replicas)
-        return wanted, name
-
-    def _check_owner(self, name: str, offer: str) -> None:
-        """A node has no say in a seat that another one serves. Raises FleetError BAD_REQUEST."""
-        seat = self._book.seats.get(name)
-        has_holder = seat is not None and seat.live
-        owner = seat.offer if seat is not None and has_holder else self._offers.get(name, "")
-        if offer and offer != owner:
-            whose = f"held by {seat.holder(time.monotonic())}" if seat is not None and has_holder else "another node's"
-            raise FleetError(Code.BAD_REQUEST, f"drain: {name} is {whose}")
-
-    def _without(self, seats: Sequence[str]) -> tuple[Wanted, str]:
-        """As ``_scaled``. Whoever ends the nodes of ``seats`` asks first."""
-        wanted = self._book.wanted
-        for seat in seats:
-            wanted = wanted.without(seat, "without")
-        more = f" and {len(seats) - _MOST_NAMED} more" if len(seats) > _MOST_NAMED else ""
-        return wanted, f"without {', '.join(seats[:_MOST_NAMED])}{more}"
 
     async def _look_for(self, seat: Seat, lease_id: int) -> None:
         """The worker's stream broke: is anybody at its address? One that is taken may be a process that is just ending, whose

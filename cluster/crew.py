@@ -67,7 +67,7 @@ class Crew:
         wanted = Wanted.first(config.attention_workers, config.expert_shards, config.replicas)
         outline = Outline(*config.model_folders)
         settings = (self._plan.shape, wanted, _HOST, port, state_file, config.slow_rule, config.wire, outline)
-        self._hire(CONTROLLER_SEAT, actors.ControllerSeat, *settings, config.placing)
+        self._hire(CONTROLLER_SEAT, actors.ControllerSeat, *settings, config.placing, self._plan.budget)
         reference = self._handles[CONTROLLER_SEAT].address.remote()
         if not self._wait_until(lambda: is_done(reference), _BIRTH_S):
             raise ClusterError(f"controller: its actor did not start within {_BIRTH_S:g} s")

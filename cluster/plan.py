@@ -5,6 +5,7 @@ Knows nothing of processes; the machine's cores and free memory are arguments.
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,11 @@ from ..expert_workers.memory import read_words
 from ..expert_workers.numa import Nodes
 from ..router.placement import Shard, place
 from ..settings.ranges import format_ranges
+from .budget import EXPERT_OVERHEAD, GIB, WORKER_BYTES, Budget, Size
 from .config import FleetConfig
 from .errors import ClusterError
 from .seats import FleetShape
 
-GIB = 1 << 30
-# What the fallback needs: torch's operator keeps a scale and a zero for each group. The native kernel adds nothing.
-EXPERT_OVERHEAD = 1.12
-WORKER_BYTES = 400 << 20
-BESIDES_BYTES = 900 << 20
 _SPIN_US = 200
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -43,21 +40,17 @@ class Share:
 class Plan:
     shape: FleetShape
     shares: tuple[Share, ...]
+    size: Size
+    budget: Budget
     spin_us: int = 0  # how long each worker looks for work before it sleeps
 
     @property
     def memory_bytes(self) -> int:
-        return sum(share.memory_bytes for share in self.shares) + BESIDES_BYTES
+        return self.budget.needed_bytes(self.size)
 
     def check_memory(self, available_bytes: int) -> None:
-        if self.memory_bytes <= available_bytes:
-            return
-        largest = max(self.shares, key=lambda share: share.memory_bytes)
-        raise ClusterError(
-            f"too little memory: the plan needs {self.memory_bytes / GIB:.1f} GiB "
-            f"({largest.seat} alone {largest.memory_bytes / GIB:.1f} GiB), {available_bytes / GIB:.1f} GiB are available; "
-            "lower --replicas, --cache-gib or --max-model-len, or spread the shards over machines (docs/machines.md)"
-        )
+        """Raises ClusterError."""
+        check_memory(self.size, self.budget, available_bytes)
 
     def memory_for_experts(self, available_bytes: int) -> float:
         """GiB of experts that each shard may hold when all of a machine's memory is shared out, lost shards' experts included."""
@@ -86,23 +79,68 @@ class Plan:
         }
 
 
-def make_plan(config: FleetConfig, checkpoint: CheckpointFiles, cores: int, nodes: Nodes) -> Plan:
-    """``cores`` that may be used at once, on the processors of NUMA ``nodes``."""
+def check_memory(size: Size, budget: Budget, available_bytes: int) -> None:
+    """Raises ClusterError with the numbers that would fit."""
+    needed = budget.needed_bytes(size)
+    if needed <= available_bytes:
+        return
+    lower = [f"--{name.replace('_', '-')} to {most:g}" for name, most in budget.smaller(size, available_bytes).items()]
+    if not lower and budget.needed_bytes(Size(1, math.ceil(size.replicas), size.replicas)) <= available_bytes:
+        lower = ["--expert-shards and --attention-workers"]
+    largest = max(
+        ("an attention worker", budget.attention_bytes),
+        ("an expert shard", budget.shard_bytes(size)),
+        key=lambda each: each[1],
+    )
+    raise ClusterError(
+        f"too little memory: the plan needs {needed / GIB:.1f} GiB ({largest[0]} alone {largest[1] / GIB:.1f} GiB), "
+        f"{available_bytes / GIB:.1f} GiB are available; lower {' or '.join([*lower, '--cache-gib', '--max-model-len'])}, "
+        "or spread the shards over machines (docs/machines.md)"
+    )
+
+
+def fitting_plan(
+    config: FleetConfig, checkpoint: CheckpointFiles, cores: int, nodes: Nodes, available_bytes: int
+) -> Plan:
+    """One that the machine has the memory for, which is known before any expert is laid out."""
+    budget = make_budget(config, checkpoint)
+    check_memory(config.size, budget, available_bytes)
+    return make_plan(config, checkpoint, cores, nodes)
+
+
+def make_budget(config: FleetConfig, checkpoint: CheckpointFiles) -> Budget:
+    """Raises ClusterError for settings that no machine could follow."""
     model = checkpoint.config
     if config.max_model_len is not None and config.max_model_len > model.max_position_embeddings:
         limit = model.max_position_embeddings
         raise ClusterError(f"max_model_len: {config.max_model_len} is more than the checkpoint's {limit} positions")
+    _, attention_bytes = _attention_share(config, checkpoint)
+    num_experts = len(model.moe_layers) * model.num_experts
+    return Budget(attention_bytes, num_experts, model.expert_bytes, config.memory_gib, config.placing)
+
+
+def _check(budget: Budget, size: Size) -> None:
+    if fault := budget.why_never(size):
+        raise ClusterError(fault)
+
+
+def make_plan(config: FleetConfig, checkpoint: CheckpointFiles, cores: int, nodes: Nodes) -> Plan:
+    """``cores`` that may be used at once, on the processors of NUMA ``nodes``."""
+    model = checkpoint.config
+    size, budget = config.size, make_budget(config, checkpoint)
+    _check(budget, size)
     shape = fleet_shape(checkpoint, config.dtype)
     threads = config.threads or threads_per_worker(cores, config.attention_workers + config.expert_shards)
     attention = _attention_share(config, checkpoint)
     shares = [Share(seat, threads, 0, *attention) for seat in config.attention_seats]
     bound = deal_processors(config, cores, nodes)
-    for seat, num_experts, cpus in zip(config.expert_seats, _shares_of_experts(config, shape), bound, strict=True):
+    num_held = _shares_of_experts(config.expert_seats, shape, budget.copies(size) / budget.num_experts)
+    for seat, num_experts, cpus in zip(config.expert_seats, num_held, bound, strict=True):
         weights = num_experts * model.expert_bytes
         memory = int(weights * EXPERT_OVERHEAD) + WORKER_BYTES
         shares.append(Share(seat, len(cpus) or threads, num_experts, weights, memory, format_ranges(cpus)))
     spin_us = spin_within(cores, [share.threads for share in shares]) if config.spin_us is None else config.spin_us
-    return Plan(shape, tuple(shares), spin_us)
+    return Plan(shape, tuple(shares), size, budget, spin_us)
 
 
 def fleet_shape(checkpoint: CheckpointFiles, dtype: str) -> FleetShape:
@@ -117,11 +155,11 @@ def fleet_shape(checkpoint: CheckpointFiles, dtype: str) -> FleetShape:
     )
 
 
-def _shares_of_experts(config: FleetConfig, shape: FleetShape) -> list[int]:
+def _shares_of_experts(seats: Sequence[str], shape: FleetShape, replicas: float) -> list[int]:
     """How many (layer, expert) pairs each shard starts with."""
     wanted = shape.all_experts()
-    shards = [Shard(seat, capacity=int(wanted.sum())) for seat in config.expert_seats]
-    return [int(held.sum()) for held in place(shards, wanted, config.replicas).held]
+    shards = [Shard(seat, capacity=int(wanted.sum())) for seat in seats]
+    return [int(held.sum()) for held in place(shards, wanted, replicas).held]
 
 
 def deal_processors(config: FleetConfig, cores: int, nodes: Nodes) -> list[tuple[int, ...]]:

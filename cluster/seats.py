@@ -210,11 +210,19 @@ class SeatBook:
             if seat.serves and seat.held.count:
                 uncovered &= ~seat.held.mask
         if uncovered.any():
-            gaps.append(f"{int(uncovered.sum())} of {total} experts have no live replica")
+            gaps.append(f"{int(uncovered.sum())} of {total} experts have no live replica{self._lack_of_room(total)}")
         if not gaps:
             return ""
         waiting = [seat.describe() for seat in self.seats.values() if seat.role != "gateway" and not seat.serves]
         return "; ".join(gaps) + (f" ({', '.join(waiting)})" if waiting else "")
+
+    def _lack_of_room(self, num_experts: int) -> str:
+        """Said once everybody is there: more of them, or more memory, are what the fleet waits for."""
+        shards = [seat for seat in self.of_role("expert") if seat.wanted]
+        room = sum(min(seat.capacity or num_experts, num_experts) for seat in shards)
+        if room >= num_experts or not all(seat.live for seat in shards):
+            return ""
+        return f", and the {len(shards)} expert shards have room for {room}: start more, or give them more --memory-gib"
 
     def _forget_if_gone(self, seat: Seat) -> None:
         if not seat.live and not seat.wanted:

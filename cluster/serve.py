@@ -17,7 +17,7 @@ from ..membership.wire import secure
 from .config import FleetConfig
 from .fleet import Fleet, Ports
 from .gateway_process import claim_port, http_url
-from .plan import Plan, available_cores, make_plan
+from .plan import Plan, available_cores, fitting_plan
 from .stop import Stop, StopAsked
 
 
@@ -29,10 +29,12 @@ def serve(config: FleetConfig) -> int:
     secure(config.wire)
     try:
         plan = prepare(config, stop)
+        available_bytes = available_memory()
         if config.memory_gib is None:
-            config = dataclasses.replace(config, memory_gib=plan.memory_for_experts(available_memory()))
+            config = dataclasses.replace(config, memory_gib=plan.memory_for_experts(available_bytes))
+        budget = dataclasses.replace(plan.budget, memory_gib=config.memory_gib, available_bytes=available_bytes)
         ports = claim_ports(config)
-        fleet = Fleet(config, plan, ports, os.environ.copy(), stop, say)
+        fleet = Fleet(config, dataclasses.replace(plan, budget=budget), ports, os.environ.copy(), stop, say)
     except StopAsked:
         return 0
     try:
@@ -60,8 +62,7 @@ def prepare(config: FleetConfig, stop: Stop) -> Plan:
     """The plan, once the checkpoint is known to be whole and the memory to suffice."""
     config.check_roles()
     with CheckpointFiles.open(*config.model_folders) as checkpoint:
-        plan = make_plan(config, checkpoint, available_cores(), numa_nodes())
-        plan.check_memory(available_memory())
+        plan = fitting_plan(config, checkpoint, available_cores(), numa_nodes(), available_memory())
         say(f"checking {config.model}")
         check(checkpoint, lambda done, total: stop.check(), available_cores())
     return plan
@@ -74,10 +75,10 @@ def claim_ports(config: FleetConfig) -> Ports:
 
 
 def dry_run(config: FleetConfig) -> dict[str, object]:
-    """The plan as plain values; nothing is started and no tensor is read."""
+    """The plan as plain values, if `serve` would begin with it; nothing is started and no tensor is read."""
     config.check_roles()
     with CheckpointFiles.open(*config.model_folders) as checkpoint:
-        return make_plan(config, checkpoint, available_cores(), numa_nodes()).describe()
+        return fitting_plan(config, checkpoint, available_cores(), numa_nodes(), available_memory()).describe()
 
 
 def say(line: str) -> None:

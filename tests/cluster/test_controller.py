@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from expertfleet.cluster import controller as controller_module
+from expertfleet.cluster.budget import Budget
 from expertfleet.cluster.controller import Controller
 from expertfleet.cluster.seats import FleetShape
 from expertfleet.cluster.slowness import SlowRule
@@ -830,5 +831,61 @@ def test_who_would_join_is_told_what_the_fleet_serves_and_who_sits_where() -> No
             assert held.workers[0].lease_id == fleet.workers["expert-1"].keeper.lease_id
             assert held.workers[0].held_s >= held.workers[0].silent_s >= 0
             assert (free.workers[0].lease_id, free.workers[0].held_s) == (0, 0)
+
+    in_loop(scenario)
+
+
+MACHINE = Budget(1 << 30, 30, 1 << 28, memory_gib=8.0, available_bytes=13 << 30)  # room for all experts in each shard
+
+
+@pytest.mark.parametrize(
+    ("wish", "message"),
+    [
+        (
+            {"expert_shards": 30},
+            r"expert_shards: expert_shards 30 would take \d+\.\d GiB .* at most expert_shards \d would fit",
+        ),
+        ({"expert_shards": 1000}, r"at most expert_shards \d would fit"),
+        ({"attention_workers": 500}, r"at most attention_workers \d would fit"),
+        ({"replicas": 3.0}, r"replicas: replicas 3 would take .* at most replicas 1\.\d+ would fit"),
+    ],
+)
+def test_a_machine_is_not_asked_for_memory_that_it_has_not_got(
+    wish: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("expertfleet.cluster.wishes.available_memory", lambda: 1 << 40)
+
+    async def scenario() -> None:
+        async with Fleet(budget=MACHINE) as fleet:
+            with pytest.raises(grpc.aio.AioRpcError, match=message) as caught:
+                await fleet.scale(**wish)
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert fleet.controller.wanted == WANTED
+
+    in_loop(scenario)
+
+
+@pytest.mark.parametrize("capacity", [12, 15])
+def test_copies_that_no_shard_has_room_for_are_refused_with_the_number_that_fits(capacity: int) -> None:
+    async def scenario() -> None:
+        async with Fleet(capacity=capacity) as fleet:
+            fits = capacity * 3 * 100 // 30 / 100
+            with pytest.raises(
+                grpc.aio.AioRpcError, match=f"replicas: 3 expert shards have room for .* at most {fits:g} copies"
+            ):
+                await fleet.scale(replicas=2.0)
+            assert (await fleet.scale(replicas=fits)).replicas == fits
+
+    in_loop(scenario)
+
+
+def test_a_shard_leaves_though_there_is_no_room_for_all_copies_without_it() -> None:
+    async def scenario() -> None:
+        async with Fleet(Wanted.first(1, 3, 1.5), capacity=16) as fleet:
+            fleet.all_ready()
+            await fleet.until_complete()
+            await fleet.scale(drain="expert-2")
+            await fleet.until(lambda: fleet.workers["expert-2"].left)
+            assert fleet.epochs[-1].complete
 
     in_loop(scenario)

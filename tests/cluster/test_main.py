@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import signal
 from collections.abc import Iterator
@@ -93,6 +94,11 @@ def test_user_errors_are_one_line(tiny: Path, capsys: pytest.CaptureFixture[str]
     assert "model: /no/such is not a directory" in error_of(capsys, "serve", "/no/such")
     assert "replicas: 9 is not within 1 to 2" in error_of(capsys, "serve", str(tiny), "--replicas", "9")
     assert "too little memory" in error_of(capsys, "serve", str(tiny), "--cache-gib", "9999")
+    assert "memory_gib: " in error_of(capsys, "serve", str(tiny), "--memory-gib", "0.001")
+    for number in ("nan", "inf", "0", "-1"):
+        assert error_of(capsys, "scale", "--replicas", number).startswith("expertfleet: error: replicas: ")
+    assert "wait_s: nan is not within" in error_of(capsys, "scale", "--replicas", "1", "--wait-s", "nan")
+    assert "wait_s: -1 is not within" in error_of(capsys, "drain", "expert-1", "--wait-s=-1")
     assert "does not answer" in error_of(capsys, "status", "--url", "http://127.0.0.1:9")
     assert "does not answer" in error_of(capsys, "chat", "--url", "http://127.0.0.1:9")
 
@@ -108,6 +114,20 @@ def test_an_api_open_to_strangers_wants_a_key_or_the_wish_before_anything_starts
     assert "--open" in said
     with_both = error_of(capsys, "serve", str(tiny), "--host", host, "--open", "--api-key", "secret", *more)
     assert "open: true serves whoever comes" in with_both
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("--attention-workers", "500"), ("--expert-shards", "1000"), ("--memory-gib", "0.001"), ("--cache-gib", "9999")],
+)
+def test_a_dry_run_says_no_where_serve_does(
+    words: tuple[str, ...], tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def without_figures(line: str) -> str:
+        return re.sub(r"[0-9.]+", "", line)
+
+    told = [error_of(capsys, "serve", str(tiny), *words, *more) for more in ((), ("--dry-run",))]
+    assert without_figures(told[0]) == without_figures(told[1])
 
 
 def test_a_damaged_checkpoint_names_file_and_tensor_before_anything_starts(

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from expertfleet.cluster.plan import (
     GIB,
     WORKER_BYTES,
     available_cores,
+    fitting_plan,
     make_plan,
     spin_within,
     threads_per_worker,
@@ -145,3 +147,33 @@ def test_more_threads_than_a_node_has_are_refused(tiny: Path, checkpoint: Checkp
     asked = config(tiny, pin=True, threads=3, expert_shards=2)
     with pytest.raises(ClusterError, match="pin: 2 shards of 3 threads do not fit on the 4 processors of NUMA node 0"):
         make_plan(asked, checkpoint, 4, {0: (0, 1, 2, 3)})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"expert_shards": 100}, r"too little memory: .*; lower --expert-shards to \d+ or "),
+        ({"attention_workers": 500}, r"too little memory: .*; lower --attention-workers to \d+ or "),
+        ({"expert_shards": 100, "attention_workers": 100}, "lower --expert-shards and --attention-workers or "),
+        ({"expert_shards": 2, "memory_gib": 0.001}, r"memory_gib: 2 expert shards of 0\.001 GiB have room for \d+ of 192 experts"),
+        ({"expert_shards": 3, "replicas": 3, "memory_gib": 0.002}, r"have room for \d+ of 576 experts, copies included"),
+        ({"max_model_len": 1 << 23}, "max_model_len: 8388608 is more than the checkpoint's"),
+    ],
+)  # fmt: skip
+def test_what_can_never_be_whole_is_no_plan(
+    tiny: Path, checkpoint: CheckpointFiles, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ClusterError, match=message):
+        fitting_plan(config(tiny, **changes), checkpoint, 2, NODES, 8 * GIB)
+
+
+def test_more_shards_than_experts_are_no_plan_on_any_machine(tiny: Path, checkpoint: CheckpointFiles) -> None:
+    with pytest.raises(ClusterError, match=r"expert_shards: 193 are more than the 192 experts, .* at most 192 can be"):
+        fitting_plan(config(tiny, expert_shards=193), checkpoint, 2, NODES, 1 << 50)
+
+
+def test_copies_in_spare_memory_are_part_of_the_plan(tiny: Path, checkpoint: CheckpointFiles) -> None:
+    plan = make_plan(config(tiny, expert_shards=3, memory_gib=1.0, spare_memory=0.2), checkpoint, 2, NODES)
+    assert sum(share.num_experts for share in plan.shares) == math.ceil(0.8 * 3 * 192)
+    with pytest.raises(ClusterError, match="too little memory"):
+        plan.check_memory(plan.memory_bytes - 1)

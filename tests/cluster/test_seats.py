@@ -231,3 +231,17 @@ def test_a_member_says_how_long_its_sequences_may_be() -> None:
     assert book.seats["attention-0"].member().max_model_len == 0
     book.report(lease, pb.WorkerReport(seat="attention-0", state="ready", metrics={"max_model_len": 4096.0}), 0.0)
     assert book.seats["attention-0"].member().max_model_len == 4096
+
+
+def test_shards_that_have_no_room_for_the_model_are_told_so_once_all_are_there() -> None:
+    book = SeatBook(SHAPE, WANTED, 3.0)
+    for index in range(2):
+        book.register(request(f"expert-{index}", 7 + index, capacity=8), 0.0)
+    assert "have room" not in book.missing()
+    book.register(request("expert-2", 9, capacity=8), 0.0)
+    assert (
+        "30 of 30 experts have no live replica, and the 3 expert shards have room for 24: start more" in book.missing()
+    )
+    book.lose(book.seats["expert-2"])
+    book.register(request("expert-2", 10, capacity=14), 0.0)
+    assert "have room" not in book.missing()
