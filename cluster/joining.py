@@ -42,6 +42,7 @@ _NO_NAMES_S = 10.0
 # A holder that does not report for a lease is gone; one that says it is going may take a little longer.
 _GONE_S = 5.0
 _GOING_S = 30.0
+_SAME_S = 1e-3
 _RAY_IS_THERE = "/ray.rpc.NodeInfoGcsService/GetClusterId"
 _GOING = ("draining", "failed")
 
@@ -175,13 +176,13 @@ class Joining:
 
     def _wait_for_seat(self, holder: pb.WorkerStatus) -> None:
         """Returns once nobody has it. Raises SeatTakenError where somebody keeps it, and this node was not told to wait."""
-        lease_id, since = holder.lease_id, time.monotonic()
+        since = time.monotonic()
         if self.if_taken == "wait":
             self.say(f"waiting until {holder.seat} is free")
         now_holder: pb.WorkerStatus | None = holder
         while now_holder is not None:
             passed = time.monotonic() - since
-            if self.if_taken == "end" and _stays(now_holder, lease_id, passed):
+            if self.if_taken == "end" and _stays(holder, now_holder, passed):
                 raise SeatTakenError(f"seat: {describe_holder(now_holder)}; give another --seat, or --if-taken wait")
             self.stop.wait_until(lambda: False, _POLL_S)
             now_holder = _holder(self._answered("controller", self.controller, self._ask, self.wait_s))
@@ -222,13 +223,18 @@ def _holder(status: pb.FleetStatus) -> pb.WorkerStatus | None:
     return next((worker for worker in status.workers if worker.lease_id), None)
 
 
-def _stays(holder: pb.WorkerStatus, lease_id: int, passed_s: float) -> bool:
+def _stays(before: pb.WorkerStatus, now: pb.WorkerStatus, passed_s: float) -> bool:
     """Whether it has reported since, or the time is over in which somebody who is gone, or going, would have lost the seat."""
-    if holder.lease_id != lease_id:
+    if now.lease_id != before.lease_id:
         return True
-    if holder.state in _GOING:
+    if now.state in _GOING:
         return passed_s > _GOING_S
-    return holder.silent_s < passed_s or passed_s > _GONE_S
+    return _reported_at(now) > _reported_at(before) + _SAME_S or passed_s > _GONE_S
+
+
+def _reported_at(holder: pb.WorkerStatus) -> float:
+    """When it reported last, in seconds since it registered."""
+    return holder.held_s - holder.silent_s
 
 
 def _check_versions(status: pb.FleetStatus) -> None:
