@@ -180,6 +180,60 @@ def test_a_machine_that_dies_is_replaced_by_the_next_that_offers_its_seat(machin
     assert set(asking.stop()) == {expected}
 
 
+def start_second(machines: Machines, ordinal: int, host: str, *flags: str) -> RoleProcess:
+    """Another machine's node at a seat that one has already."""
+    first = machines.roles[f"expert-{ordinal}"]
+    second = machines.start_node("expert", ordinal, f"--host={host}", f"--ready-file={machines.folder / host}", *flags)
+    machines.roles[f"expert-{ordinal}"], machines.roles[host] = first, second
+    return second
+
+
+def test_a_second_node_at_a_served_seat_leaves_it_alone(machines: Machines) -> None:
+    before = machines.wait_settled("expert-0", "expert-1", "expert-2")
+    ending, waiting = (
+        start_second(machines, 1, f"127.0.9.{number}", *flags) for number, flags in ((1, ()), (2, ("--if-taken=wait",)))
+    )
+    assert ending.process.wait(60) == 1
+    held = f"seat: expert-1 is held by pid {before['expert-1']['pid']} on machine-expert-1 at {before['expert-1']['address']}"
+    assert any(held in line for line in ending.lines)
+    waiting.wait_for("waiting until expert-1 is free")
+    assert waiting.end(signal.SIGINT) == 0
+    after = machines.wait_settled("expert-0", "expert-1", "expert-2")
+    assert {seat: after[seat]["pid"] for seat in after if seat.startswith("expert")} == {
+        seat: before[seat]["pid"] for seat in before if seat.startswith("expert")
+    }
+    assert machines.ready_file("expert-1").exists()
+
+
+def test_of_two_nodes_that_come_for_one_seat_one_serves_and_the_other_ends(machines: Machines) -> None:
+    hosts = [f"127.0.8.{number}" for number in (1, 2)]
+    for host in hosts:
+        machines.roles["expert-6"] = machines.roles["head"]
+        start_second(machines, 6, host)
+    del machines.roles["expert-6"]
+    nodes = [machines.roles[host] for host in hosts]
+    until(lambda: [node for node in nodes if any("expert-6 ready" in line for line in node.lines)], READY_S)
+    until(lambda: [node for node in nodes if not node.is_running], READY_S)
+    (loser,) = [node for node in nodes if not node.is_running]
+    (winner,) = [node for node in nodes if node.is_running]
+    assert loser.process.returncode == 1
+    assert any("seat: expert-6 is held by pid" in line for line in loser.lines)
+    assert machines.wait_settled("expert-0", "expert-1", "expert-2", "expert-6")
+    assert winner.end() == 0
+    machines.wait_settled("expert-0", "expert-1", "expert-2")
+
+
+def test_a_node_that_waits_takes_the_seat_when_its_holder_is_gone(machines: Machines) -> None:
+    expected = machines.answer()
+    waiting = start_second(machines, 2, "127.0.7.1", "--if-taken=wait")
+    waiting.wait_for("waiting until expert-2 is free")
+    machines.roles["expert-2"].end(signal.SIGKILL)
+    waiting.wait_for("expert-2 ready")
+    status = machines.wait_settled("expert-0", "expert-1", "expert-2")
+    assert status["expert-2"]["address"].startswith("127.0.7.1:")
+    assert machines.answer() == expected
+
+
 def test_nodes_decide_how_many_there_are(machines: Machines, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["scale", "--expert-shards", "2", "--url", machines.url]) == 1
     assert "this fleet's seats are those that its nodes offer" in capsys.readouterr().err
