@@ -90,11 +90,6 @@ class Budget:
         if size.expert_shards > asked:
             what = f"expert_shards: {size.expert_shards} are more than the {asked} experts, copies included, that there are to hold"
             return f"{what}; at most {asked} can be"
-        if size.replicas > size.expert_shards:
-            what = (
-                f"replicas: {size.replicas:g} copies of each expert need a shard each, {size.expert_shards} are there"
-            )
-            return f"{what}; at most {size.expert_shards} can be"
         if room < asked:
             enough = math.ceil(asked / size.expert_shards) * self.expert_bytes / GIB
             return (
@@ -129,7 +124,8 @@ class Budget:
 
         def fits(steps: int) -> bool:
             smaller = size.with_number(name, steps / scale)
-            return not self.why_never(smaller) and self.needed_bytes(smaller) <= limit_bytes
+            is_sensible = smaller.replicas <= smaller.expert_shards and not self.why_never(smaller)
+            return is_sensible and self.needed_bytes(smaller) <= limit_bytes
 
         held = max(size.replicas, size.replicas * self.num_experts / self.room)
         least = math.ceil(held) if name == "expert_shards" else 1

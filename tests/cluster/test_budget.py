@@ -41,7 +41,6 @@ def test_copies_that_fill_spare_memory_are_counted() -> None:
         (None, Size(1, 192, 1), ""),
         (None, Size(1, 193, 1), "expert_shards: 193 are more than the 192 experts, copies included, .* at most 192 can be"),
         (None, Size(1, 288, 1.5), ""),
-        (None, Size(1, 2, 5), "replicas: 5 copies of each expert need a shard each, 2 are there; at most 2 can be"),
         (1.0, Size(1, 12, 1), ""),
         (1.0, Size(1, 11, 1), "memory_gib: 11 expert shards of 1 GiB have room for 176 of 192 experts.* 1.125, or --expert-shards 12"),
         (1.0, Size(1, 12, 1.25), "have room for 192 of 240 experts, copies included; give .*1.25, or --expert-shards 15"),

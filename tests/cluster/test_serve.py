@@ -116,6 +116,9 @@ def test_a_size_that_cannot_be_is_one_line(fleet: Any, capsys: pytest.CaptureFix
     told = capsys.readouterr().err
     assert told.startswith("expertfleet: error: expert_shards: 1 expert shards cannot hold 2 copies of each expert")
     assert told.count("\n") == 1
+    for words in (("--expert-shards", "100"), ("--expert-shards", "1000"), ("--attention-workers", "500")):
+        assert main(["scale", *words, "--url", fleet.url]) == 1
+        assert f"at most {words[0][2:].replace('-', '_')} " in capsys.readouterr().err
     assert main(["scale", "--url", fleet.url]) == 1
     assert "nothing to change" in capsys.readouterr().err
 
