@@ -83,13 +83,20 @@ class Budget:
     def _bytes_with(self, num_experts: int) -> int:
         return int(num_experts * self.expert_bytes * EXPERT_OVERHEAD) + WORKER_BYTES
 
+    def why_too_many(self, size: Size) -> str:
+        """Why some shards would have nothing to hold; empty if none would."""
+        asked = math.ceil(size.replicas * self.num_experts)
+        if size.expert_shards <= asked:
+            return ""
+        what = f"expert_shards: {size.expert_shards} are more than the {asked} experts, copies included, that there are to hold"
+        return f"{what}; at most {asked} can be"
+
     def why_never(self, size: Size) -> str:
         """Why such a fleet could not be whole on any machine; empty if it could. Raises ValueError for a useless ``memory_gib``."""
         asked = math.ceil(size.replicas * self.num_experts)
         room = size.expert_shards * self.room
-        if size.expert_shards > asked:
-            what = f"expert_shards: {size.expert_shards} are more than the {asked} experts, copies included, that there are to hold"
-            return f"{what}; at most {asked} can be"
+        if fault := self.why_too_many(size):
+            return fault
         if room < asked:
             enough = math.ceil(asked / size.expert_shards) * self.expert_bytes / GIB
             return (
@@ -99,14 +106,17 @@ class Budget:
         return ""
 
     def why_not(self, size: Size, before: Size, free_bytes: int) -> str:
-        """Why a fleet of ``before`` cannot become one of ``size`` while ``free_bytes`` are free; empty if it can."""
+        """Why a fleet of ``before`` cannot become one of ``size`` while ``free_bytes`` are free; empty if it can.
+
+        What the shards that are there have room for, they have said themselves.
+        """
         names = size.differences(before)
         if not names:
             return ""
         now, needed = self.needed_bytes(before), self.needed_bytes(size)
         limit = min(self.available_bytes, now + free_bytes)
         if needed <= max(now, limit):
-            return self.why_never(size)
+            return self.why_too_many(size)
         asked = ", ".join(f"{name} {getattr(size, name):g}" for name in names)
         most = [f"{name} {value:g}" for name, value in self.smaller(size, limit).items() if name in names]
         remedy = f"at most {' or '.join(most)} would fit" if most else "no more than there is fits"
