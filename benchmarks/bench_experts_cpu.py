@@ -4,7 +4,7 @@ The limit is the best of three readers with the same threads and as many bytes. 
 call by call, and every call draws other routes, so that weights come from memory and disturbances hit all; medians count.
 What the columns mean: scoreboard.py. By default two tables: all of 32 experts of one K2 layer, and a shard's 24 of 384.
 
-Ours: cpu-native (or cpu-native:avx2 and so on for one instruction set), cpu-int4pack (torch's operator), reference; bf16 is
+Ours: cpu-native (or cpu-native:avx2 and so on for one instruction set), reference. torch-int4 is torch's INT4 operator, bf16
 torch's products with weights rounded to bf16 (3.6 × the bytes). Rivals run as processes of their own and live outside this repository:
 --rival NAME=COMMAND starts a command that speaks the lines of _Rival below; adapters/ has them for kt-kernel and llama.cpp.
 """
@@ -28,6 +28,7 @@ import torch
 from safetensors.torch import save_file
 from scoreboard import Load, Three
 from shard_process import Bf16Layer
+from torch_int4 import TorchInt4Layer
 
 from expertfleet.kernels import native
 from expertfleet.kernels.expert_layer import ExpertLayer, ExpertShape
@@ -36,6 +37,8 @@ from expertfleet.kernels.grouped_gemm import grouped_gemm, make_backend
 _READ_BYTES = 1 << 30
 # After a call torch's threads spin for a while, and would take the next kernel's processors.
 _PAUSE_S = 0.02
+
+_OTHERS: dict[str, type[ExpertLayer]] = {"torch-int4": TorchInt4Layer, "bf16": Bf16Layer}
 
 Call = Callable[[torch.Tensor, Load], torch.Tensor]  # x [tokens, H] → [N, H]
 
@@ -72,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = scoreboard.parser(__doc__)
     parser.set_defaults(tables=[(32, 32), (24, 384)])
-    parser.add_argument("--kernels", nargs="+", default=["cpu-native", "cpu-int4pack", "bf16"])
+    parser.add_argument("--kernels", nargs="+", default=["cpu-native", "torch-int4", "bf16"])
     parser.add_argument("--rival", action="append", default=[], metavar="NAME=COMMAND")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--seconds", type=float, default=3.0, help="for each kernel and number of tokens")
@@ -145,7 +148,7 @@ class _Here:
 
 
 def _call(name: str, shape: ExpertShape, experts: Sequence[Three]) -> Call:
-    layer = Bf16Layer(shape) if name == "bf16" else _new_layer(name, shape)
+    layer = _OTHERS[name](shape) if name in _OTHERS else _new_layer(name, shape)
     began = time.perf_counter()
     for expert_id, three in enumerate(experts):
         layer.add(expert_id, *three)

@@ -13,8 +13,6 @@ from .placing import Placing
 from .wanted import MAX_SEATS, Wanted
 
 GIB = 1 << 30
-# What the fallback needs: torch's operator keeps a scale and a zero for each group. The native kernel adds nothing.
-EXPERT_OVERHEAD = 1.12
 WORKER_BYTES = 400 << 20
 BESIDES_BYTES = 900 << 20
 
@@ -81,7 +79,7 @@ class Budget:
         return size.attention_workers * self.attention_bytes + shards + BESIDES_BYTES
 
     def _bytes_with(self, num_experts: int) -> int:
-        return int(num_experts * self.expert_bytes * EXPERT_OVERHEAD) + WORKER_BYTES
+        return num_experts * self.expert_bytes + WORKER_BYTES
 
     def why_too_many(self, size: Size) -> str:
         """Why some shards would have nothing to hold; empty if none would."""

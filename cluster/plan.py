@@ -15,7 +15,7 @@ from ..expert_workers.memory import read_words
 from ..expert_workers.numa import Nodes
 from ..router.placement import Shard, place
 from ..settings.ranges import format_ranges
-from .budget import EXPERT_OVERHEAD, GIB, WORKER_BYTES, Budget, Size
+from .budget import GIB, WORKER_BYTES, Budget, Size
 from .config import FleetConfig
 from .errors import ClusterError
 from .seats import FleetShape
@@ -57,7 +57,7 @@ class Plan:
         experts = [share for share in self.shares if share.num_experts]
         spare = (available_bytes - self.memory_bytes) / max(1, len(experts))
         largest = max(share.weight_bytes for share in experts)
-        return round((largest + max(0.0, spare) / EXPERT_OVERHEAD) / GIB, 3) + 0.001
+        return round((largest + max(0.0, spare)) / GIB, 3) + 0.001
 
     def describe(self) -> dict[str, Any]:
         """For ``--dry-run``."""
@@ -137,7 +137,7 @@ def make_plan(config: FleetConfig, checkpoint: CheckpointFiles, cores: int, node
     num_held = _shares_of_experts(config.expert_seats, shape, budget.copies(size) / budget.num_experts)
     for seat, num_experts, cpus in zip(config.expert_seats, num_held, bound, strict=True):
         weights = num_experts * model.expert_bytes
-        memory = int(weights * EXPERT_OVERHEAD) + WORKER_BYTES
+        memory = weights + WORKER_BYTES
         shares.append(Share(seat, len(cpus) or threads, num_experts, weights, memory, format_ranges(cpus)))
     spin_us = spin_within(cores, [share.threads for share in shares]) if config.spin_us is None else config.spin_us
     return Plan(shape, tuple(shares), size, budget, spin_us)

@@ -1,7 +1,8 @@
 """What ``serve`` says while workers load: per seat the state, how far, how fast.
 
 Knows nothing of where the figures come from but the controller's status message. A line is written when a seat changes
-its state and, while it loads, once a second; after ten silent seconds comes what is missing.
+its state and, while it loads, once a second; after ten silent seconds comes what is missing. How experts are computed is
+said once.
 """
 
 import time
@@ -20,6 +21,7 @@ class Progress:
         self._states: dict[str, str] = {}
         self._said_at: dict[str, float] = {}
         self._loading_since: dict[str, float] = {}
+        self._backends: set[str] = set()
         self._last_line_at = clock()
 
     def update(self, status: pb.FleetStatus) -> None:
@@ -47,6 +49,14 @@ class Progress:
             self._states[seat], self._said_at[seat] = worker.state, now
             if worker.state != "vacant":
                 self._write(self._line(worker, now))
+            if worker.state == "ready":
+                self._tell_backend(worker.report.backend)
+
+    def _tell_backend(self, backend: str) -> None:
+        """How experts are computed, once for each way that a shard reports."""
+        if backend and backend not in self._backends:
+            self._backends.add(backend)
+            self._write(f"experts: {backend}")
 
     def _line(self, worker: pb.WorkerStatus, now: float) -> str:
         report = worker.report

@@ -9,7 +9,7 @@ from ..membership.wire import WireSettings
 from ..settings.ranges import parse_ranges
 from ..settings.reader import check_address, check_host, option, within
 
-BackendSetting = Literal["auto", "cpu-native", "cpu-int4pack", "reference", "triton"]
+BackendSetting = Literal["auto", "cpu-native", "reference", "triton"]
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,8 @@
 """Chooses how experts are computed on this machine, by name, and never another way silently.
 
 Knows nothing of experts' numbers or of workers. ``auto`` takes cpu-native where the package was built with a C++ compiler
-and the processor and the group size fit, and says so where not: then it takes cpu-int4pack for bfloat16 and reference for
-float32, where torch's int4 operator is scalar code (1 GFLOP/s a core, against 100 for a dequantised product). On device cuda
-there is only ``triton``.
+and the processor and the group size fit. Elsewhere it takes reference, which dequantises an expert for every call, and says
+so, and how slow that is. On device cuda there is only ``triton``.
 """
 
 from dataclasses import dataclass
@@ -14,13 +13,12 @@ import torch
 from . import native
 from .errors import KernelError
 from .exact_linear import LinearRule, linear_rule
-from .expert_layer import ExpertLayer, ExpertShape, Int4PackLayer, NativeLayer, ReferenceLayer
-from .int4pack import Int4Packer, check_shape, int4_rule
-from .row_rule import RowRule, RuleBook
+from .expert_layer import ExpertLayer, ExpertShape, NativeLayer, ReferenceLayer
+from .row_rule import RuleBook
 from .triton_layer import TritonLayer, check_triton
 
-BackendName = Literal["cpu-native", "cpu-int4pack", "reference", "triton"]
-NAMES: tuple[BackendName, ...] = ("cpu-native", "cpu-int4pack", "reference", "triton")
+BackendName = Literal["cpu-native", "reference", "triton"]
+NAMES: tuple[BackendName, ...] = ("cpu-native", "reference", "triton")
 _DTYPES = (torch.bfloat16, torch.float32)
 
 
@@ -30,13 +28,6 @@ class NativeRules:
 
     native: native.Native
     instruction_set: str
-
-
-@dataclass(frozen=True)
-class Int4Rules:
-    packer: Int4Packer
-    gate_up: RowRule
-    down: RowRule
 
 
 @dataclass(frozen=True)
@@ -62,7 +53,7 @@ class Backend:
     name: BackendName
     shape: ExpertShape
     dtype: torch.dtype
-    rules: NativeRules | Int4Rules | LinearRules | TritonRules
+    rules: NativeRules | LinearRules | TritonRules
     remark: str = ""
 
     @property
@@ -83,15 +74,13 @@ class Backend:
     def new_layer(self) -> ExpertLayer:
         if isinstance(self.rules, NativeRules):
             return NativeLayer(self.shape, self.dtype, self.rules.native, self.rules.instruction_set)
-        if isinstance(self.rules, Int4Rules):
-            return Int4PackLayer(self.shape, self.dtype, self.rules.packer, self.rules.gate_up, self.rules.down)
         if isinstance(self.rules, TritonRules):
             return TritonLayer(self.shape, self.rules.device)
         return ReferenceLayer(self.shape, self.dtype, self.rules.gate_up, self.rules.down)
 
     @staticmethod
-    def _shown(rule: RowRule | LinearRule) -> str:
-        return str(rule) if isinstance(rule, RowRule) else str(rule.pieces[0][2])
+    def _shown(rule: LinearRule) -> str:
+        return str(rule.pieces[0][2])
 
 
 def make_backend(
@@ -117,15 +106,13 @@ def make_backend(
     _check_multiples(shape)
     book = RuleBook() if rules is None else rules
     found = _find_native(shape)
-    chosen = _resolve(name, device, dtype, isinstance(found, native.Native))
-    remark = f"cpu-native is not used: {found}" if isinstance(found, str) and name == "auto" else ""
+    chosen = _resolve(name, device, isinstance(found, native.Native))
+    remark = _slow(found) if isinstance(found, str) and name == "auto" else ""
     if chosen == "cpu-native":
         return Backend(chosen, shape, dtype, _native_rules(found, instruction_set))
     if chosen == "triton":
         check_triton(device, dtype, shape)
         return Backend(chosen, shape, dtype, TritonRules(device))
-    if chosen == "cpu-int4pack":
-        return Backend(chosen, shape, dtype, _int4_rules(book, shape, dtype), remark)
     if chosen == "reference":
         gate_up = linear_rule(book, width, hidden, torch.float32, passing=True)
         down = linear_rule(book, hidden, width, torch.float32, passing=True)
@@ -133,17 +120,20 @@ def make_backend(
     assert_never(chosen)
 
 
-def _resolve(name: str, device: str, dtype: torch.dtype, has_native: bool) -> BackendName:
+def _resolve(name: str, device: str, has_native: bool) -> BackendName:
     if name == "auto":
         if device != "cpu":
             return "triton"
-        if has_native:
-            return "cpu-native"
-        return "cpu-int4pack" if dtype is torch.bfloat16 else "reference"
+        return "cpu-native" if has_native else "reference"
     for known in NAMES:
         if name == known:
             return known
     raise KernelError(f"backend: {name!r} is unknown, one of auto, {', '.join(NAMES)}")
+
+
+def _slow(why: str) -> str:
+    """Measured with K2's experts on one thread: 129 times for 1 token, 14 for 16."""
+    return f"cpu-native is not used, which takes a token's experts about 100 times as long: {why}"
 
 
 def _find_native(shape: ExpertShape) -> native.Native | str:
@@ -165,13 +155,3 @@ def _check_multiples(shape: ExpertShape) -> None:
         for what, unit in (("the group size", shape.group_size), ("the eight codes of a word", 8)):
             if value < 1 or unit < 1 or value % unit:
                 raise KernelError(f"{field}: {value} is not a multiple of {what}, {unit}")
-
-
-def _int4_rules(book: RuleBook, shape: ExpertShape, dtype: torch.dtype) -> Int4Rules:
-    if not hasattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu"):
-        raise KernelError("backend: cpu-int4pack needs torch's operator _weight_int4pack_mm_for_cpu, which is missing")
-    check_shape(2 * shape.width, shape.hidden, shape.group_size)
-    check_shape(shape.hidden, shape.width, shape.group_size)
-    packer = Int4Packer()
-    gate_up = int4_rule(book, packer, 2 * shape.width, shape.hidden, shape.group_size, dtype)
-    return Int4Rules(packer, gate_up, int4_rule(book, packer, shape.hidden, shape.width, shape.group_size, dtype))

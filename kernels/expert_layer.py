@@ -1,8 +1,7 @@
 """The experts of one layer that a shard holds, ready for one way of computing them.
 
 Knows nothing of frames or files: it takes the checkpoint's tensors of one expert after another and applies experts to
-routes. ``NativeLayer`` keeps them as the compiled kernel wants them, ``Int4PackLayer`` as torch's CPU operator does,
-``ReferenceLayer`` as they come.
+routes. ``NativeLayer`` keeps them as the compiled kernel wants them, ``ReferenceLayer`` as they come.
 """
 
 import threading
@@ -16,10 +15,8 @@ from . import int4
 from .activation import silu_mul
 from .errors import KernelError
 from .exact_linear import ExactLinear, LinearRule
-from .int4pack import Int4Packer, PackedWeight, int4_call
 from .native import Blocks, Native, tensor_at
 from .native_layout import turn_back
-from .row_rule import RowCall, RowRule
 
 Projection = tuple[torch.Tensor, torch.Tensor]  # words int32 [out, in / 8], scales bf16 [out, in / group]
 Three = tuple[Projection, Projection, Projection]  # gate, up, down
@@ -185,47 +182,6 @@ class ByExpertLayer(ExpertLayer):
     @abstractmethod
     def _apply_each(self, expert_ids: list[int], rows: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """Each expert, which is held, on its rows [R, H] → all results one below the other [N, H]."""
-
-
-class Int4PackLayer(ByExpertLayer):
-    """Gate and up lie in one packed matrix; the intermediate is one float32 step between two bf16 roundings."""
-
-    def __init__(
-        self, shape: ExpertShape, dtype: torch.dtype, packer: Int4Packer, gate_up_rule: RowRule, down_rule: RowRule
-    ) -> None:
-        super().__init__(shape, dtype)
-        self._packer = packer
-        self._gate_up_rule = gate_up_rule
-        self._down_rule = down_rule
-        self._calls: dict[int, tuple[RowCall, RowCall]] = {}
-        self._packed: dict[int, tuple[PackedWeight, PackedWeight]] = {}
-
-    def _keep(self, expert_id: int, gate: Projection, up: Projection, down: Projection) -> None:
-        first, second = self._packer.pack((gate, up), self.dtype), self._packer.pack((down,), self.dtype)
-        self._packed[expert_id] = first, second
-        self._calls[expert_id] = int4_call(first), int4_call(second)  # last, as this is what says that it is held
-
-    def _drop(self, expert_id: int) -> None:
-        del self._calls[expert_id], self._packed[expert_id]
-
-    def _turn_back(self, expert_id: int) -> Three:
-        (words, scales), down = (self._packer.unpack(weight) for weight in self._packed[expert_id])
-        width = self.shape.width
-        return (words[:width], scales[:width]), (words[width:], scales[width:]), down
-
-    def holds(self, expert_id: int) -> bool:
-        return expert_id in self._calls
-
-    @property
-    def bytes_held(self) -> int:
-        return sum(weight.nbytes for packed in list(self._packed.values()) for weight in packed)
-
-    def _apply_each(self, expert_ids: list[int], rows: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        calls = [self._calls[expert_id] for expert_id in expert_ids]
-        both = torch.cat([self._gate_up_rule.run(call, x) for (call, _), x in zip(calls, rows, strict=True)])  # [N, 2F]
-        width = self.shape.width
-        inner = silu_mul(both[:, :width], both[:, width:]).split_with_sizes([len(x) for x in rows])
-        return torch.cat([self._down_rule.run(call, x) for (_, call), x in zip(calls, inner, strict=True)])
 
 
 class ReferenceLayer(ByExpertLayer):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from expertfleet.cluster.budget import BESIDES_BYTES, EXPERT_OVERHEAD, GIB, WORKER_BYTES, Budget, Size
+from expertfleet.cluster.budget import BESIDES_BYTES, GIB, WORKER_BYTES, Budget, Size
 from expertfleet.cluster.placing import Placing
 
 EXPERT = GIB // 16  # 192 of them are 12 GiB
@@ -19,7 +19,7 @@ def budget(**changes: Any) -> Budget:
 
 
 def bytes_of(attention: int, shards: int, copies: int) -> int:
-    return int(attention * 2 * GIB + shards * WORKER_BYTES + copies * EXPERT * EXPERT_OVERHEAD + BESIDES_BYTES)
+    return int(attention * 2 * GIB + shards * WORKER_BYTES + copies * EXPERT + BESIDES_BYTES)
 
 
 @pytest.mark.parametrize(("size", "copies"), [(Size(1, 2, 1), 192), (Size(3, 5, 1.5), 288), (Size(1, 7, 1.001), 193)])

@@ -32,6 +32,21 @@ def test_each_state_is_said_once_and_loading_once_a_second() -> None:
     ]
 
 
+def test_each_way_of_computing_experts_is_said_once() -> None:
+    lines: list[str] = []
+    progress = Progress(lines.append)
+    for backend in ("cpu-native bfloat16", "reference bfloat16; it was not built"):
+        for seat in ("expert-0", "expert-1"):
+            report = pb.WorkerReport(backend=backend)
+            states = [
+                pb.WorkerStatus(role="expert", seat=seat, state=state, report=report) for state in ("loading", "ready")
+            ]
+            for state in states:
+                progress.update(pb.FleetStatus(workers=[state]))
+    told = [line for line in lines if line.startswith("experts: ")]
+    assert told == ["experts: cpu-native bfloat16", "experts: reference bfloat16; it was not built"]
+
+
 def test_a_failure_comes_with_its_reason() -> None:
     lines: list[str] = []
     Progress(lines.append).update(worker("failed", error="no space"))

@@ -8,11 +8,10 @@ from expertfleet.kernels.grouped_gemm import Backend, grouped_gemm, grouped_gemm
 from expertfleet.kernels.row_rule import bits_of
 
 Experts = dict[int, tuple[Projection, Projection, Projection]]
-NAMES = ("cpu-native", "cpu-int4pack", "reference")
+NAMES = ("cpu-native", "reference")
 BACKENDS = [(name, dtype) for name in NAMES for dtype in (torch.bfloat16, torch.float32)]
-# Rounding the result to bf16 alone is 1.65e-3; torch's operator rounds in between as well.
-ERROR = {torch.bfloat16: 4e-3, torch.float32: 2e-6}
-EXACT_ERROR = 2e-3
+# Rounding the result to bf16 alone is 1.65e-3.
+ERROR = {torch.bfloat16: 2e-3, torch.float32: 2e-6}
 SCATTER = 2  # of a few values' error
 
 
@@ -54,8 +53,7 @@ def test_ragged_routes_match_float64(name: str, dtype: torch.dtype, hidden: int,
     routed = torch.tensor(held)[torch.randint(0, 6, (1500,))]  # expert 7 stays empty
     found = grouped_gemm(x, rows, routed, layer)
     assert found.dtype is dtype
-    error = _relative_error(found, grouped_gemm_reference(x, rows, routed, experts))
-    assert error <= (ERROR[dtype] if name == "cpu-int4pack" else min(EXACT_ERROR, ERROR[dtype]))
+    assert _relative_error(found, grouped_gemm_reference(x, rows, routed, experts)) <= ERROR[dtype]
 
 
 @pytest.mark.parametrize(("name", "dtype"), BACKENDS)
@@ -84,16 +82,15 @@ def test_every_count_from_1_to_300_is_exact(threads: int, name: str, dtype: torc
         assert torch.equal(bits_of(found), whole[:count]), count
 
 
-@pytest.mark.parametrize(("name", "memory"), [("cpu-native", 1.0), ("cpu-int4pack", 1.12)])
-def test_k2_s_true_dimensions_stay_below_four_thousandths(name: str, memory: float) -> None:
-    backend = make_backend(name, "cpu", torch.bfloat16, 7168, 2048, 32)
+def test_k2_s_true_dimensions_stay_below_four_thousandths() -> None:
+    backend = make_backend("cpu-native", "cpu", torch.bfloat16, 7168, 2048, 32)
     layer, experts = _filled(backend, [0], largest=0.01)
     x = torch.randn(2, 7168).bfloat16()
     rows, routed = torch.tensor([1, 0]), torch.zeros(2, dtype=torch.int64)
     found, wanted = grouped_gemm(x, rows, routed, layer), grouped_gemm_reference(x, rows, routed, experts)
     for row in range(2):
         assert _relative_error(found[row], wanted[row]) <= 4e-3
-    assert layer.bytes_held <= memory * 24_772_608
+    assert layer.bytes_held == 24_772_608
 
 
 @pytest.mark.parametrize(("name", "dtype"), BACKENDS)
@@ -138,7 +135,7 @@ def test_extreme_scales_and_code_minus_eight(name: str, dtype: torch.dtype, larg
         )
 
 
-@pytest.mark.parametrize(("name", "dtype"), BACKENDS[1:5:2])
+@pytest.mark.parametrize(("name", "dtype"), BACKENDS)
 def test_routes_to_nowhere_are_refused(name: str, dtype: torch.dtype) -> None:
     layer, _ = _filled(make_backend(name, "cpu", dtype, 64, 32, 32), [0])
     x = torch.randn(2, 64).to(dtype)
