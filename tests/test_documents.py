@@ -16,7 +16,7 @@ def lines_with(document: str, words: str) -> list[str]:
 
 def test_one_measurement_has_one_figure() -> None:
     (readme,), (numerics,) = (
-        lines_with(name, "tests/e2e/test_logits.py") for name in ("README.md", "docs/numerics.md")
+        lines_with(name, "tests/e2e/test_logits.py") for name in ("docs/measurements.md", "docs/numerics.md")
     )
     figures = re.findall(r"\d\.\de-\d", readme)
     assert len(figures) == 2
