@@ -73,6 +73,10 @@ def bad_value(param: str, message: str, *, code: str = "invalid_value") -> ApiEr
     return ApiError(code, f"{param}: {message}", param=param)
 
 
+def missing(param: str) -> ApiError:
+    return bad_value(param, "this field is required", code="missing_required_parameter")
+
+
 def unsupported(param: str, message: str) -> ApiError:
     return bad_value(param, message, code="unsupported_value")
 

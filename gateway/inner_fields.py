@@ -3,7 +3,7 @@
 Knows nothing of the values of honoured keys (``messages.py`` and ``tools.py`` check those). The prompt is made of honoured
 keys alone. A key is refused where leaving it out would change what the model is to read or how its answer begins: media,
 other content, another spelling of an honoured key. A key that says once more what an honoured one says, and every other
-key, is dropped and named in ``x-expertfleet-ignored``; so is a refused one whose value says nothing.
+key, is dropped and named in ``x-expertfleet-ignored``; so is a refused one whose value says nothing, or the same words.
 """
 
 import re
@@ -16,8 +16,9 @@ from ..proto.errors import shown
 from .errors import bad_value, unsupported
 
 _MAX_NAME = 80
-# Shorter names have too many neighbours.
+# Shorter names have too many neighbours, and these are words of their own: Azure's answers tell a ``context``.
 _SHORTEST = 4
+_WORDS = frozenset({"context", "next", "test"})
 _CAPITAL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 _COMMON = frozenset({"role", "content", "name"})
@@ -35,20 +36,9 @@ MEDIA = frozenset(
 )
 # Other content, and switches for how the answer begins.
 CONTENT = frozenset(
-    {
-        "custom",
-        "function_call",
-        "input",
-        "output",
-        "outputs",
-        "parts",
-        "prompt",
-        "refusal",
-        "response",
-        "result",
-        "results",
-    }
-    | {"text", "tool_invocations", "tool_outputs", "tool_responses", "tool_results"}
+    {"content_blocks", "content_parts", "custom", "function_call", "input", "output", "outputs", "parts", "prompt"}
+    | {"refusal", "response", "result", "results", "text", "tool_invocations", "tool_outputs", "tool_responses"}
+    | {"tool_results"}
 )
 SWITCHES = frozenset({"continue_final_message", "partial", "prefill", "prefix"})
 # Key → the honoured one that it repeats.
@@ -58,9 +48,16 @@ REPEATED_IN_MESSAGES: Mapping[str, str] = {
     "reasoning_items": "reasoning_content",
     "reasoning_summary": "reasoning_content",
     "reasoning_text": "reasoning_content",
+    "think": "reasoning_content",
     "thinking": "reasoning_content",
     "thinking_blocks": "reasoning_content",
+    "thought": "reasoning_content",
+    "thoughts": "reasoning_content",
+    "tool_plan": "reasoning_content",
 }
+REPEATED_IN_CALLS: Mapping[str, str] = dict.fromkeys(
+    ("args", "input", "parameters", "params", "parsed_arguments"), "arguments"
+)
 REPEATED_IN_FUNCTIONS: Mapping[str, str] = dict.fromkeys(
     ("args_schema", "arguments", "input_schema", "parameters_json_schema", "params", "schema"), "parameters"
 )
@@ -84,10 +81,19 @@ def _message(role: str) -> Kind:
 
 
 MESSAGES: Mapping[str, Kind] = {role: _message(role) for role in HONOURED_IN_MESSAGES}
+# The Responses API has two names for one thing.
+TEXT_TYPES = ("text", "input_text", "output_text")
 PART = Kind("messages.content", frozenset({"type", "text"}), CONTENT - {"text"}, MEDIA)
-# A call has its arguments in any case, so ``input`` repeats them.
-CALL = Kind("messages.tool_calls", frozenset({"id", "type", "function"}), CONTENT - {"input"}, MEDIA)
-CALLED = Kind("messages.tool_calls.function", frozenset({"name", "arguments"}), CONTENT - {"input"}, MEDIA)
+CALLED = Kind(
+    "messages.tool_calls.function", frozenset({"name", "arguments"}), CONTENT - {"input"}, MEDIA, REPEATED_IN_CALLS
+)
+CALL = Kind(
+    "messages.tool_calls",
+    frozenset({"id", "type", "function"}),
+    CONTENT - {"input"},
+    MEDIA,
+    {**REPEATED_IN_CALLS, **{name: name for name in CALLED.honoured}},
+)
 FUNCTION = Kind("tools.function", frozenset({"name", "description", "parameters"}), repeated=REPEATED_IN_FUNCTIONS)
 TOOL = Kind(
     "tools",
@@ -123,10 +129,23 @@ def says_nothing(value: Any) -> bool:
     return value is None or value is False or value in ("", [])
 
 
+def text_of(value: Any) -> str | None:
+    """A string, or text parts joined; None where anything else is among them."""
+    if isinstance(value, list):
+        texts = [text_of(part) if isinstance(part, dict) else None for part in value]
+        return None if None in texts else "".join(text or "" for text in texts)
+    if isinstance(value, dict):
+        is_text = value.get("type", "text") in TEXT_TYPES and value.keys() <= {"type", "text", "state", "annotations"}
+        return text_of(value["text"]) if is_text and isinstance(value.get("text"), str) else None
+    return value if isinstance(value, str) else None
+
+
 def _refuse_if_needed(name: str, value: Any, kind: Kind, where: str, beside: Mapping[str, Any]) -> None:
     key = _CAPITAL.sub("_", name).lower().replace("-", "_")
     place = f"{where}.{name[:_MAX_NAME]}"
     is_switch = isinstance(value, (bool, int, float))
+    if key in CONTENT and (words := text_of(value)) is not None and words == text_of(beside.get("content") or ""):
+        return
     if key in kind.refused or (not is_switch and not kind.media.isdisjoint(key.split("_"))):
         raise unsupported(place, f"{shown(value)} is not supported here, and without it the prompt would be another")
     if is_switch:
@@ -153,7 +172,9 @@ def _meant(key: str, honoured: frozenset[str]) -> str | None:
     """The honoured key of which this is another spelling; names that begin with a line are their owner's."""
     if key in honoured:
         return key
-    known_ones = () if key.startswith("_") else (known for known in sorted(honoured) if len(known) >= _SHORTEST)
+    known_ones = (
+        () if key.startswith("_") or key in _WORDS else (known for known in sorted(honoured) if len(known) >= _SHORTEST)
+    )
     return next((known for known in known_ones if _is_one_off(key, known)), None)
 
 

@@ -9,8 +9,8 @@ import re
 from typing import Any
 
 from ..proto.errors import shown
-from .errors import bad_value, unsupported
-from .inner_fields import CALL, CALLED, MESSAGES, PART, check_keys
+from .errors import bad_value, missing, unsupported
+from .inner_fields import CALL, CALLED, MESSAGES, PART, TEXT_TYPES, check_keys, says_nothing
 from .json_text import check_depth
 
 Message = dict[str, Any]
@@ -28,6 +28,8 @@ def read_messages(raw: list[dict[str, Any]], ignored: set[str]) -> list[Message]
 
 def _read_message(raw: dict[str, Any], where: str, ignored: set[str]) -> Message:
     role = raw.get("role")
+    if role is None:
+        raise missing(f"{where}.role")
     if not isinstance(role, str) or role not in MESSAGES:
         raise bad_value(f"{where}.role", f"{shown(role)} is not one of {', '.join(MESSAGES)}")
     spoken = {**raw, "reasoning_content": raw.get("reasoning_content") or raw.get("reasoning")}
@@ -39,7 +41,7 @@ def _read_message(raw: dict[str, Any], where: str, ignored: set[str]) -> Message
     if content is not None:
         message["content"] = _read_content(content, f"{where}.content", ignored)
     elif role != "assistant":
-        raise bad_value(f"{where}.content", "this field is required", code="missing_required_parameter")
+        raise missing(f"{where}.content")
     if role == "assistant":
         _read_assistant(raw, message, where, ignored)
     if role == "tool":
@@ -49,17 +51,16 @@ def _read_message(raw: dict[str, Any], where: str, ignored: set[str]) -> Message
 
 def _read_assistant(raw: dict[str, Any], message: Message, where: str, ignored: set[str]) -> None:
     for name in ("reasoning", "reasoning_content"):
-        if raw.get(name) is not None:
-            message["reasoning_content"] = _text(raw[name], f"{where}.{name}") or message.get("reasoning_content", "")
-    if raw.get("reasoning") not in (None, "", message.get("reasoning_content")):
+        if not says_nothing(raw.get(name)):
+            message["reasoning_content"] = _text(raw[name], f"{where}.{name}")
+    if not says_nothing(raw.get("reasoning")) and raw["reasoning"] != message["reasoning_content"]:
         raise bad_value(f"{where}.reasoning", f"{shown(raw['reasoning'])} contradicts reasoning_content")
     calls = raw.get("tool_calls")
-    if calls is None:
+    if says_nothing(calls):
         return
     if not isinstance(calls, list):
         raise bad_value(f"{where}.tool_calls", f"{shown(calls)} is not a list")
-    if calls:
-        message["tool_calls"] = [_read_call(call, f"{where}.tool_calls[{i}]", ignored) for i, call in enumerate(calls)]
+    message["tool_calls"] = [_read_call(call, f"{where}.tool_calls[{i}]", ignored) for i, call in enumerate(calls)]
 
 
 def _read_call(raw: Any, where: str, ignored: set[str]) -> dict[str, Any]:
@@ -68,9 +69,11 @@ def _read_call(raw: Any, where: str, ignored: set[str]) -> dict[str, Any]:
     if (raw.get("type") or "function") != "function":
         raise unsupported(f"{where}.type", f"{shown(raw['type'])} is not supported, only 'function' is")
     function = raw.get("function")
+    if function is None:
+        raise missing(f"{where}.function")
     if not isinstance(function, dict):
         raise bad_value(f"{where}.function", f"{shown(function)} is not an object")
-    check_keys(raw, CALL, where, ignored)
+    check_keys(raw, CALL, where, ignored, function)
     check_keys(function, CALLED, f"{where}.function", ignored)
     return {
         "id": _text(raw.get("id"), f"{where}.id"),
@@ -83,6 +86,9 @@ def _read_call(raw: Any, where: str, ignored: set[str]) -> dict[str, Any]:
 
 
 def _read_arguments(arguments: Any, where: str) -> str | dict[str, Any]:
+    """Of a tool without arguments many clients send none, or nothing in another type; the model is shown ``{}``."""
+    if says_nothing(arguments) or (isinstance(arguments, str) and not arguments.strip()):
+        return "{}"
     if not isinstance(arguments, (str, dict)):
         raise bad_value(where, f"{shown(arguments)} is not a string holding JSON")
     check_depth(arguments, where)
@@ -100,19 +106,25 @@ def _read_content(content: Any, where: str, ignored: set[str]) -> str:
 def _read_part(part: Any, where: str, ignored: set[str]) -> str:
     if not isinstance(part, dict):
         raise bad_value(where, f"{shown(part)} is not an object")
-    if part.get("type") != "text":
-        raise unsupported(f"{where}.type", f"{shown(part.get('type'))} is not supported: the model reads text only")
+    if part.get("type") is None:
+        raise missing(f"{where}.type")
+    if part["type"] not in TEXT_TYPES:
+        raise unsupported(f"{where}.type", f"{shown(part['type'])} is not supported: the model reads text only")
     check_keys(part, PART, where, ignored)
     return _text(part.get("text"), f"{where}.text")
 
 
 def _read_name(name: Any, where: str) -> str:
+    if name is None:
+        raise missing(where)
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise bad_value(where, f"{shown(name)} must have 1 to 64 characters, no white space and none of < > | \\ /")
     return name
 
 
 def _text(value: Any, where: str) -> str:
+    if value is None:
+        raise missing(where)
     if not isinstance(value, str):
         raise bad_value(where, f"{shown(value)} is not a string")
     return value

@@ -21,7 +21,7 @@ from pydantic import (
 
 from ..proto.errors import shown
 from . import fields
-from .errors import ApiError, bad_value
+from .errors import ApiError, bad_value, missing
 
 _WHOLE_NUMBER = re.compile(r"[0-9]{1,10}")
 _MAX_TOKENS = (1 << 31) - 1
@@ -174,11 +174,11 @@ def parse(kind: type[R], body: Mapping[str, Any]) -> tuple[R, list[str]]:
 def _first_problem(error: ValidationError, body: Mapping[str, Any]) -> ApiError:
     problem = error.errors(include_url=False)[0]
     path = _path(problem["loc"], body)
-    message = problem["msg"].removeprefix("Value error, ")
+    message = problem["msg"].removeprefix("Value error, ").replace("dictionary", "object")
     if not path:
         path, _, message = message.partition(": ")
     if problem["type"] == "missing":
-        return bad_value(path, "this field is required", code="missing_required_parameter")
+        return missing(path)
     if problem["type"] == "extra_forbidden":
         return bad_value(path, "unknown field", code="unknown_parameter")
     return bad_value(path, f"{message} (got {shown(problem['input'])})" if problem["loc"] else message)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..proto.errors import shown
-from .errors import bad_value, unsupported
+from .errors import bad_value, missing, unsupported
 from .inner_fields import FUNCTION, TOOL, check_keys
 from .json_text import check_depth
 from .schemas import ChatRequest
@@ -60,9 +60,12 @@ def _read_choice(choice: Any, has_tools: bool) -> str:
 
 def _read_tool(raw: dict[str, Any], where: str, ignored: set[str]) -> dict[str, Any]:
     """Honoured keys alone; what stands in ``parameters`` is the schema's own."""
-    if raw.get("type") != "function":
-        raise unsupported(f"{where}.type", f"{shown(raw.get('type'))} is not supported, only 'function' is")
-    function = raw.get("function")
+    for name in ("type", "function"):
+        if raw.get(name) is None:
+            raise missing(f"{where}.{name}")
+    if raw["type"] != "function":
+        raise unsupported(f"{where}.type", f"{shown(raw['type'])} is not supported, only 'function' is")
+    function = raw["function"]
     if not isinstance(function, dict):
         raise bad_value(f"{where}.function", f"{shown(function)} is not an object")
     check_keys(raw, TOOL, where, ignored, function)
@@ -73,6 +76,8 @@ def _read_tool(raw: dict[str, Any], where: str, ignored: set[str]) -> dict[str, 
 
 def _check_function(function: dict[str, Any], where: str) -> None:
     name = function.get("name")
+    if name is None:
+        raise missing(f"{where}.name")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise bad_value(f"{where}.name", f"{shown(name)} must have 1 to 64 letters, digits, '_', '-' or '.'")
     if not isinstance(function.get("description") or "", str):

@@ -84,7 +84,7 @@ WRONG: dict[str, list[tuple[Any, str, str]]] = {
     "logit_bias": [
         ({"5": 101}, "logit_bias.5", "equal to 100 (got 101)"), ({"a": 1}, "logit_bias.a", "token id"),
         ({"5": 1, "x" * 300: 1}, "logit_bias." + "x" * 80, "token id"), ({"5": "x"}, "logit_bias.5", "number (got 'x')"),
-        ({"99999999": 1}, "logit_bias.99999999", "not in the vocabulary"), ([1], "logit_bias", "dictionary"),
+        ({"99999999": 1}, "logit_bias.99999999", "not in the vocabulary"), ([1], "logit_bias", "valid object"),
         ({str(id_): 1 for id_ in range(1025)}, "logit_bias", "at most 1024"),
     ],
     "seed": [(1 << 64, "seed", "less than 18446744073709551616"), (1.5, "seed", "1.5")],
@@ -129,8 +129,8 @@ CHAT_WRONG: dict[str, list[tuple[Any, str, str]]] = WRONG | {
         ([{"role": "user", "content": deep(200)}], "messages[0].content.a", "100 levels"),
     ],
     "tools": [
-        (5, "tools", "5"), ([tool()] * 129, "tools", "at most 128"), ([tool(), 5], "tools[1]", "5"), ([{}], "tools[0].type", "None"),
-        ([tool(), {"type": "function"}], "tools[1].function", "None"), ([tool(), tool()], "tools[1].function.name", "twice"),
+        (5, "tools", "5"), ([tool()] * 129, "tools", "at most 128"), ([tool(), 5], "tools[1]", "5"), ([{}], "tools[0].type", "is required"),
+        ([tool(), {"type": "function"}], "tools[1].function", "is required"), ([tool(), tool()], "tools[1].function.name", "twice"),
         ([tool(name="a b")], "tools[0].function.name", "'a b' must have 1 to 64"), ([tool(description=5)], "tools[0].function.description", "5"),
         ([tool(name=str(i)) for i in range(3)] + [tool(parameters=[1])], "tools[3].function.parameters", "[1]"),
         ([tool(name=str(i)) for i in range(3)] + [tool(parameters=deep(61))], "tools[3].function.parameters", "60 levels"),

@@ -15,6 +15,7 @@ from expertfleet.gateway.inner_fields import (
     MEDIA,
     MESSAGES,
     PART,
+    REPEATED_IN_CALLS,
     REPEATED_IN_FUNCTIONS,
     REPEATED_IN_MESSAGES,
     SWITCHES,
@@ -43,6 +44,7 @@ GROUPS: dict[str, frozenset[str]] = {
     "of a message, repeats of `reasoning_content`": frozenset(
         k for k, v in REPEATED_IN_MESSAGES.items() if v == "reasoning_content"
     ),
+    "of a call or its function, repeats of `arguments`": frozenset(REPEATED_IN_CALLS),
     "of a tool or its function, repeats of `parameters`": frozenset(REPEATED_IN_FUNCTIONS),
 }
 
@@ -88,7 +90,9 @@ def test_the_table_of_inner_keys_is_the_codes(title: str) -> None:
         assert refused(refusals) == kind.refused
         assert ("media" in refusals) == bool(kind.media)
         ignored: set[str] = set()
-        check_keys({key: {"x": "y"} for key in names(advisory)}, kind, "here", ignored)
+        check_keys(
+            {key: {"x": "y"} for key in names(advisory)}, kind, "here", ignored, dict.fromkeys(kind.honoured, "x")
+        )
         assert ignored == {f"{kind.name}.{name}" for name in names(advisory)}
         for name in kind.refused:
             with pytest.raises(ApiError):

@@ -107,7 +107,20 @@ def test_another_spelling_of_an_honoured_key_is_refused(kind: Kind, name: str, m
 
 
 @pytest.mark.parametrize(
-    "name", ["idx", "uid", "tool_call_index", "typeName", "note", "date", "mode", "reasoning_tokens"]
+    "name",
+    [
+        "context",
+        "next",
+        "test",
+        "idx",
+        "uid",
+        "tool_call_index",
+        "typeName",
+        "note",
+        "date",
+        "mode",
+        "reasoning_tokens",
+    ],
 )
 def test_names_that_are_only_alike_are_dropped(name: str) -> None:
     for kind in EVERY_KIND:
@@ -123,6 +136,9 @@ def test_names_that_are_only_alike_are_dropped(name: str) -> None:
         ("reasoning_items", [{"type": "reasoning", "summary": [{"type": "summary_text", "text": "hm"}]}]),
         ("reasoning_text", "hm"),
         ("thinking", "hm"),
+        ("think", "hm"),
+        ("thoughts", ["hm"]),
+        ("tool_plan", "hm"),
     ],
 )
 def test_reasoning_in_other_forms_repeats_reasoning_content(name: str, value: Any) -> None:
@@ -171,3 +187,37 @@ def test_a_name_that_no_header_can_hold_is_written_in_one_that_can() -> None:
 def test_zero_says_something_and_an_object_of_nothing_does_not() -> None:
     assert not any(map(says_nothing, (0, 0.0, True, " ", [""], [{}], {"a": 0})))
     assert all(map(says_nothing, (None, False, "", [], {}, {"a": None, "b": {"c": ""}})))
+
+
+@pytest.mark.parametrize("kind", MESSAGES.values(), ids=lambda kind: f"{kind.name}-{max(kind.honoured)}")
+def test_content_that_has_the_words_of_content_is_dropped(kind: Kind) -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "output_text", "text": "b", "annotations": []}]
+    for name, value in {
+        "text": "ab",
+        "parts": parts,
+        "output": [*parts[:1], {"text": "b"}],
+        "contentBlocks": parts,
+    }.items():
+        for content in ("ab", [{"type": "text", "text": "ab"}], parts):
+            assert dropped(kind, content=content, **{name: value}) == {f"{kind.name}.{name}"}
+        refusal(kind, name, value, content="b")
+        refusal(kind, name, value)
+    refusal(kind, "parts", [*parts, {"type": "tool-invocation", "text": ""}], content="ab")
+    refusal(kind, "parts", [*parts, {"type": "text", "text": "", "image": {"url": "u"}}], content="ab")
+    assert dropped(kind, content=None, parts=[{"type": "text", "text": ""}]) == {f"{kind.name}.parts"}
+
+
+@pytest.mark.parametrize("name", ["args", "input", "parameters", "parsed_arguments", "parsedArguments"])
+def test_arguments_under_another_name_repeat_arguments(name: str) -> None:
+    for value in ({"a": 1}, '{"a": 1}'):
+        assert dropped(CALLED, arguments="{}", **{name: value}) == {f"{CALLED.name}.{name}"}
+        assert "give it as arguments" in str(refusal(CALLED, name, value))
+        refusal(CALLED, name, value, arguments="")
+
+
+def test_a_calls_own_keys_repeat_its_functions() -> None:
+    ignored: set[str] = set()
+    check_keys({"name": "f", "arguments": "{}"}, CALL, "call", ignored, {"name": "f", "arguments": "{}"})
+    assert ignored == {"messages.tool_calls.name", "messages.tool_calls.arguments"}
+    with pytest.raises(ApiError, match=r"call\.arguments"):
+        check_keys({"arguments": '{"a": 1}'}, CALL, "call", set(), {"name": "f", "arguments": None})

@@ -99,6 +99,8 @@ def test_the_official_clients_own_answer_comes_back(
         {"usage": {"prompt_tokens": 3}, "finish_reason": "tool_calls"}, {"cache_control": CACHE}, {"status": "completed"},
         {"reasoning": "hm", "reasoning_details": [{"type": "reasoning.text", "text": "hm"}]},
         {"thinking_blocks": [{"type": "thinking", "thinking": "hm", "signature": "s"}]}, {"partial": False},
+        {"context": {"intent": "[]", "citations": []}}, {"parts": [{"type": "text", "text": "", "state": "done"}]},
+        {"reasoning": []}, {"token_ids": [1], "stop_reason": 2, "logprobs": {"content": []}}, {"tool_call_id": ""},
     ],
     ids=lambda extra: ", ".join(extra),
 )  # fmt: skip
@@ -140,6 +142,75 @@ def test_keys_beside_a_text_change_nothing_and_are_named(rig: Any, role: str, ex
 
     wanted, _ = ask(rig, *messages())
     assert ask(rig, *messages(**extra)) == (wanted, [f"messages.content.{name}" for name in extra])
+
+
+NO_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "null": {"arguments": None}, "absent": {}, "empty": {"arguments": ""}, "blank": {"arguments": " \n"},
+    "an empty list": {"arguments": []}, "an empty object": {"arguments": {}}, "parsed": {"arguments": "", "parsed_arguments": {}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", NO_ARGUMENTS)
+def test_a_call_without_arguments_is_shown_as_one_with_an_empty_object(rig: Any, form: str) -> None:
+    def messages(**arguments: Any) -> list[dict[str, Any]]:
+        call = {"id": "c1", "type": "function", "function": {"name": "Weather"} | arguments}
+        return [QUESTION, {"role": "assistant", "content": None, "tool_calls": [call]}, RESULT]
+
+    wanted, _ = ask(rig, *messages(arguments="{}"), tools=[TOOL])
+    assert ask(rig, *messages(**NO_ARGUMENTS[form]), tools=[TOOL])[0] == wanted
+
+
+@pytest.mark.parametrize("role", ["system", "developer", "user", "assistant", "tool"])
+def test_text_parts_have_three_names(rig: Any, role: str) -> None:
+    def messages(kind: str) -> list[dict[str, Any]]:
+        return [
+            QUESTION,
+            ANSWER,
+            {"role": role, "content": [{"type": kind, "text": "t"}], "tool_call_id": "c1" * (role == "tool")},
+        ]
+
+    wanted, _ = ask(rig, *messages("text"))
+    assert ask(rig, *messages("input_text"))[0] == ask(rig, *messages("output_text"))[0] == wanted
+
+
+@pytest.mark.parametrize("calls", [None, [], {}, "", False])
+def test_no_calls_are_no_calls_however_they_are_written(rig: Any, calls: Any) -> None:
+    wanted, _ = ask(rig, QUESTION, {"role": "assistant", "content": "a"}, QUESTION)
+    assert ask(rig, QUESTION, {"role": "assistant", "content": "a", "tool_calls": calls}, QUESTION) == (wanted, [])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_streams_and_completions_tell_what_they_ignore_too(rig: Any, stream: bool) -> None:
+    keys = {"ключ\r\nx-injected: 1": 1, "metadata": {}}
+    chat = {"messages": [QUESTION | keys], "user": "u"}
+    response = rig.client.post("/v1/chat/completions", json={"model": rig.name, "stream": stream} | chat)
+    assert response.status_code == 200
+    assert "x-injected" not in response.headers
+    user, first, second = response.headers["x-expertfleet-ignored"].split(", ")
+    assert (user, first.startswith("messages.%D0%BA"), second) == ("user", True, "messages.metadata")
+    response = rig.client.post(
+        "/v1/completions", json={"model": rig.name, "stream": stream, "prompt": "p", "user": "u"}
+    )
+    assert (response.status_code, response.headers["x-expertfleet-ignored"]) == (200, "user")
+
+
+@pytest.mark.parametrize(
+    ("message", "param"),
+    [
+        ({"content": "x"}, "messages[0].role"),
+        ({"role": None, "content": "x"}, "messages[0].role"),
+        ({"role": "tool", "content": "x"}, "messages[0].tool_call_id"),
+        ({"role": "user", "content": [{"text": "x"}]}, "messages[0].content[0].type"),
+        ({"role": "user", "content": [{"type": "text", "content": "x"}]}, "messages[0].content[0].text"),
+        ({"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]}, "messages[0].tool_calls[0].id"),
+        ({"role": "assistant", "tool_calls": [{"id": "c"}]}, "messages[0].tool_calls[0].function"),
+        ({"role": "assistant", "tool_calls": [{"id": "c", "function": {}}]}, "messages[0].tool_calls[0].function.name"),
+    ],
+)
+def test_what_is_absent_is_called_required(rig: Any, message: dict[str, Any], param: str) -> None:
+    response = rig.client.post("/v1/chat/completions", json={"model": rig.name, "messages": [message]})
+    error = response.json()["error"]
+    assert (response.status_code, error["param"], error["code"]) == (400, param, "missing_required_parameter")
 
 
 TOOL_KEYS: dict[str, Any] = {
@@ -198,6 +269,8 @@ def test_thousands_of_ignored_keys_are_told_in_a_line_that_fits(rig: Any) -> Non
         ({"role": "assistant", "content": None, "audio": {"id": "audio_1"}}, "messages[0].audio"),
         ({"role": "assistant", "content": "", "function_call": {"name": "f", "arguments": "{}"}}, "messages[0].function_call"),
         ({"role": "assistant", "content": None, "refusal": "I cannot"}, "messages[0].refusal"),
+        (QUESTION | {"parts": [{"type": "text", "text": "another"}]}, "messages[0].parts"),
+        ({"role": "assistant", "content": "a", "content_blocks": [{"type": "text", "text": "b"}]}, "messages[0].content_blocks"),
         ({"role": "assistant", "content": "a", "prefix": True}, "messages[0].prefix"),
         ({"role": "assistant", "content": "a", "reasoning_details": [{"text": "r"}]}, "messages[0].reasoning_details"),
         ({"role": "assistant", "content": "a", "reasoning": "r", "reasoning_content": "s"}, "messages[0].reasoning"),
