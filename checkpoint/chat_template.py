@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 
 from .errors import CheckpointError
-from .json_object import read_json_object
+from .json_object import optional, read_json_object
 from .template_environment import TemplateEnvironment
 from .template_text import written, written_spans
 from .tokenizer import TOKENIZER_FILE, Tokenizer, token_name, without_surrogates
@@ -52,7 +52,7 @@ class ChatTemplate:
         config = read_json_object(directory / TOKENIZER_FILE)
         named = {key: name for key in _NAMED_TOKENS if (name := token_name(config, key)) is not None}
         path = directory / TEMPLATE_FILE
-        if not path.exists():
+        if not optional(path):
             if not config.has("chat_template"):
                 raise CheckpointError(directory, "", f"holds no {TEMPLATE_FILE}")
             return cls(config.text("chat_template"), tokenizer, named, config.file)

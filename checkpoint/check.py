@@ -1,8 +1,8 @@
 """Checks a whole checkpoint before anything is served from it; the first fault ends the check with file and tensor.
 
 Knows nothing of shards or devices. 1. Its texts can be used; 2. every tensor that the configuration asks for is there with
-its shape and dtype; 3. the experts' ``weight_shape`` values agree; 4. every scale and every unpacked weight is finite, read
-in large pieces by a few threads. Packed codes need no reading: each bit pattern is a valid code. Tensors beyond those are
+its shape and dtype; 3. the experts' ``weight_shape`` values agree; 4. every scale and every unpacked weight is finite, and not so
+large that its products are not, read in large pieces by a few threads. Packed codes need no reading: each bit pattern is a valid code. Tensors beyond those are
 reported, not refused.
 """
 
@@ -25,6 +25,9 @@ from .texts import Texts
 _logger = logging.getLogger(__name__)
 _SPAN_BYTES = 8 << 20
 _SHAPES_PER_TASK = 512
+# Trained weights are below thousands; a flipped bit of an exponent makes 1e30, which is finite, and whose products are not.
+_LIMIT_BITS = 32
+_INFINITE_BITS = 128
 _NUMBERED_LAYER = re.compile(r"model\.layers\.(\d+)\.")
 # An expert that carries one of these was not quantized as the configuration says.
 _FOREIGN_PARTS = {
@@ -107,7 +110,7 @@ def _check_values(checkpoint: CheckpointFiles, specs: Iterable[TensorSpec], prog
             pool.submit(_check_shapes, checkpoint, shapes[start : start + _SHAPES_PER_TASK])
             for start in range(0, len(shapes), _SHAPES_PER_TASK)
         ]
-        tasks += [pool.submit(_check_finite, checkpoint, span, buffers) for span in spans]
+        tasks += [pool.submit(_check_sound, checkpoint, span, buffers) for span in spans]
         try:
             for task in as_completed(tasks):
                 done += task.result()
@@ -152,34 +155,40 @@ def _check_shapes(checkpoint: CheckpointFiles, specs: Iterable[TensorSpec]) -> i
     return 0
 
 
-def _check_finite(checkpoint: CheckpointFiles, span: _Span, buffers: threading.local) -> int:
+def _check_sound(checkpoint: CheckpointFiles, span: _Span, buffers: threading.local) -> int:
     if not hasattr(buffers, "memory"):
         buffers.memory = memoryview(bytearray(_SPAN_BYTES))
     view = buffers.memory[: span.end - span.start]
     checkpoint.read_bytes(span.names[0], span.start, view)
     infos = [checkpoint.info(name) for name in span.names]
-    if len({info.dtype for info in infos}) == 1 and _num_not_finite(view, infos[0].dtype) == 0:
+    if len({info.dtype for info in infos}) == 1 and _num_beyond(view, infos[0].dtype, _LIMIT_BITS) == 0:
         return len(view)
     for name, info in zip(span.names, infos, strict=True):
         mine = view[max(info.start - span.start, 0) : info.end - span.start]
-        if _num_not_finite(mine, info.dtype):
-            problem = f"{_count_all(checkpoint, name, info)} of its values are not finite (NaN or infinite)"
-            raise CheckpointError(checkpoint.directory / info.file, name, problem)
+        if _num_beyond(mine, info.dtype, _LIMIT_BITS):
+            raise CheckpointError(checkpoint.directory / info.file, name, _unsound(checkpoint, name, info))
     return len(view)
 
 
-def _count_all(checkpoint: CheckpointFiles, name: str, info: TensorInfo) -> int:
-    """Values that are not finite in all of a tensor, of which a span may hold a piece."""
+def _unsound(checkpoint: CheckpointFiles, name: str, info: TensorInfo) -> str:
+    if count := _count_all(checkpoint, name, info, _INFINITE_BITS):
+        return f"{count} of its values are not finite (NaN or infinite)"
+    count = _count_all(checkpoint, name, info, _LIMIT_BITS)
+    return f"{count} of its values are beyond ±{1 << _LIMIT_BITS}, as no weight is; the file is damaged, fetch it again"
+
+
+def _count_all(checkpoint: CheckpointFiles, name: str, info: TensorInfo, limit_bits: int) -> int:
+    """In all of a tensor, of which a span may hold a piece."""
     count = 0
     for piece in _pieces(info, name):
         content = memoryview(bytearray(piece.end - piece.start))
         checkpoint.read_bytes(name, piece.start, content)
-        count += _num_not_finite(content, info.dtype)
+        count += _num_beyond(content, info.dtype, limit_bits)
     return count
 
 
-def _num_not_finite(content: memoryview, dtype: str) -> int:
-    """All exponent bits set is an infinity or a NaN; without its sign such a value is at least the infinity."""
-    kind, mask, infinity = ("<u2", 0x7FFF, 0x7F80) if dtype == "BF16" else ("<u4", 0x7FFFFFFF, 0x7F800000)
+def _num_beyond(content: memoryview, dtype: str, limit_bits: int) -> int:
+    """Values of at least 2 to the power of ``limit_bits``, either sign; infinities and NaNs have the largest exponent."""
+    kind, mask, shift = ("<u2", 0x7FFF, 7) if dtype == "BF16" else ("<u4", 0x7FFFFFFF, 23)
     bits = np.frombuffer(content, dtype=kind)
-    return int(np.count_nonzero((bits & bits.dtype.type(mask)) >= infinity))
+    return int(np.count_nonzero((bits & bits.dtype.type(mask)) >= bits.dtype.type((127 + limit_bits) << shift)))

@@ -18,7 +18,7 @@ from typing import Self
 from .errors import CheckpointError
 from .folders import Folders
 from .heads import SAMPLE_BYTES, AskHeads
-from .json_object import read_json_object
+from .json_object import optional, read_json_object
 from .layout import expert_projections
 from .mistakes import folder_lacks, folder_lacks_index, tensor_is
 from .model_config import CONFIG_FILE, ModelConfig
@@ -161,7 +161,7 @@ class CheckpointFiles:
 def files_of(directory: Path) -> set[str]:
     """The names of a checkpoint's safetensors files. Raises CheckpointError."""
     index = directory / INDEX_FILE
-    return set(read_index(index).values()) if index.exists() else {SINGLE_FILE}
+    return set(read_index(index).values()) if optional(index) else {SINGLE_FILE}
 
 
 def read_index(index: Path) -> dict[str, str]:
@@ -185,7 +185,7 @@ def no_tensor(place: Path, name: str, names: Collection[str]) -> CheckpointError
 def _expected(directory: Path, folders: Folders) -> dict[str, CheckpointError]:
     """The checkpoint's files, each with the error that it is if no folder has it."""
     index = directory / INDEX_FILE
-    if not index.exists():
+    if not optional(index):
         nothing = CheckpointError(
             directory, "", f"holds neither {INDEX_FILE} nor {SINGLE_FILE}", folder_lacks_index(directory)
         )

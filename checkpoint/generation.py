@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import CheckpointError
-from .json_object import JsonObject, read_json_object
+from .json_object import JsonObject, optional, read_json_object
 from .model_config import read_token_ids
 
 FILE = "generation_config.json"
@@ -36,7 +36,7 @@ class GenerationDefaults:
 
     @classmethod
     def from_dir(cls, directory: Path) -> "GenerationDefaults":
-        if not (directory / FILE).exists():
+        if not optional(directory / FILE):
             return cls()
         source = read_json_object(directory / FILE)
         return cls(

@@ -6,16 +6,24 @@ an error, because two readers could disagree about which one counts.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from .errors import CheckpointError
-from .mistakes import START_BYTES, file_is
+from .mistakes import START_BYTES, file_is, folder_lacks
 
 _MAX_FILE_BYTES = 256 << 20
 _MAX_INTEGER = 1 << 31
+_JSON_NAMES = {
+    list: "a list",
+    str: "a string",
+    int: "a number",
+    float: "a number",
+    bool: "true or false",
+    type(None): "null",
+}
 
 
 @dataclass(frozen=True)
@@ -67,10 +75,10 @@ class JsonObject:
             raise self.error(key, f"must be an object, is {value!r}")
         return JsonObject(self.file, value, f"{self.prefix}{key}.")
 
-    def expect(self, key: str, *allowed: Any, any_case: bool = False) -> None:
-        """The value (null where the key is absent) is one of ``allowed``."""
+    def expect(self, key: str, *allowed: Any, read: Callable[[Any], Any] | None = None) -> None:
+        """The value (null where the key is absent), or what ``read`` makes of it, is one of ``allowed``."""
         given = self.data.get(key)
-        value = given.lower() if any_case and isinstance(given, str) else given
+        value = given if read is None else read(given)
         if not any(value == choice and type(value) is type(choice) for choice in allowed):
             choices = " or ".join(json.dumps(choice) for choice in allowed)
             raise self.error(key, f"{json.dumps(given)} is not supported (must be {choices})")
@@ -89,13 +97,22 @@ class JsonObject:
         return value
 
 
+def optional(path: Path) -> bool:
+    """Whether it is there. Raises CheckpointError where it should be: a link leads nowhere, or a download was not finished."""
+    if not path.exists() and (hint := folder_lacks(path)):
+        raise CheckpointError(path, "", "No such file", hint)
+    return path.exists()
+
+
 def read_json_object(path: Path) -> JsonObject:
     try:
         if path.stat().st_size > _MAX_FILE_BYTES:
             raise CheckpointError(path, "", f"{path.stat().st_size} bytes long, limit {_MAX_FILE_BYTES}")
         content = path.read_bytes()
     except OSError as error:
-        raise CheckpointError(path, "", error.strerror or str(error)) from error
+        raise CheckpointError(
+            path, "", error.strerror or str(error), "" if path.exists() else folder_lacks(path)
+        ) from error
     return JsonObject(str(path), parse_json_object(content, str(path)))
 
 
@@ -126,5 +143,5 @@ def parse_json_object(content: bytes, file: str) -> dict[str, Any]:
     except ValueError as error:  # a whole number of thousands of digits
         raise CheckpointError(file, "", f"not usable: {error}") from error
     if not isinstance(loaded, dict):
-        raise CheckpointError(file, "", f"must hold a JSON object, holds a {type(loaded).__name__}")
+        raise CheckpointError(file, "", f"must hold a JSON object, holds {_JSON_NAMES[type(loaded)]}")
     return loaded

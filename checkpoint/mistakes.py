@@ -4,7 +4,7 @@ Knows nothing of why somebody asks. Every answer is the rest of an error's sente
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 # So many first bytes of a file tell what it is.
@@ -27,7 +27,6 @@ _FOREIGN_WEIGHTS = {
     "*.gguf": f"GGUF files are not supported; {_ONLY_SAFETENSORS}",
     "*.bin": f"PyTorch's .bin files are not supported; {_ONLY_SAFETENSORS}",
     "*.pt*": f"PyTorch's files are not supported; {_ONLY_SAFETENSORS}",
-    "*.safetensors": "without the index nobody knows which of them belong together; fetch it as well",
 }
 # From a folder to a checkpoint in it: the Hub's cache, one model of it, its snapshots, or a folder around it.
 _DEEPER = ("snapshots/*", "*", "*/snapshots/*", "*/*/snapshots/*")
@@ -74,12 +73,17 @@ def folder_lacks_config(directory: Path) -> str:
         found = sorted(path.parent for path in directory.glob(f"{pattern}/config.json"))
         if found:
             return f"{found[0]} has one: give that folder" + (f", or one of {len(found) - 1} more" * (len(found) > 1))
-    return folder_lacks_index(directory)
+    return _foreign(directory, {**_FOREIGN_WEIGHTS, "*.safetensors": "fetch the configuration as well"})
 
 
 def folder_lacks_index(directory: Path) -> str:
     """Of a folder in which the safetensors files are not found."""
-    for pattern, problem in _FOREIGN_WEIGHTS.items():
+    without = "without the index nobody knows which of them belong together; fetch it as well"
+    return _foreign(directory, {**_FOREIGN_WEIGHTS, "*.safetensors": without})
+
+
+def _foreign(directory: Path, problems: Mapping[str, str]) -> str:
+    for pattern, problem in problems.items():
         found = sorted(path.name for path in directory.glob(pattern))
         if found:
             more = f" and {len(found) - 1} more" if len(found) > 1 else ""

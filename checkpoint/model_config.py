@@ -20,6 +20,8 @@ __all__ = ["CODES_PER_WORD", "CONFIG_FILE", "ModelConfig", "YarnConfig", "read_t
 CONFIG_FILE = "config.json"
 CODES_PER_WORD = 8
 _ARCHITECTURE = "DeepseekV3ForCausalLM"
+# Every token has a name in memory.
+_MAX_VOCAB_SIZE = 1 << 22
 SCALE_BYTES = 2
 # transformers builds the two norms inside the latent attention with its class default, whatever rms_norm_eps says.
 _LATENT_NORM_EPS = 1e-6
@@ -131,7 +133,7 @@ def _read(source: JsonObject) -> ModelConfig:
         routed_scaling_factor=source.number("routed_scaling_factor"),
         rms_norm_eps=source.number("rms_norm_eps", maximum=1.0),
         latent_norm_eps=source.number("latent_norm_eps", maximum=1.0, default=_LATENT_NORM_EPS),
-        vocab_size=source.integer("vocab_size"),
+        vocab_size=source.integer("vocab_size", maximum=_MAX_VOCAB_SIZE),
         bos_token_id=_token_id(source, "bos_token_id"),
         eos_token_ids=read_token_ids(source, "eos_token_id"),
         pad_token_id=_token_id(source, "pad_token_id"),

@@ -7,6 +7,8 @@ its supported setting, however it is spelled; 4. what remains free is the group 
 
 import itertools
 import json
+import re
+from typing import Any
 
 from .errors import CheckpointError
 from .json_object import JsonObject
@@ -67,7 +69,7 @@ def _section(config: JsonObject) -> JsonObject:
 
 def _check_whole(quantization: JsonObject) -> None:
     method = quantization.data.get("quant_method")
-    if method not in (None, "compressed-tensors", "compressed_tensors"):
+    if method is not None and _hyphenated(method) != "compressed-tensors":
         problem = f'{json.dumps(method)} is not supported (must be "compressed-tensors": {_SUPPORTED})'
         raise quantization.error("quant_method", problem)
     # Early versions wrote "frozen" for packed weights as well; the tensors' names tell.
@@ -92,25 +94,47 @@ def _unquantized(quantization: JsonObject, recipe: Recipe, module: Module) -> Ch
 def _read_group(quantization: JsonObject, group: JsonObject) -> int:
     _refuse_unknown(group, _GROUP_KEYS)
     # A group without a format of its own has that of the whole.
-    (group if group.has("format") else quantization).expect("format", _FORMAT)
+    (group if group.has("format") else quantization).expect("format", _FORMAT, read=_hyphenated)
     group.expect("input_activations", None)
     group.expect("output_activations", None)
     weights = group.object("weights")
     _refuse_unknown(weights, _WEIGHT_KEYS)
-    weights.expect("num_bits", 4)
-    weights.expect("type", None, "int", any_case=True)
-    weights.expect("symmetric", None, True)
+    weights.expect("num_bits", 4, read=_number)
+    weights.expect("type", None, "int", read=_lower)
+    weights.expect("symmetric", None, True, read=_switch)
     # Without a strategy the group size says which.
-    weights.expect("strategy", None, "group", any_case=True)
-    weights.expect("dynamic", None, False)
+    weights.expect("strategy", None, "group", read=_lower)
+    weights.expect("dynamic", None, False, read=_switch)
     # In these two the columns' order mattered when the codes were found, and in the file it is the model's own.
-    weights.expect("actorder", None, False, "weight", "static", any_case=True)
+    weights.expect("actorder", None, False, "weight", "static", read=_lower)
     weights.expect("block_structure", None)
     weights.expect("scale_dtype", None, "torch.bfloat16", "bfloat16")
-    size = weights.integer("group_size", minimum=-1, maximum=_MAX_GROUP_SIZE)
+    given = JsonObject(weights.file, {"group_size": _number(weights.data.get("group_size"))}, weights.prefix)
+    size = given.integer("group_size", minimum=-1, maximum=_MAX_GROUP_SIZE)
     if size < GROUP_UNIT or size % GROUP_UNIT:
         raise weights.error("group_size", f"{size} is not supported (must be a multiple of {GROUP_UNIT})")
     return size
+
+
+# compressed-tensors reads 4.0 and "4" as 4, 1 and "true" as true, and names in any case.
+
+
+def _lower(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _hyphenated(value: Any) -> Any:
+    return value.lower().replace("_", "-") if isinstance(value, str) else value
+
+
+def _switch(value: Any) -> Any:
+    return next((on for on in (False, True) if _lower(value) in (int(on), str(on).lower())), value)
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,9}", value):
+        return int(value)
+    return int(value) if isinstance(value, float) and abs(value) < 1 << 31 and value.is_integer() else value
 
 
 def _refuse_unknown(source: JsonObject, known: set[str]) -> None:

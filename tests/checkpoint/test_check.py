@@ -99,12 +99,25 @@ def test_texts_are_tried_before_any_tensor_is_read(copy: Path) -> None:
         assert files.ranges_read == []
 
 
-def test_the_largest_finite_scale_passes(copy: Path) -> None:
-    def change(state: State) -> None:
-        state[f"{EXPERT}.up_proj.weight_scale"].view(-1)[0] = -torch.finfo(torch.bfloat16).max
+# The largest bfloat16 below 2^32, and 2^32.
+BELOW, LIMIT = 4278190080.0, 4294967296.0
 
-    rewrite(copy, change)
+
+@pytest.mark.parametrize("name", [f"{EXPERT}.up_proj.weight_scale", "model.layers.1.mlp.gate.e_score_correction_bias"])
+def test_a_value_that_only_damage_can_make_is_named(copy: Path, name: str) -> None:
+    def put(*values: float) -> None:
+        def change(state: State) -> None:
+            state[name].view(-1)[: len(values)] = torch.tensor(values, dtype=state[name].dtype)
+
+        rewrite(copy, change)
+
+    put(-BELOW, BELOW)
     run_check(copy)
+    for values in ((LIMIT, BELOW, -LIMIT), (-torch.finfo(torch.bfloat16).max, 1e30, 0.5)):
+        put(*values)
+        with pytest.raises(CheckpointError) as caught:
+            run_check(copy)
+        assert str(caught.value).startswith(f"{copy / FILE}: {name}: 2 of its values are beyond ±4294967296, ")
 
 
 @pytest.mark.parametrize(

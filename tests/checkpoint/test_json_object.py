@@ -11,6 +11,7 @@ from expertfleet.checkpoint.json_object import JsonObject, read_json_object
     [
         (b"{", "not JSON"),
         (b"[1]", "holds a list"),
+        (b"null", "holds null"),
         (b'{"a": NaN}', "NaN is not a number"),
         (b'{"a": 1, "b": 2, "a": 3}', "a: occurs twice"),
         (b'{"a": {"b": 1, "b": 1}}', "b: occurs twice"),

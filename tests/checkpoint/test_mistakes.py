@@ -194,7 +194,17 @@ def test_what_is_no_folder_is_called_that(copy: Path) -> None:
         assert found.startswith(f"{absent}: is not a directory; give a checkpoint's folder on this machine, which ")
 
 
-@pytest.mark.parametrize("file", [SHARD, "config.json", "tiktoken.model"])
+def test_a_configuration_that_is_missing_is_told_apart_from_an_index_that_is(copy: Path) -> None:
+    (copy / "config.json").unlink()
+    holds = "it holds model-00001-of-000004.safetensors and 3 more"
+    assert fault(copy) == f"{copy / 'config.json'}: No such file; {holds}: fetch the configuration as well"
+
+
+# Which may be missing, each of them, but not so.
+OPTIONAL = ["generation_config.json", "chat_template.jinja", INDEX_FILE]
+
+
+@pytest.mark.parametrize("file", [SHARD, "config.json", "tiktoken.model", "tokenizer_config.json", *OPTIONAL])
 def test_a_link_to_nowhere_is_called_that(copy: Path, file: str) -> None:
     (copy / file).unlink()
     (copy / file).symlink_to("../../blobs/4d7a")
@@ -209,6 +219,14 @@ def test_a_shard_that_is_there_in_part_is_called_that(copy: Path, ending: str) -
     assert fault(copy).endswith(
         f"which does not exist in {copy}; is there in part, as {SHARD}{ending}; finish the download"
     )
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json", *OPTIONAL])
+def test_a_text_that_is_there_in_part_is_called_that(copy: Path, file: str) -> None:
+    (copy / file).rename(copy / f"{file}.partial")
+    found = fault(copy)
+    assert found.startswith(f"{copy / file}: No such file")
+    assert found.endswith(f"; is there in part, as {file}.partial; finish the download")
 
 
 def test_a_nested_language_model_is_called_that(copy: Path) -> None:

@@ -68,6 +68,7 @@ def test_k2_thinking_has_its_published_tensors() -> None:
         ("norm_topk_prob", 1, "true or false"),
         ("rms_norm_eps", "1e-5", "finite number"),
         ("vocab_size", 1000, "below vocab_size, 1000"),
+        ("vocab_size", 1 << 31, "2147483648 is out of range (1 to 4194304)"),
         ("eos_token_id", [5, True], "token ids"),
         ("eos_token_id", [5, 2048], "below vocab_size"),
     ],
