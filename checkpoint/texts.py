@@ -14,11 +14,11 @@ from .mistakes import START_BYTES, file_is
 from .model_config import ModelConfig
 from .tokenizer import TOKENIZER_FILE, Tokenizer
 
-_QUESTION, _ANSWER = "What is the capital of France?", "It is Paris."
+_QUESTION = {"role": "user", "content": "What is the capital of France?"}
 _CONVERSATION = (
-    {"role": "user", "content": _QUESTION},
-    {"role": "assistant", "content": _ANSWER},
-    {"role": "user", "content": _QUESTION},
+    _QUESTION,
+    {"role": "assistant", "content": "It is Paris."},
+    {"role": "user", "content": "And of Italy?"},
 )
 
 
@@ -35,7 +35,7 @@ class Texts:
         config = ModelConfig.from_dir(directory)
         tokenizer = Tokenizer.from_dir(directory)
         template = _template(directory, tokenizer)
-        num_tokens, _ = [_try(directory, template, messages) for messages in (_CONVERSATION[:1], _CONVERSATION)]
+        num_tokens, _ = [_try(directory, template, messages) for messages in ((_QUESTION,), _CONVERSATION)]
         if num_tokens >= config.max_position_embeddings:
             problem = f"{config.max_position_embeddings} must exceed the {num_tokens} tokens of one short question"
             raise CheckpointError(config.source, "max_position_embeddings", problem)
@@ -59,8 +59,8 @@ def _try(directory: Path, template: ChatTemplate, messages: tuple[dict[str, str]
         problem = f"raises for a plain conversation ({roles}): {str(error).removeprefix('messages: ')}"
         raise _error(directory, problem) from error
     for message in messages:
-        if message["role"] == "user" and message["content"] not in rendered:
-            problem = f"leaves out what the user says in a plain conversation ({roles})"
+        if message["content"] not in rendered:
+            problem = f"leaves out what the {message['role']} says in a plain conversation ({roles})"
             raise _error(directory, problem, file_is(_start(directory)))
     return num_tokens
 

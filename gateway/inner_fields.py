@@ -55,6 +55,7 @@ REPEATED_IN_MESSAGES: Mapping[str, str] = {
     "thoughts": "reasoning_content",
     "tool_plan": "reasoning_content",
 }
+REPEATED_IN_PARTS: Mapping[str, str] = dict.fromkeys(("content", "value"), "text")
 REPEATED_IN_CALLS: Mapping[str, str] = dict.fromkeys(
     ("args", "input", "parameters", "params", "parsed_arguments"), "arguments"
 )
@@ -83,7 +84,7 @@ def _message(role: str) -> Kind:
 MESSAGES: Mapping[str, Kind] = {role: _message(role) for role in HONOURED_IN_MESSAGES}
 # The Responses API has two names for one thing.
 TEXT_TYPES = ("text", "input_text", "output_text")
-PART = Kind("messages.content", frozenset({"type", "text"}), CONTENT - {"text"}, MEDIA)
+PART = Kind("messages.content", frozenset({"type", "text"}), CONTENT - {"text"}, MEDIA, REPEATED_IN_PARTS)
 CALLED = Kind(
     "messages.tool_calls.function", frozenset({"name", "arguments"}), CONTENT - {"input"}, MEDIA, REPEATED_IN_CALLS
 )
@@ -129,14 +130,14 @@ def says_nothing(value: Any) -> bool:
     return value is None or value is False or value in ("", [])
 
 
-def text_of(value: Any) -> str | None:
+def _text_of(value: Any) -> str | None:
     """A string, or text parts joined; None where anything else is among them."""
     if isinstance(value, list):
-        texts = [text_of(part) if isinstance(part, dict) else None for part in value]
+        texts = [_text_of(part) if isinstance(part, dict) else None for part in value]
         return None if None in texts else "".join(text or "" for text in texts)
     if isinstance(value, dict):
         is_text = value.get("type", "text") in TEXT_TYPES and value.keys() <= {"type", "text", "state", "annotations"}
-        return text_of(value["text"]) if is_text and isinstance(value.get("text"), str) else None
+        return _text_of(value["text"]) if is_text and isinstance(value.get("text"), str) else None
     return value if isinstance(value, str) else None
 
 
@@ -144,7 +145,8 @@ def _refuse_if_needed(name: str, value: Any, kind: Kind, where: str, beside: Map
     key = _CAPITAL.sub("_", name).lower().replace("-", "_")
     place = f"{where}.{name[:_MAX_NAME]}"
     is_switch = isinstance(value, (bool, int, float))
-    if key in CONTENT and (words := text_of(value)) is not None and words == text_of(beside.get("content") or ""):
+    words = _text_of(value) if key in CONTENT and "content" in kind.honoured else None
+    if words is not None and words == _text_of(beside.get("content") or ""):
         return
     if key in kind.refused or (not is_switch and not kind.media.isdisjoint(key.split("_"))):
         raise unsupported(place, f"{shown(value)} is not supported here, and without it the prompt would be another")

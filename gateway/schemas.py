@@ -174,7 +174,9 @@ def parse(kind: type[R], body: Mapping[str, Any]) -> tuple[R, list[str]]:
 def _first_problem(error: ValidationError, body: Mapping[str, Any]) -> ApiError:
     problem = error.errors(include_url=False)[0]
     path = _path(problem["loc"], body)
-    message = problem["msg"].removeprefix("Value error, ").replace("dictionary", "object")
+    message = (
+        problem["msg"].removeprefix("Value error, ").replace("dictionary", "object").partition(" or instance of ")[0]
+    )
     if not path:
         path, _, message = message.partition(": ")
     if problem["type"] == "missing":

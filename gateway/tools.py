@@ -60,12 +60,13 @@ def _read_choice(choice: Any, has_tools: bool) -> str:
 
 def _read_tool(raw: dict[str, Any], where: str, ignored: set[str]) -> dict[str, Any]:
     """Honoured keys alone; what stands in ``parameters`` is the schema's own."""
-    for name in ("type", "function"):
-        if raw.get(name) is None:
-            raise missing(f"{where}.{name}")
+    if raw.get("type") is None:
+        raise missing(f"{where}.type")
     if raw["type"] != "function":
         raise unsupported(f"{where}.type", f"{shown(raw['type'])} is not supported, only 'function' is")
-    function = raw["function"]
+    function = raw.get("function")
+    if function is None:
+        raise missing(f"{where}.function")
     if not isinstance(function, dict):
         raise bad_value(f"{where}.function", f"{shown(function)} is not an object")
     check_keys(raw, TOOL, where, ignored, function)

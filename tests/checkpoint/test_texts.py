@@ -59,6 +59,12 @@ def test_a_default_that_no_request_could_be_served_with_is_named(
             "{% if messages | length > 1 %}{{ raise_exception('one') }}{% endif %}{{ messages[0].content }}",
             "raises for a plain conversation (user, assistant, user): one",
         ),
+        (
+            "{{ messages[0].content }}",
+            "leaves out what the assistant says in a plain conversation (user, assistant, user)",
+        ),
+        ("{{ messages[-1].content }}", "leaves out what the user says in a plain conversation (user, assistant, user)"),
+        ("{{ messages[:2] }}", "leaves out what the user says in a plain conversation (user, assistant, user)"),
         ("", "leaves out what the user says in a plain conversation (user)"),
         ("<|im_user|>user<|im_middle|>{{ messages[0].text }}<|im_end|>", "leaves out what the user says"),
         (

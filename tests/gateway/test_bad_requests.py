@@ -103,7 +103,7 @@ WRONG: dict[str, list[tuple[Any, str, str]]] = {
     "thinking_token_budget": [(-1, "thinking_token_budget", "equal to 0 (got -1)")],
     "stream": [("yes", "stream", "'yes'")],
     "stream_options": [
-        ({}, "stream_options", "only allowed with stream true"), (5, "stream_options", "5"),
+        ({}, "stream_options", "only allowed with stream true"), (5, "stream_options", "valid object (got 5)"),
         ({"include_usage": 1}, "stream_options.include_usage", "got 1"), ({"usage": True}, "stream_options.usage", "unknown"),
     ],
     "return_token_ids": [("x", "return_token_ids", "'x'")],
@@ -130,6 +130,7 @@ CHAT_WRONG: dict[str, list[tuple[Any, str, str]]] = WRONG | {
     ],
     "tools": [
         (5, "tools", "5"), ([tool()] * 129, "tools", "at most 128"), ([tool(), 5], "tools[1]", "5"), ([{}], "tools[0].type", "is required"),
+        ([{"type": "web_search"}], "tools[0].type", "only 'function'"),
         ([tool(), {"type": "function"}], "tools[1].function", "is required"), ([tool(), tool()], "tools[1].function.name", "twice"),
         ([tool(name="a b")], "tools[0].function.name", "'a b' must have 1 to 64"), ([tool(description=5)], "tools[0].function.description", "5"),
         ([tool(name=str(i)) for i in range(3)] + [tool(parameters=[1])], "tools[3].function.parameters", "[1]"),

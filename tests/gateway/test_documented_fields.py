@@ -18,6 +18,7 @@ from expertfleet.gateway.inner_fields import (
     REPEATED_IN_CALLS,
     REPEATED_IN_FUNCTIONS,
     REPEATED_IN_MESSAGES,
+    REPEATED_IN_PARTS,
     SWITCHES,
     TOOL,
     Kind,
@@ -44,6 +45,7 @@ GROUPS: dict[str, frozenset[str]] = {
     "of a message, repeats of `reasoning_content`": frozenset(
         k for k, v in REPEATED_IN_MESSAGES.items() if v == "reasoning_content"
     ),
+    "of a text part, repeats of `text`": frozenset(REPEATED_IN_PARTS),
     "of a call or its function, repeats of `arguments`": frozenset(REPEATED_IN_CALLS),
     "of a tool or its function, repeats of `parameters`": frozenset(REPEATED_IN_FUNCTIONS),
 }

@@ -215,6 +215,12 @@ def test_arguments_under_another_name_repeat_arguments(name: str) -> None:
         refusal(CALLED, name, value, arguments="")
 
 
+def test_a_parts_words_under_another_name_repeat_its_text() -> None:
+    for name in ("content", "value"):
+        assert dropped(PART, type="text", text="a", **{name: "a"}) == {f"{PART.name}.{name}"}
+        assert "give it as text" in str(refusal(PART, name, "a", type="text", text=""))
+
+
 def test_a_calls_own_keys_repeat_its_functions() -> None:
     ignored: set[str] = set()
     check_keys({"name": "f", "arguments": "{}"}, CALL, "call", ignored, {"name": "f", "arguments": "{}"})
