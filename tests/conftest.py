@@ -121,6 +121,7 @@ class Process:
     def stop(self) -> int:
         if self.popen.poll() is None:
             self.popen.send_signal(signal.SIGTERM)
+            self.popen.send_signal(signal.SIGCONT)  # a test that failed may have left it stopped
         try:
             return self.popen.wait(30)
         except subprocess.TimeoutExpired:

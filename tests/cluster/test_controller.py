@@ -617,8 +617,8 @@ def test_a_refusal_of_many_seats_names_a_few_of_them() -> None:
         wanted = Wanted.first(1, 40, 1.0)
         controller = Controller(SHAPE, wanted)
         asked = pb.ScaleRequest(without=[f"expert-{number}" for number in range(39)])
-        assert controller._without(asked.without)[1] == f"without {', '.join(asked.without[:8])} and 31 more"
-        assert controller._without(asked.without[:8])[1] == f"without {', '.join(asked.without[:8])}"
+        assert controller._granting._without(asked.without)[1] == f"without {', '.join(asked.without[:8])} and 31 more"
+        assert controller._granting._without(asked.without[:8])[1] == f"without {', '.join(asked.without[:8])}"
 
     in_loop(scenario)
 

@@ -53,4 +53,4 @@ def test_without_any_gpu_the_shard_says_so(small_checkpoint: Path) -> None:
     server._loader.join(30)
     assert server.tenancy.state == "failed"
     assert "device: 'cuda' is wanted, but torch" in server.tenancy.error
-    assert server.stop(0)
+    assert server.stop(5)
