@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..membership.wire import WireSettings
-from ..settings.reader import check_address, check_host, option, within
+from ..settings.reader import check_address, check_host, check_seat, option, within
 
 _QUEUED = 256
 MAX_NUM_QUEUED_REQS = (
@@ -83,6 +83,7 @@ class AttentionConfig(WireSettings):
             check_address("shards", address)
         if self.controller is not None:
             check_address("controller", self.controller)
+            check_seat(self.seat, "attention")
         if self.controller is None and not self.shards:
             raise ValueError("controller: none given, and no --shards either; one of the two names the expert shards")
         if self.controller is not None and self.shards:

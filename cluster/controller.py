@@ -19,6 +19,7 @@ from ..checkpoint.outline import Outline
 from ..membership import wire
 from ..membership.channel import SERVER_OPTIONS, listen
 from ..membership.epoch import NO_EPOCH, Epoch, EpochId
+from ..membership.reach import is_nobody_at
 from ..proto.address import join_address, split_address
 from ..proto.errors import Code, FleetError, abort
 from ..proto.generated import membership_pb2 as pb
@@ -30,7 +31,6 @@ from .head_stream import head_pieces
 from .incarnation import next_incarnation
 from .overview import Overview
 from .placing import Placing
-from .reach import is_nobody_at
 from .seats import NOBODY, FleetShape, Seat, SeatBook
 from .slowness import SlowRule, SlowWatch, find_slow
 from .wanted import Wanted
@@ -335,6 +335,8 @@ class Controller(rpc.MembershipServicer):
             self.epoch = epoch
             self._published.notify_all()
         names = ", ".join(member.seat for member in (*epoch.attention, *epoch.experts))
+        if shortfall := self._fleet.shortfall():
+            _log.warning("%s", shortfall)
         _log.info("epoch %s: %s (%s)", epoch.id, names, "complete" if epoch.complete else self._book.missing())
 
     async def _give_orders(self) -> None:

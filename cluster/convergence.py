@@ -6,6 +6,7 @@ nothing from anybody.
 """
 
 import functools
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -91,6 +92,16 @@ class Convergence:
             return least
         num_experts = int(self._all_experts.sum())
         return self._placing.replicas(least, [seat.capacity or num_experts for seat in staying], num_experts)
+
+    def shortfall(self) -> str:
+        """Why fewer copies than are wanted can be held, in one line; empty where all can."""
+        wanted, there = self._book.wanted.replicas, len(self._book.wanted.expert)
+        if not there or wanted <= there:
+            return ""
+        what = (
+            f"replicas: {wanted:g} copies of each expert are wanted, every one on another shard, and {there} are there"
+        )
+        return f"{what}: start {math.ceil(wanted) - there} more, or expertfleet scale --replicas {there}"
 
     def settled(self) -> bool:
         """Whether everybody holds what was planned and is asked for it, and nobody is on the way in or out."""

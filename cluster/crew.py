@@ -53,6 +53,7 @@ class Crew:
         self._renew_head = renew_head
         self._absences = Absences()
         self._hire_at: dict[str, float] = {}  # of seats whose actor was given up
+        self._drained: dict[str, int] = {}  # by seat: the process whose actor was given up as it had left
 
     def site(self, seat: str) -> Site:
         """One that was planned for; for a seat that came later, the smallest share of threads."""
@@ -84,6 +85,7 @@ class Crew:
         seats = {worker.seat: worker.wanted for worker in status.workers if worker.role in ("attention", "expert")}
         now = time.monotonic()
         self.replace_absent(status, now)
+        self._replace_drained(status)
         for seat in [seat for seat, is_wanted in seats.items() if is_wanted and seat not in self._handles]:
             if now >= self._hire_at.get(seat, now):
                 with contextlib.suppress(ValueError):  # its name is still taken by one that is on its way out
@@ -104,10 +106,22 @@ class Crew:
             _log.error("nobody has come to %s: hired anew, and Ray's head started again", ", ".join(due))
             self._renew_head()
             for seat in due:
-                self._births.pop(seat, None)
                 self._hire_at[seat] = now + AGAIN_S
-                # Aside: Ray's calls wait for its head, which whoever called this starts again.
-                threading.Thread(target=_dismiss, args=(self._handles.pop(seat),), daemon=True).start()
+                self._give_up(seat)
+
+    def _replace_drained(self, status: pb.FleetStatus) -> None:
+        """A seat that is wanted again, and whose worker had been told to leave before: its actor lives on and has nothing to do."""
+        for worker in status.workers:
+            seat = worker.seat
+            is_over = worker.wanted and worker.state == "left" and self._drained.get(seat) != worker.pid
+            if is_over and seat in self._handles:
+                self._drained[seat] = worker.pid
+                self._give_up(seat)
+
+    def _give_up(self, seat: str) -> None:
+        """Aside: Ray's calls wait for its head, which whoever called this starts again."""
+        self._births.pop(seat, None)
+        threading.Thread(target=_dismiss, args=(self._handles.pop(seat),), daemon=True).start()
 
     def _hire_worker(self, seat: str) -> None:
         config, controller, site = self._config, self._controller, self.site(seat)

@@ -10,13 +10,13 @@ import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from ..membership.client import MembershipClient
 from ..proto.errors import FleetError
 from ..proto.generated import membership_pb2 as pb
 from .config import FleetConfig
 from .errors import ClusterError
 from .gateway_process import GatewayProcess
 from .launcher import Launcher, make_run_dir
-from .membership_client import MembershipClient
 from .plan import Plan
 from .progress import Progress
 from .ray_head import RayHead

@@ -13,12 +13,13 @@ from typing import Literal
 
 from ..checkpoint.files import CheckpointFiles
 from ..checkpoint.outline import Outline
+from ..membership.entrance import check_own
 from ..membership.wire import WireSettings, secure
 from ..settings.reader import check_host, option, within
 from .controller import Controller
 from .controller_thread import ControllerThread
 from .gateway_process import claim_port
-from .joining import check_own, versions
+from .joining import versions
 from .launcher import Launcher, make_run_dir
 from .placing import PlacingSettings
 from .plan import fleet_shape
@@ -155,7 +156,7 @@ def _hire_in_background(
 
     connect(head.address, stop.wait_until)
     stop.install()  # NOTE: Ray has put handlers of its own in the place of ours
-    hires = hiring.Hiring(controller, config.gather_s, config.forget_s, head.renew)
+    hires = hiring.Hiring(controller, config.gather_s, config.forget_s, head.renew, config.storage / "offers.json")
     threading.Thread(target=hiring.keep_hiring, args=(hires,), name="hiring", daemon=True).start()
 
 

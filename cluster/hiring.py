@@ -8,9 +8,11 @@ seat that no node offers for a long time is forgotten.
 """
 
 import contextlib
+import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import ray
@@ -19,6 +21,7 @@ from ray.exceptions import RayError
 from ..proto.errors import FleetError
 from . import actors
 from .absence import Absences
+from .kept_file import write_whole
 from .offer import Offer, offers_among
 from .ray_driver import is_done, last_line
 from .ray_settings import NAMESPACE
@@ -48,12 +51,22 @@ class Controlled(Protocol):
 
 class Hiring:
     def __init__(
-        self, controller: Controlled, gather_s: float, forget_s: float, renew_head: Callable[[], None] = lambda: None
+        self,
+        controller: Controlled,
+        gather_s: float,
+        forget_s: float,
+        renew_head: Callable[[], None] = lambda: None,
+        told_file: Path | None = None,
     ) -> None:
-        """The first nodes are told together, when none has come for ``gather_s``: so experts are laid out once."""
+        """The first nodes are told together, when none has come for ``gather_s``: so experts are laid out once.
+
+        ``told_file`` keeps which offers were told: a seat that was drained since is not wanted because this process is a new one.
+        Raises ValueError for a file that is not one of ours.
+        """
         self._controller = controller
         self._gather_s, self._forget_s = gather_s, forget_s
-        self._told: dict[str, Offer] = {}  # by seat: whose it is
+        self._told_file = told_file
+        self._told = _read_told(told_file)  # by seat: whose it is
         self._left: set[Offer] = set()  # whose worker has left
         self._last_offered: dict[str, float] = {}
         self._newest: tuple[frozenset[str], float] = (frozenset(), 0.0)
@@ -72,6 +85,8 @@ class Hiring:
 
     def step(self, found: Iterable[Offer], now: float) -> None:
         """``found``: what live nodes offer."""
+        occupied = self._controller.occupied()
+        self._left |= {offer for seat, offer in self._told.items() if seat not in occupied}
         offers = self._choose(found)
         for seat in (*offers, *_seats(self._controller.wanted())):
             self._last_offered.setdefault(seat, now)
@@ -82,7 +97,6 @@ class Hiring:
         occupied = self._controller.occupied()
         for offer in list(self._handles):
             if offer.seat not in occupied:
-                self._left.add(offer)
                 self._dismiss(offer, "has left")
             elif offers.get(offer.seat, offer) != offer:
                 self._dismiss(offer, "is gone, and another node offers its seat")
@@ -115,6 +129,7 @@ class Hiring:
             _log.warning("nodes have come for %s", ", ".join(sorted(new)))
             self._controller.offer({seat: offer.key for seat, offer in new.items()})
             self._told |= new
+            self._keep_told()
         return True
 
     def _forget(self, offers: Mapping[str, Offer], now: float) -> None:
@@ -126,6 +141,18 @@ class Hiring:
         if gone:
             _log.warning("no node has offered %s for %g s; forgotten", ", ".join(sorted(gone)), self._forget_s)
             self._controller.forget(gone)
+            self._told = {seat: offer for seat, offer in self._told.items() if seat not in gone}
+            self._keep_told()
+
+    def _keep_told(self) -> None:
+        if self._told_file is None:
+            return
+        try:
+            write_whole(self._told_file, json.dumps({seat: offer.key for seat, offer in self._told.items()}))
+        except OSError as error:
+            _log.warning(
+                "%s cannot be written (%s); the next head may want again what leaves", self._told_file, error.strerror
+            )
 
     def _hire(self, offer: Offer, now: float) -> None:
         options: dict[str, Any] = {
@@ -171,6 +198,16 @@ class Hiring:
                 with contextlib.suppress(RayError):
                     ray.kill(self._handles.pop(offer), no_restart=True)
             del self._births[offer]
+
+
+def _read_told(path: Path | None) -> dict[str, Offer]:
+    """Raises ValueError for a file that is not one of ours."""
+    if path is None or not path.exists():
+        return {}
+    try:
+        return {seat: Offer(seat, str(key)) for seat, key in json.loads(path.read_text()).items()}
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path}: does not say which offers were told ({error!r})") from error
 
 
 def find_offers() -> list[Offer]:

@@ -14,20 +14,18 @@ from functools import partial
 from typing import Literal, TypeVar
 
 import grpc
-import psutil
 
 from ..attention_workers.config import AttentionConfig
 from ..checkpoint.files import CheckpointFiles
 from ..expert_workers.config import ExpertConfig
 from ..expert_workers.memory import num_experts_in
 from ..expert_workers.outline import ask_heads
-from ..membership import wire
-from ..proto.errors import Code, FleetError
+from ..membership.entrance import AwayError, EntranceError, ask_controller, check_own, fault_of_wire
+from ..membership.reach import UnknownHostError, look_up, why_unreachable
+from ..proto.errors import FleetError
 from ..proto.generated import membership_pb2 as pb
 from .errors import ClusterError
-from .membership_client import MembershipClient
 from .ray_settings import token_from
-from .reach import UnknownHostError, is_own, look_up, speaks_http, speaks_tls, why_no_handshake, why_unreachable
 from .stop import Stop
 
 RoleConfig = ExpertConfig | AttentionConfig
@@ -49,10 +47,6 @@ _GOING = ("draining", "failed")
 
 class SeatTakenError(ClusterError):
     """Another process serves the seat."""
-
-
-class AwayError(Exception):
-    """Nobody has answered, and somebody may yet."""
 
 
 def versions() -> dict[str, str]:
@@ -115,44 +109,10 @@ class Joining:
             self.stop.wait_until(lambda: False, _POLL_S)
 
     def _ask(self) -> pb.FleetStatus:
-        if reason := why_unreachable(self.controller, _REACH_S):
-            raise AwayError(reason)
-        with MembershipClient(self.controller) as client:
-            try:
-                return client.status(self.config.seat)
-            except FleetError as error:
-                raise self._explained(error) from error
-
-    def _explained(self, error: FleetError) -> Exception:
-        """Why the controller's port did not give an answer."""
-        status = error.__cause__.code() if isinstance(error.__cause__, grpc.RpcError) else None
-        if error.code is Code.UNAUTHENTICATED:
-            return ClusterError(
-                f"cluster_token: the controller at {self.controller} refuses it ({error}); give this node the --cluster-token "
-                "of that fleet's head"
-            )
-        if status in (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNAUTHENTICATED):
-            return ClusterError(
-                f"controller: what answers at {self.controller} is no controller of a fleet ({error}); "
-                "give HOST:PORT of the head's --controller-port"
-            )
-        fault = self._fault_of_wire("controller", self.controller)
-        return ClusterError(fault) if fault else AwayError(str(error))
-
-    def _fault_of_wire(self, flag: str, address: str) -> str:
-        """What is wrong with how the two ends talk; empty if nothing is known."""
-        tls_dir = self.config.tls_dir if flag == "controller" else None
-        if tls_dir is None and speaks_tls(address):
-            return f"tls_dir: none is given, and {address} speaks TLS; give the --tls-dir that the head has, or correct --{flag}"
-        if speaks_http(address):
-            return f"{flag}: an HTTP server answers at {address}, no head of a fleet; correct --{flag}"
-        context = wire.socket_context(server_side=False) if tls_dir is not None else None
-        if context is not None and (why := why_no_handshake(address, context, wire.MEMBER_NAME)):
-            return (
-                f"tls_dir: {tls_dir}: no TLS with the controller at {address}: {why}; both ends need certificates of one authority "
-                "that are valid now"
-            )
-        return ""
+        try:
+            return ask_controller(self.controller, self.config.seat, self.config.wire)
+        except EntranceError as error:
+            raise ClusterError(str(error)) from error
 
     def _check_checkpoint(self, status: pb.FleetStatus) -> None:
         config = self.config
@@ -203,20 +163,9 @@ class Joining:
             raise ClusterError(f"head: what answers at {self.head} is not Ray's head of this fleet; {remedy}")
         if code is grpc.StatusCode.UNIMPLEMENTED:
             raise ClusterError(f"head: what answers at {self.head} is no head of Ray; {remedy}")
-        if fault := self._fault_of_wire("head", self.head):
+        if fault := fault_of_wire("head", self.head, None):
             raise ClusterError(fault)
         raise AwayError(f"Ray says nothing there ({code.name})")
-
-
-def check_own(host: str) -> None:
-    """Raises ClusterError for what is no address of this machine."""
-    try:
-        found = is_own(host.strip("[]"))
-    except UnknownHostError as error:
-        raise ClusterError(f"host: {error}; give an address of this machine to --host") from error
-    if not found:
-        own = sorted({each.address for card in psutil.net_if_addrs().values() for each in card if "." in each.address})
-        raise ClusterError(f"host: {host} is no address of this machine, which has {', '.join(own)}; correct --host")
 
 
 def _holder(status: pb.FleetStatus) -> pb.WorkerStatus | None:

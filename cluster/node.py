@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..membership.client import MembershipClient
+from ..membership.reach import why_unreachable
 from ..membership.wire import secure
 from ..proto.errors import Code, FleetError
 from ..settings.reader import add_flags, check_address, option, resolve, shares, within, write_file
@@ -24,13 +26,10 @@ from .errors import ClusterError
 from .head import check_membership
 from .joining import IfTaken, Joining, RoleConfig, SeatTakenError, describe_holder
 from .launcher import Launcher, make_run_dir
-from .membership_client import MembershipClient
 from .offer import Offer
 from .ray_node import RayNode
 from .ray_settings import RaySettings, token_from
-from .reach import why_unreachable
 from .stop import Stop, StopAsked
-from .wanted import split_seat
 
 _POLL_S = 0.5
 _TRIES = 20
@@ -68,8 +67,6 @@ def read_node_config(arguments: Mapping[str, Any], environ: Mapping[str, str]) -
     own, workers = shares((NodeConfig, role), environ)
     node = resolve(NodeConfig, flags=arguments, environ=own)
     config: RoleConfig = resolve(role, flags=arguments, environ=workers)
-    if split_seat(config.seat)[0] != arguments["role"] or split_seat(config.seat)[1] < 0:
-        raise ValueError(f"seat: {config.seat!r} is not {arguments['role']}-N")
     if config.controller is None:
         raise ValueError("controller: none is given; HOST:PORT of the head's controller")
     check_membership(config, config.host)

@@ -41,6 +41,7 @@ class Overview:
             missing=self._book.missing() or ("" if epoch.complete else "the first epoch is being committed"),
             settled=self._fleet.settled(),
             replicas=self._fleet.replicas(),
+            shortfall=self._fleet.shortfall(),
             coverage=self._fleet.coverage(),
             wanted_expert_shards=self._wanted_shards(),
         )

@@ -8,9 +8,9 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from ..membership.reach import why_unreachable
 from .errors import ClusterError
 from .ray_settings import NAMESPACE
-from .reach import why_unreachable
 
 _CONNECT_S = 20.0
 

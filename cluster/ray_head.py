@@ -14,11 +14,11 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import ClassVar
 
+from ..membership.reach import listens
 from .launcher import Launcher
 from .listening import Listening
 from .ray_node import RayNode, read_list
 from .ray_settings import RaySettings
-from .reach import listens
 
 _log = logging.getLogger(__name__)
 _PORT_FLAG = "--gcs_server_port="

@@ -24,7 +24,7 @@ WORKER_STATES = ("starting", "loading", "ready", "leaving", "draining", "failed"
 # Those in which a worker takes work.
 SERVING = ("ready", "leaving")
 # Those of a seat without a process.
-NOBODY = ("vacant", "lost")
+NOBODY = ("vacant", "lost", "left")
 # Those in which a worker gives its seat up.
 GOING = ("draining", "failed")
 
@@ -182,7 +182,7 @@ class SeatBook:
         self._by_lease.pop(seat.lease_id, None)
         seat.lease_id = 0
         if seat.state != "failed":
-            seat.state = "lost"
+            seat.state = "left" if seat.state == "draining" else "lost"
         self._forget_if_gone(seat)
 
     def forgive(self, seconds: float) -> None:

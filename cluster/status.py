@@ -35,6 +35,8 @@ def render(status: dict[str, Any], as_json: bool) -> str:
     else:
         survive = f"{100 * status['coverage']:.0f} % of the experts survive the loss of any one node"
         lines.append(f"{survive}; {'settled' if status['settled'] else 'experts or workers are on the move'}")
+    if status.get("shortfall"):
+        lines.append(status["shortfall"])
     for worker in status["workers"]:
         if accusers := worker.get("quarantined_by"):
             lines.append(

@@ -7,7 +7,7 @@ from typing import Literal
 
 from ..membership.wire import WireSettings
 from ..settings.ranges import parse_ranges
-from ..settings.reader import check_address, check_host, option, within
+from ..settings.reader import check_address, check_host, check_seat, option, within
 
 BackendSetting = Literal["auto", "cpu-native", "reference", "triton"]
 
@@ -80,6 +80,7 @@ class ExpertConfig(WireSettings):
             raise ValueError("pair_transport: nccl sends from a GPU; give --device cuda as well")
         if self.controller is not None:
             check_address("controller", self.controller)
+            check_seat(self.seat, "expert")
         if self.controller is not None and self.experts != "all":
             raise ValueError(f"experts: {self.experts!r} is the controller's to choose; give --experts or --controller")
 

@@ -99,6 +99,7 @@ def status_json(fleet: pb.FleetStatus, service: Service, problem: str | None) ->
         "missing": problem or fleet.missing or None,
         "settled": fleet.settled and problem is None,
         "replicas": fleet.replicas,
+        "shortfall": fleet.shortfall or None,
         "coverage": fleet.coverage,
         "wanted_expert_shards": fleet.wanted_expert_shards or None,
         "epoch": _epoch_text(fleet.epoch),

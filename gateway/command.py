@@ -13,6 +13,7 @@ from pathlib import Path
 
 import yaml
 
+from ..membership.entrance import check_entrance
 from ..settings.reader import add_flags, masked, read_file, resolve
 from .config import GatewayConfig
 
@@ -31,6 +32,8 @@ def run(arguments: argparse.Namespace) -> int:
             print(yaml.safe_dump(masked(config), sort_keys=False), end="")
             return 0
         _set_up_logging(config)
+        hosts = {"host": config.host, "admin_host": config.admin_host}
+        check_entrance(config.wire, hosts, config.controller)
         import uvloop  # NOTE: what serves is not imported by those who only read a command line
 
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -49,10 +52,11 @@ def _read_config(arguments: argparse.Namespace) -> GatewayConfig:
 
 
 async def _serve(config: GatewayConfig) -> None:
+    """Raises ValueError once the fleet has refused it for good."""
     from .server import GatewayServer
 
     server = GatewayServer(config)
-    asked_to_stop = asyncio.Event()
+    fleet, asked_to_stop = server.service.fleet, asyncio.Event()
 
     def on_signal() -> None:
         if asked_to_stop.is_set():
@@ -63,8 +67,11 @@ async def _serve(config: GatewayConfig) -> None:
         asyncio.get_running_loop().add_signal_handler(number, on_signal)
     await server.start()
     print(f"gateway {server.url} admin {server.admin_url}", flush=True)
-    await asked_to_stop.wait()
+    ends = [asyncio.create_task(event.wait()) for event in (asked_to_stop, fleet.refused)]
+    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
     await server.stop(config.drain_s)
+    if fleet.refused.is_set():
+        raise ValueError(fleet.refusal)
 
 
 def _set_up_logging(config: GatewayConfig) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..membership.wire import WireSettings
-from ..settings.reader import check_address, check_host, option, within
+from ..settings.reader import check_address, check_host, check_seat, option, within
 from .access import AccessSettings
 from .resumption import ResumptionSettings
 
@@ -41,6 +41,8 @@ class GatewayConfig(WireSettings, ResumptionSettings, AccessSettings):
         self.check_access()
         check_host("admin_host", self.admin_host)
         check_address("controller", self.controller)
+        if self.seat:
+            check_seat(self.seat, "gateway")
         within("port", self.port, 0, 65535)
         within("admin_port", self.admin_port, 0, 65535)
         within("max_body_mib", self.max_body_mib, 1, 1024)

@@ -18,7 +18,7 @@ from ..membership.epoch import Epoch
 from ..membership.seat import SeatKeeper
 from ..membership.watch import EpochWatch
 from ..proto.address import join_address, own_host
-from ..proto.errors import FleetError, from_call
+from ..proto.errors import Code, FleetError, from_call
 from ..proto.generated import membership_pb2 as pb
 from ..proto.generated import membership_pb2_grpc as rpc
 from .backend import Backend, Worker
@@ -39,6 +39,7 @@ class Fleet:
         self.epoch: Epoch | None = None
         self.state = "ready"
         self.address = ""
+        self.refusal, self.refused = "", asyncio.Event()  # of a gateway that was never accepted
         self._backend = backend
         self._num_delivered = num_delivered
         self._channel: grpc.aio.Channel | None = None
@@ -111,7 +112,10 @@ class Fleet:
         )
 
     async def _keep_seat(self, host: str, port: int) -> None:
-        """A refused seat is no reason to stop answering: it is tried again. A controller whose name is not known yet is away."""
+        """A refused seat is no reason to stop answering: it is tried again. A controller whose name is not known yet is away.
+
+        But one that was never accepted ends at a token that is not the fleet's: it could answer nobody.
+        """
         keeper = SeatKeeper(self.controller, self.seat)
         try:
             while True:
@@ -121,6 +125,10 @@ class Fleet:
                     await keeper.register(self.address, os.getpid(), socket.gethostname())
                     await keeper.keep(self.report)
                 except (FleetError, OSError) as error:
+                    if isinstance(error, FleetError) and error.code is Code.UNAUTHENTICATED and not keeper.lease_id:
+                        self.refusal = f"cluster_token: the controller at {self.controller} refuses it ({error})"
+                        self.refused.set()
+                        return
                     _log.warning("%s: no seat at %s: %s", self.seat, self.controller, error)
                 await asyncio.sleep(_RETRY_S)
         finally:

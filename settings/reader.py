@@ -54,6 +54,13 @@ def check_host(name: str, host: str) -> None:
         )
 
 
+def check_seat(seat: str, role: str) -> None:
+    """Raises ValueError for what is not ROLE-N."""
+    name, dash, ordinal = seat.rpartition("-")
+    if (name, dash) != (role, "-") or not (ordinal.isascii() and ordinal.isdecimal() and len(ordinal) < 10):
+        raise ValueError(f"seat: {seat!r} is not {role}-N")
+
+
 def within(name: str, value: float, low: float, high: float) -> None:
     """For ``__post_init__``. Raises ValueError naming the setting, its value and the limits."""
     if not low <= value <= high:

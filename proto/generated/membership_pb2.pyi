@@ -223,7 +223,7 @@ class StatusRequest(_message.Message):
     def __init__(self, seat: _Optional[str] = ...) -> None: ...
 
 class FleetStatus(_message.Message):
-    __slots__ = ("workers", "epoch", "ready", "missing", "settled", "replicas", "coverage", "wanted_expert_shards", "fingerprint", "dtype", "versions")
+    __slots__ = ("workers", "epoch", "ready", "missing", "settled", "replicas", "coverage", "wanted_expert_shards", "fingerprint", "dtype", "versions", "shortfall")
     class VersionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -242,6 +242,7 @@ class FleetStatus(_message.Message):
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    SHORTFALL_FIELD_NUMBER: _ClassVar[int]
     workers: _containers.RepeatedCompositeFieldContainer[WorkerStatus]
     epoch: EpochId
     ready: bool
@@ -253,7 +254,8 @@ class FleetStatus(_message.Message):
     fingerprint: str
     dtype: str
     versions: _containers.ScalarMap[str, str]
-    def __init__(self, workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., epoch: _Optional[_Union[EpochId, _Mapping]] = ..., ready: bool = ..., missing: _Optional[str] = ..., settled: bool = ..., replicas: _Optional[float] = ..., coverage: _Optional[float] = ..., wanted_expert_shards: _Optional[int] = ..., fingerprint: _Optional[str] = ..., dtype: _Optional[str] = ..., versions: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    shortfall: str
+    def __init__(self, workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., epoch: _Optional[_Union[EpochId, _Mapping]] = ..., ready: bool = ..., missing: _Optional[str] = ..., settled: bool = ..., replicas: _Optional[float] = ..., coverage: _Optional[float] = ..., wanted_expert_shards: _Optional[int] = ..., fingerprint: _Optional[str] = ..., dtype: _Optional[str] = ..., versions: _Optional[_Mapping[str, str]] = ..., shortfall: _Optional[str] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
     __slots__ = ("role", "seat", "pid", "node", "address", "state", "report", "num_experts", "wanted", "quarantined_by", "offer", "lease_id", "held_s", "silent_s")

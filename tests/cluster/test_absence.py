@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 import pytest
+from until import until
 
 from expertfleet.cluster import crew
 from expertfleet.cluster.absence import Absences
@@ -83,3 +84,33 @@ def test_a_seat_that_left_a_moment_ago_is_hired_as_soon_as_its_name_is_free(monk
     one.follow(wanted)
     assert tried == ["expert-1"] * 4
     assert one._handles == {"expert-1": "expert-1"}
+
+
+def test_a_seat_that_is_wanted_again_after_its_worker_has_drained_gets_a_new_one_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    noted = NotedRay()
+    monkeypatch.setattr(crew, "ray", noted)
+    config: Any = None
+    one, hired = Crew(config, config, config, lambda: None), list[str]()
+
+    def hire(seat: str) -> None:
+        hired.append(seat)
+        one._handles[seat] = f"actor {len(hired)}"
+
+    def told(state: str, pid: int) -> None:
+        worker = pb.WorkerStatus(role="expert", seat="expert-1", state=state, wanted=True, pid=pid)
+        one.follow(pb.FleetStatus(workers=[worker]))
+
+    monkeypatch.setattr(one, "_hire_worker", hire)
+    one._handles["expert-1"] = "actor 0"
+    for state in ("ready", "draining", "lost", "vacant"):
+        told(state, 7)
+    assert hired == []
+    for _ in range(3):
+        told("left", 7)
+    assert (hired, one._handles) == (["expert-1"], {"expert-1": "actor 1"})
+    told("ready", 8)
+    told("left", 8)
+    assert one._handles == {"expert-1": "actor 2"}
+    until(lambda: noted.killed == ["actor 0", "actor 1"], 5)

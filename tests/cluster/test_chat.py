@@ -122,6 +122,14 @@ def test_the_table_says_who_is_quarantined_and_by_whom() -> None:
     assert line.endswith("expertfleet drain expert-0")
 
 
+def test_the_table_says_why_fewer_copies_than_wanted_are_held() -> None:
+    status = {"workers": [WORKER], "ready": True, "coverage": 1.0, "settled": True}
+    without = render({**status, "shortfall": None}, as_json=False)
+    assert (
+        render({**status, "shortfall": "replicas: 4 are wanted"}, as_json=False) == f"{without}\nreplicas: 4 are wanted"
+    )
+
+
 def test_an_address_that_is_no_fleet_is_one_line(url: str) -> None:
     with pytest.raises(ClusterError, match="/nowhere/health answered with status 404; is it a fleet's address"):
         fetch_status(f"{url}/nowhere")

@@ -340,3 +340,17 @@ TestFleet = pytest.mark.filterwarnings("ignore")(FleetMachine.TestCase)
 FleetMachine.TestCase.settings = settings(
     max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
 )
+
+
+@pytest.mark.parametrize(("replicas", "more"), [(1.0, 0), (3.0, 0), (3.01, 1), (4.0, 1), (7.5, 5)])
+def test_copies_beyond_the_number_of_shards_are_told(replicas: float, more: int) -> None:
+    book, fleet = whole_fleet()
+    book.want(Wanted.first(1, 3, replicas))
+    remedy = f"and 3 are there: start {more} more, or expertfleet scale --replicas 3"
+    assert fleet.shortfall() == (
+        f"replicas: {replicas:g} copies of each expert are wanted, every one on another shard, {remedy}" if more else ""
+    )
+
+
+def test_a_fleet_without_shards_lacks_no_copies_yet() -> None:
+    assert Convergence(SeatBook(SHAPE, Wanted((), (), 4.0), 3.0, 1), 1, 3.0).shortfall() == ""

@@ -1,5 +1,6 @@
 """Who is hired and dismissed as nodes come and go, with a Ray and a controller that only take notes."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -286,3 +287,60 @@ def test_a_node_whose_worker_has_left_does_not_stand_in_another_ones_way(ray: No
     hires.step({*NODES, fresh}, 3)
     assert set(ray.names) == {E0.name, A0.name, fresh.name}
     assert controller.keys["expert-1"] == fresh.key
+
+
+def test_the_next_head_does_not_want_again_what_was_drained_by_hand(ray: NotedRay, tmp_path: Path) -> None:
+    controller, file = NotedController(), tmp_path / "offers.json"
+    hires = Hiring(controller, gather_s=0, forget_s=600, told_file=file)
+    hires.step(NODES, 0)
+    controller.leave("expert-1")
+    hires.step(NODES, 1)
+    again = Hiring(controller, gather_s=0, forget_s=600, told_file=file)
+    again.adopt()
+    again.step(NODES, 100)
+    assert controller.is_wanted.expert == (0,)
+    assert set(ray.names) == {E0.name, A0.name}
+    successor = Offer("expert-1", "a successor")
+    again.step({*NODES, successor}, 101)
+    assert controller.keys["expert-1"] == successor.key
+    assert successor.name in ray.names
+
+
+def test_the_next_head_lets_who_is_leaving_leave(ray: NotedRay, tmp_path: Path) -> None:
+    controller, file = NotedController(), tmp_path / "offers.json"
+    Hiring(controller, gather_s=0, forget_s=600, told_file=file).step(NODES, 0)
+    controller.leave("expert-1")
+    controller.lingering = {"expert-1"}
+    again = Hiring(controller, gather_s=0, forget_s=600, told_file=file)
+    again.adopt()
+    again.step(NODES, 100)
+    assert (controller.is_wanted.expert, ray.killed) == ((0,), [])
+    controller.lingering = set()
+    again.step(NODES, 101)
+    assert ray.killed == [E1.name]
+
+
+def test_a_forgotten_seat_is_wanted_again_when_its_node_comes_back(ray: NotedRay, tmp_path: Path) -> None:
+    controller = NotedController()
+    hires = Hiring(controller, gather_s=0, forget_s=600, told_file=tmp_path / "offers.json")
+    hires.step(NODES, 0)
+    hires.step(NODES - {E1}, 601)
+    assert controller.is_wanted.expert == (0,)
+    hires.step(NODES, 700)
+    assert controller.is_wanted.expert == (0, 1)
+    assert E1.name in ray.names
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{"])
+def test_a_file_of_offers_that_is_not_one_is_named(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "offers.json"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=f"^{file}: does not say which offers were told"):
+        Hiring(NotedController(), gather_s=0, forget_s=600, told_file=file)
+
+
+def test_a_full_disk_does_not_end_the_hiring(ray: NotedRay, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    hires = Hiring(NotedController(), gather_s=0, forget_s=600, told_file=tmp_path / "no such folder" / "offers.json")
+    hires.step(NODES, 0)
+    assert set(ray.names) == {offer.name for offer in NODES}
+    assert "offers.json cannot be written" in caplog.text

@@ -26,13 +26,14 @@ from expertfleet.cluster.controller import Controller
 from expertfleet.cluster.controller_thread import ControllerThread
 from expertfleet.cluster.errors import ClusterError
 from expertfleet.cluster.gateway_process import claim_port
-from expertfleet.cluster.joining import Joining, SeatTakenError, check_own
+from expertfleet.cluster.joining import Joining, SeatTakenError
 from expertfleet.cluster.plan import fleet_shape
 from expertfleet.cluster.stop import Stop, StopAsked
 from expertfleet.cluster.wanted import Wanted
 from expertfleet.expert_workers.config import ExpertConfig
 from expertfleet.expert_workers.memory import num_experts_in
 from expertfleet.membership import wire
+from expertfleet.membership.entrance import check_own
 from expertfleet.membership.seat import SeatKeeper
 from expertfleet.membership.wire import WireSecurity
 from expertfleet.proto.generated import membership_pb2 as pb

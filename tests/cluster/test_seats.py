@@ -121,6 +121,14 @@ def test_a_lease_runs_out_without_reports_and_lasts_with_them() -> None:
     assert book.report(talking, report("expert-1", "ready"), 4.1)
 
 
+@pytest.mark.parametrize(("said", "known_as"), [("draining", "left"), ("leaving", "lost"), ("ready", "lost")])
+def test_a_worker_that_drained_has_left_and_any_other_is_lost(said: str, known_as: str) -> None:
+    book = SeatBook(SHAPE, WANTED, 3.0)
+    book.report(take(book, "expert-0"), report("expert-0", said), 0.0)
+    book.lose(book.seats["expert-0"])
+    assert book.seats["expert-0"].state == known_as
+
+
 def test_a_failed_worker_stays_failed_with_its_reason_after_its_lease() -> None:
     book = SeatBook(SHAPE, WANTED, 3.0)
     lease = take(book, "expert-0")

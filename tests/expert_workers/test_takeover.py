@@ -17,10 +17,10 @@ import torch
 from expertfleet.checkpoint.outline import Outline
 from expertfleet.checkpoint.tensors import Checkpoint
 from expertfleet.cluster.controller import Controller
-from expertfleet.cluster.membership_client import MembershipClient
 from expertfleet.cluster.plan import fleet_shape
 from expertfleet.cluster.wanted import Wanted
 from expertfleet.expert_workers.expert_stream import from_pieces
+from expertfleet.membership.client import MembershipClient
 from expertfleet.membership.epoch import NO_EPOCH, Epoch, EpochId, ExpertSet, Member
 from expertfleet.membership.seat import SeatKeeper
 from expertfleet.membership.watch import EpochWatch

@@ -16,10 +16,10 @@ from until import until
 from expertfleet.checkpoint.files import CheckpointFiles
 from expertfleet.cluster.controller import Controller
 from expertfleet.cluster.controller_thread import ControllerThread
-from expertfleet.cluster.membership_client import MembershipClient
 from expertfleet.cluster.plan import fleet_shape
 from expertfleet.cluster.wanted import Wanted
 from expertfleet.demo.bundled import NANO_K2
+from expertfleet.membership.client import MembershipClient
 
 _READY_S = 240.0
 
