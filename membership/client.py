@@ -5,10 +5,10 @@ from typing import Any, Self
 
 import grpc
 
-from ..membership import wire
 from ..proto.errors import from_call
 from ..proto.generated import membership_pb2 as pb
 from ..proto.generated import membership_pb2_grpc as rpc
+from . import wire
 
 _TIMEOUT_S = 2.0
 
