@@ -97,9 +97,11 @@ class Budget:
             return fault
         if room < asked:
             enough = math.ceil(asked / size.expert_shards) * self.expert_bytes / GIB
+            shards = math.ceil(asked / self.room)
+            more = f", or --expert-shards {shards}" if shards <= MAX_SEATS else ""
             return (
                 f"memory_gib: {size.expert_shards} expert shards of {self.memory_gib:g} GiB have room for {room} of {asked} experts, "
-                f"copies included; give --memory-gib {_up(enough):g}, or --expert-shards {math.ceil(asked / self.room)}"
+                f"copies included; give --memory-gib {_up(enough):g}{more}"
             )
         return ""
 

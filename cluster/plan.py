@@ -87,6 +87,10 @@ def check_memory(size: Size, budget: Budget, available_bytes: int) -> None:
     lower = [f"--{name.replace('_', '-')} to {most:g}" for name, most in budget.smaller(size, available_bytes).items()]
     if not lower and budget.needed_bytes(Size(1, math.ceil(size.replicas), size.replicas)) <= available_bytes:
         lower = ["--expert-shards and --attention-workers"]
+    caches = size.attention_workers * (budget.attention_bytes - WORKER_BYTES)
+    if needed - caches <= available_bytes:
+        lower += ["--cache-gib", "--max-model-len"]
+    remedy = f"lower {' or '.join(lower)}, or spread" if lower else "spread"
     largest = max(
         ("an attention worker", budget.attention_bytes),
         ("an expert shard", budget.shard_bytes(size)),
@@ -94,8 +98,7 @@ def check_memory(size: Size, budget: Budget, available_bytes: int) -> None:
     )
     raise ClusterError(
         f"too little memory: the plan needs {needed / GIB:.1f} GiB ({largest[0]} alone {largest[1] / GIB:.1f} GiB), "
-        f"{available_bytes / GIB:.1f} GiB are available; lower {' or '.join([*lower, '--cache-gib', '--max-model-len'])}, "
-        "or spread the shards over machines (docs/machines.md)"
+        f"{available_bytes / GIB:.1f} GiB are available; {remedy} the shards over machines (docs/machines.md)"
     )
 
 

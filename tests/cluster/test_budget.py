@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from expertfleet.cluster.budget import BESIDES_BYTES, GIB, WORKER_BYTES, Budget, Size
+from expertfleet.cluster.errors import ClusterError
 from expertfleet.cluster.placing import Placing
+from expertfleet.cluster.plan import check_memory
 
 EXPERT = GIB // 16  # 192 of them are 12 GiB
 
@@ -107,3 +109,24 @@ def test_a_limit_of_each_shards_memory_is_kept_when_a_smaller_number_is_looked_f
     limited = budget(memory_gib=2.0, available_bytes=24 * GIB)
     wish = Size(1, 60, 1)
     assert limited.most(wish, "expert_shards", 24 * GIB) >= math.ceil(192 / limited.room)
+
+
+def test_more_shards_than_a_fleet_may_have_are_no_remedy() -> None:
+    why = budget(memory_gib=0.0625, num_experts=4097).why_never(Size(1, 2, 1))
+    assert why.endswith("copies included; give --memory-gib 128.063")
+    assert budget(memory_gib=0.0625, num_experts=4096).why_never(Size(1, 2, 1)).endswith("or --expert-shards 4096")
+
+
+@pytest.mark.parametrize(
+    ("size", "available", "remedy"),
+    [
+        (Size(1, 100, 1), 40, "lower --expert-shards to 64, or spread"),
+        (Size(1, 100, 1), 52.5, "lower --expert-shards to 96 or --cache-gib or --max-model-len, or spread"),
+        (Size(30, 1, 1), 40, "lower --attention-workers to 13 or --cache-gib or --max-model-len, or spread"),
+        (Size(1, 1, 1), 8, "GiB are available; spread the shards"),
+        (Size(1, 1, 1), 14, "GiB are available; lower --cache-gib or --max-model-len, or spread the shards"),
+    ],
+)
+def test_what_would_not_be_enough_is_no_remedy(size: Size, available: float, remedy: str) -> None:
+    with pytest.raises(ClusterError, match=remedy):
+        check_memory(size, budget(), int(available * GIB))

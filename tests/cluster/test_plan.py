@@ -61,7 +61,7 @@ def test_too_little_memory_is_one_line_with_the_remedy(tiny: Path, checkpoint: C
     plan = make_plan(config(tiny), checkpoint, 2, NODES)
     plan.check_memory(plan.memory_bytes)
     with pytest.raises(
-        ClusterError, match=r"too little memory: the plan needs 2\.\d GiB .* 1\.0 GiB are available; lower"
+        ClusterError, match=r"too little memory: the plan needs 2\.\d GiB .* 1\.0 GiB are available; spread"
     ):
         plan.check_memory(GIB)
 
@@ -151,9 +151,9 @@ def test_more_threads_than_a_node_has_are_refused(tiny: Path, checkpoint: Checkp
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"expert_shards": 100}, r"too little memory: .*; lower --expert-shards to \d+ or "),
-        ({"attention_workers": 500}, r"too little memory: .*; lower --attention-workers to \d+ or "),
-        ({"expert_shards": 100, "attention_workers": 100}, "lower --expert-shards and --attention-workers or "),
+        ({"expert_shards": 100}, r"too little memory: .*; lower --expert-shards to \d+, or "),
+        ({"attention_workers": 500}, r"too little memory: .*; lower --attention-workers to \d+, or "),
+        ({"expert_shards": 100, "attention_workers": 100}, "lower --expert-shards and --attention-workers, or "),
         ({"expert_shards": 2, "memory_gib": 0.001}, r"memory_gib: 2 expert shards of 0\.001 GiB have room for \d+ of 192 experts"),
         ({"expert_shards": 3, "replicas": 3, "memory_gib": 0.002}, r"have room for \d+ of 576 experts, copies included"),
         ({"max_model_len": 1 << 23}, "max_model_len: 8388608 is more than the checkpoint's"),
