@@ -83,7 +83,7 @@ class AttentionConfig(WireSettings):
             check_address("shards", address)
         if self.controller is not None:
             check_address("controller", self.controller)
-            check_seat(self.seat, "attention")
+            check_seat(self.seat, "attention", 4095)
         if self.controller is None and not self.shards:
             raise ValueError("controller: none given, and no --shards either; one of the two names the expert shards")
         if self.controller is not None and self.shards:

@@ -25,7 +25,7 @@ from .kept_file import write_whole
 from .offer import Offer, offers_among
 from .ray_driver import is_done, last_line
 from .ray_settings import NAMESPACE
-from .wanted import Wanted, split_seat
+from .wanted import MAX_SEATS, Wanted, split_seat
 
 _log = logging.getLogger(__name__)
 _RETRY_S = 5.0
@@ -211,9 +211,14 @@ def _read_told(path: Path | None) -> dict[str, Offer]:
 
 
 def find_offers() -> list[Offer]:
-    """What live nodes offer. Blocks while Ray's head is away."""
+    """What live nodes offer; what is no worker's seat would stand in all others' way. Blocks while Ray's head is away."""
     found = [offer for node in ray.nodes() if node["Alive"] for offer in offers_among(node["Resources"])]
-    return [offer for offer in found if split_seat(offer.seat)[0] in actors.ROLES]
+    return [offer for offer in found if _is_workers(offer.seat)]
+
+
+def _is_workers(seat: str) -> bool:
+    role, ordinal = split_seat(seat)
+    return role in actors.ROLES and 0 <= ordinal < MAX_SEATS
 
 
 def keep_hiring(hiring: Hiring) -> None:

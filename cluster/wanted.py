@@ -102,6 +102,7 @@ class Wanted:
 
 
 def split_seat(seat: str) -> tuple[str, int]:
-    """Role and ordinal; the ordinal is -1 where there is none."""
+    """Role and ordinal; the ordinal is -1 where there is none. A seat has one name: ``expert-07`` and other scripts' digits are none."""
     role, _, ordinal = seat.rpartition("-")
-    return (role, int(ordinal)) if ordinal.isdecimal() and len(ordinal) < 10 else (seat, -1)
+    is_number = ordinal.isdecimal() and len(ordinal) < 10 and ordinal == str(int(ordinal))
+    return (role, int(ordinal)) if is_number else (seat, -1)

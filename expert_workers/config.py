@@ -80,7 +80,7 @@ class ExpertConfig(WireSettings):
             raise ValueError("pair_transport: nccl sends from a GPU; give --device cuda as well")
         if self.controller is not None:
             check_address("controller", self.controller)
-            check_seat(self.seat, "expert")
+            check_seat(self.seat, "expert", 4095)
         if self.controller is not None and self.experts != "all":
             raise ValueError(f"experts: {self.experts!r} is the controller's to choose; give --experts or --controller")
 

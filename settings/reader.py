@@ -54,11 +54,12 @@ def check_host(name: str, host: str) -> None:
         )
 
 
-def check_seat(seat: str, role: str) -> None:
-    """Raises ValueError for what is not ROLE-N."""
-    name, dash, ordinal = seat.rpartition("-")
-    if (name, dash) != (role, "-") or not (ordinal.isascii() and ordinal.isdecimal() and len(ordinal) < 10):
-        raise ValueError(f"seat: {seat!r} is not {role}-N")
+def check_seat(seat: str, role: str, most: int = 999_999_999) -> None:
+    """Raises ValueError for what is not ROLE-N with N up to ``most``."""
+    ordinal = seat.removeprefix(f"{role}-")
+    is_number = ordinal != seat and ordinal.isdecimal() and len(ordinal) < 10 and ordinal == str(int(ordinal))
+    if not is_number or int(ordinal) > most:
+        raise ValueError(f"seat: {seat!r} is not {role}-N, N from 0 to {most}")
 
 
 def within(name: str, value: float, low: float, high: float) -> None:

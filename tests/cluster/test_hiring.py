@@ -7,7 +7,7 @@ import pytest
 from ray.exceptions import RayActorError
 
 from expertfleet.cluster import hiring
-from expertfleet.cluster.hiring import Hiring
+from expertfleet.cluster.hiring import Hiring, find_offers
 from expertfleet.cluster.offer import Offer
 from expertfleet.cluster.wanted import Wanted
 
@@ -344,3 +344,16 @@ def test_a_full_disk_does_not_end_the_hiring(ray: NotedRay, tmp_path: Path, capl
     hires.step(NODES, 0)
     assert set(ray.names) == {offer.name for offer in NODES}
     assert "offers.json cannot be written" in caplog.text
+
+
+def test_an_offer_of_what_is_no_workers_seat_stands_in_nobodys_way(
+    ray: NotedRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = ["expert-4096", "expert-01", "expert--1", "expert-٣", "gateway-1", "expert", "attention-99999999999"]
+    offered = {Offer(seat, "x").resource: 1.0 for seat in odd} | {
+        E1.resource: 1.0,
+        Offer("expert-4095", "y").resource: 1.0,
+    }
+    nodes = [{"Alive": True, "Resources": offered}, {"Alive": False, "Resources": {E0.resource: 1.0}}]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes, raising=False)
+    assert {offer.seat for offer in find_offers()} == {"expert-1", "expert-4095"}

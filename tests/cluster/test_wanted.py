@@ -53,3 +53,13 @@ def test_nodes_that_come_and_go_change_what_is_wanted() -> None:
 def test_what_is_no_workers_seat_is_not_taken(seat: str) -> None:
     with pytest.raises(FleetError, match="is neither attention-N nor expert-N"):
         FIRST.offered([seat])
+
+
+@pytest.mark.parametrize("name", ["expert-01", "expert-٣", "expert-3 ", "expert-+3"])
+def test_a_seat_has_one_name_alone(name: str) -> None:
+    wanted = Wanted.first(1, 4, 1.0)
+    assert not wanted.has(name)
+    with pytest.raises(FleetError, match="is no seat of this fleet"):
+        wanted.without(name)
+    with pytest.raises(FleetError, match="is neither attention-N nor expert-N"):
+        wanted.offered([name])

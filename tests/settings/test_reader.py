@@ -12,6 +12,7 @@ from expertfleet.settings.reader import (
     add_flags,
     check_address,
     check_host,
+    check_seat,
     masked,
     option,
     read_file,
@@ -143,3 +144,17 @@ def test_a_written_file_is_for_its_user_and_rebuilds_the_configuration(tmp_path:
     write_file(config, path)
     assert path.stat().st_mode & 0o777 == 0o600
     assert resolve(Config, flags={}, environ={}, file=read_file(path)) == config
+
+
+@pytest.mark.parametrize("seat", ["expert-0", "expert-7", "expert-4095"])
+def test_a_seat_is_its_role_and_a_number(seat: str) -> None:
+    check_seat(seat, "expert", 4095)
+
+
+@pytest.mark.parametrize(
+    "seat",
+    ["expert-4096", "expert-07", "expert-", "expert", "7", "expert-٣", "attention-1", "expert-1-1", "expert--1", ""],
+)
+def test_what_is_no_seat_of_the_role_is_named(seat: str) -> None:
+    with pytest.raises(ValueError, match=f"^seat: '{seat}' is not expert-N, N from 0 to 4095$"):
+        check_seat(seat, "expert", 4095)
