@@ -33,13 +33,19 @@ def uniform(seed: int, position: int) -> float:
     return (_mix(_mix(seed & _MASK) ^ (position * 0x9E3779B97F4A7C15 & _MASK)) >> 11) * 2.0**-53
 
 
+def distribution(logits: torch.Tensor, sequence: Sequence) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """What is drawn from, at a temperature above 0: probabilities, their running sums, and their token ids unless all are in id order."""
+    params = sequence.sampling
+    probabilities = torch.softmax(_penalise(logits, sequence).double() / params.temperature, dim=-1)
+    probabilities, ids = _filtered(probabilities, params)
+    return probabilities, probabilities.cumsum(0), ids
+
+
 def _choose(logits: torch.Tensor, sequence: Sequence) -> int:
     params = sequence.sampling
-    logits = _penalise(logits, sequence)
     if params.temperature == 0:
-        return int(logits.argmax())
-    probabilities, ids = _filtered(torch.softmax(logits.double() / params.temperature, dim=-1), params)
-    cumulative = probabilities.cumsum(0)
+        return int(_penalise(logits, sequence).argmax())
+    probabilities, cumulative, ids = distribution(logits, sequence)
     target = uniform(params.seed, len(sequence.tokens)) * float(cumulative[-1])
     index = int(torch.searchsorted(cumulative, target, right=True))
     index = min(index, int(probabilities.nonzero()[-1]))

@@ -21,7 +21,7 @@ from ..kernels.rope import rope_table, rotate, softmax_scale
 from ..kernels.row_rule import bits_of
 from ..proto.rows import Rows
 from ..router.combine import Answers, combine
-from .sampler import sample
+from .sampler import distribution, sample, uniform
 from .sequence import SamplingParams, Sequence, ThinkingBudget, TokenOut
 from .weights import attention_shapes, gate_choice
 
@@ -99,41 +99,51 @@ def _cancelling_answers(top_k: int, hidden: int, dtype: torch.dtype) -> tuple[to
 
 
 def sampler_results(vocab_size: int) -> Iterator[bytes]:
-    """Tokens and their log-probabilities for every parameter, alone and with others."""
+    """Tokens and their log-probabilities for every parameter, alone and with others, and once what they are drawn from.
+
+    A few draws alone would seldom show that a probability has other last bits.
+    """
+    yield struct.pack(f"<{len(_DRAWS)}d", *(uniform(*draw) for draw in _DRAWS))
     logits = (canned((vocab_size,), _LOGITS) * 12 * _GRAIN).round() / _GRAIN
     for sequence in sampled_sequences(vocab_size):
         yield _packed(sample(logits, sequence))
+        params, position = sequence.sampling, len(sequence.tokens)
+        if params.temperature and (params.seed, position) == _DRAWS[-1]:
+            _, cumulative, ids = distribution(logits, sequence)
+            yield _bytes_of(cumulative) + (_bytes_of(ids) if ids is not None else b"")
 
 
 def sampled_sequences(vocab_size: int) -> Iterator[Sequence]:
     """Each set of parameters at every draw; then a thinking section whose budget is spent."""
-    likely = canned((vocab_size,), _LOGITS).topk(max(1, min(200, vocab_size // 50))).indices.tolist()
+    ranked = canned((vocab_size,), _LOGITS).argsort(descending=True, stable=True)
+    said = [*ranked[: max(1, min(200, vocab_size // 50))].tolist(), *ranked[:: max(1, vocab_size // 50)].tolist()]
     for params in _parameters(vocab_size):
         for seed, position in _DRAWS:
-            yield _sequence(dataclasses.replace(params, seed=seed), position, likely)
-    spent = _sequence(SamplingParams(), 17, likely)
+            yield _sequence(dataclasses.replace(params, seed=seed), position, said)
+    spent = _sequence(SamplingParams(), 17, said)
     start, end = spent.tokens[-1], (spent.tokens[-1] + 1) % vocab_size
     spent.budget = ThinkingBudget(0, start, end, (end,))
     yield spent
 
 
 def _parameters(vocab_size: int) -> Iterator[SamplingParams]:
-    bias = {token_id: 100.0 / (1 + token_id) for token_id in range(min(3, vocab_size))}
+    bias = {token_id: 8.0 / (1 + token_id) for token_id in range(min(3, vocab_size))}
     yield from (SamplingParams(temperature=value) for value in (0.0, 0.3, 1.0, 2.5))
     yield from (SamplingParams(top_p=value) for value in (0.2, 0.9, 0.999))
     yield from (SamplingParams(top_k=value) for value in (1, 7, 50, 3000))
     yield from (SamplingParams(min_p=value) for value in (0.01, 0.5))
+    yield SamplingParams(0, 0.7, 0.8, 20, 0.01)
     for temperature in (0.0, 1.0):
-        yield SamplingParams(temperature=temperature, presence_penalty=1.5)
-        yield SamplingParams(temperature=temperature, frequency_penalty=0.75)
+        yield SamplingParams(temperature=temperature, presence_penalty=1.1)
+        yield SamplingParams(temperature=temperature, frequency_penalty=0.7)
         yield SamplingParams(temperature=temperature, repetition_penalty=1.3)
         yield SamplingParams(temperature=temperature, logit_bias=bias)
-    yield SamplingParams(0, 0.7, 0.95, 500, 0.001, 0.5, -0.25, 0.9, bias)
+    yield SamplingParams(0, 0.7, 0.95, 500, 0.001, 0.55, -0.3, 0.9, bias)
 
 
-def _sequence(params: SamplingParams, position: int, likely: list[int]) -> Sequence:
-    """So many tokens, the smaller half of them the prompt; likely ones were said before, some of them often."""
-    tokens = [likely[place * place % len(likely)] for place in range(position)]
+def _sequence(params: SamplingParams, position: int, said: list[int]) -> Sequence:
+    """So many tokens, the smaller half of them the prompt; likely ones were said before and some of all others, some of them often."""
+    tokens = [said[place * place % len(said)] for place in range(position)]
     return Sequence(
         "self-test", tokens, position // 2, position + 1, params, lambda update: None, num_top_logprobs=_TOP_LOGPROBS
     )
@@ -146,8 +156,4 @@ def _packed(token: TokenOut) -> bytes:
 
 
 def _bytes_of(tensor: torch.Tensor) -> bytes:
-    return (
-        bytes(bits_of(tensor).contiguous().numpy().tobytes())
-        if tensor.is_floating_point()
-        else tensor.numpy().tobytes()
-    )
+    return tensor.contiguous().view(torch.uint8).numpy().tobytes()

@@ -202,6 +202,51 @@ def test_positions_and_the_last_bit_of_a_log_probability_count(monkeypatch: pyte
     assert list(sampler_results(VOCAB)) != before
 
 
+def in_float32(probabilities: torch.Tensor, params: SamplingParams) -> tuple[torch.Tensor, torch.Tensor | None]:
+    return filtered(probabilities.float().double(), params)
+
+
+def without_min_p_beside_top_k(probabilities: torch.Tensor, params: SamplingParams) -> Any:
+    return filtered(probabilities, dataclasses.replace(params, min_p=0.0) if params.top_k else params)
+
+
+def of_the_whole_row(probabilities: torch.Tensor, params: SamplingParams) -> Any:
+    """top_p of all tokens' probability, not of the top_k ones'."""
+    values, ids = filtered(probabilities, dataclasses.replace(params, top_p=1.0))
+    if params.top_p < 1 and params.top_k:
+        values = values * (values.cumsum(0) - values < params.top_p * probabilities.sum())
+        return values, ids
+    return filtered(probabilities, params)
+
+
+filtered = sampler._filtered
+
+
+@pytest.mark.parametrize("changed", [in_float32, without_min_p_beside_top_k, of_the_whole_row])
+def test_what_tokens_are_drawn_from_counts_bit_by_bit(
+    monkeypatch: pytest.MonkeyPatch, changed: Callable[..., Any]
+) -> None:
+    before = list(sampler_results(VOCAB))
+    monkeypatch.setattr(sampler, "_filtered", changed)
+    assert list(sampler_results(VOCAB)) != before
+
+
+def test_the_last_bit_of_a_bias_and_of_the_temperature_s_quotient_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = list(sampler_results(VOCAB))
+    penalise, softmax = sampler._penalise, torch.softmax
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "softmax", lambda logits, dim: softmax(logits * (1 + 2**-40), dim))
+        assert list(sampler_results(VOCAB)) != before
+    monkeypatch.setattr(
+        sampler,
+        "_penalise",
+        lambda logits, sequence: (
+            penalise(logits, sequence) + 2**-19 * bool(sequence.sampling.logit_bias) * (torch.arange(len(logits)) == 1)
+        ),
+    )
+    assert list(sampler_results(VOCAB)) != before
+
+
 def test_the_budget_s_token_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     before = list(sampler_results(VOCAB))
     monkeypatch.setattr(Sequence, "forced_token", lambda sequence: None)
@@ -243,7 +288,7 @@ def splitmix(state: int) -> int:
     return state ^ (state >> 31)
 
 
-GOLDEN_TOKENS = "481116901d6f6861"  # of the tokens, SHA-256
+GOLDEN_TOKENS = "21cd2c1b1021ad85"  # of the tokens, SHA-256
 
 
 def test_tokens_are_those_of_the_plainest_sampler_and_never_change() -> None:
