@@ -98,9 +98,9 @@ def test_maps_are_laid_over_lists_follow_and_the_rest_is_replaced(role: str) -> 
         "tolerations": [{"key": "own", "operator": "Exists"}],
         "env": [{"name": "B", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}],
         "affinity": {"nodeAffinity": {}},
-        "dnsPolicy": "None",
+        "dnsPolicy": "ClusterFirst",
         "podSecurityContext": {"runAsUser": 8, "fsGroup": 8},
-        "securityContext": {"readOnlyRootFilesystem": False},
+        "securityContext": {"readOnlyRootFilesystem": False, "capabilities": {"add": ["NET_ADMIN"]}},
     }
     pod = pod_of(rendered(chart.over(below, at(role, above))), role)
     spec = pod["spec"]
@@ -109,12 +109,12 @@ def test_maps_are_laid_over_lists_follow_and_the_rest_is_replaced(role: str) -> 
     container = main_of(pod, role)
     given = [each for each in container["env"] if each["name"] in ("A", "B")]
     assert given == [below["env"][0], above["env"][0]], "one of a name, as Kubernetes takes no two"
-    assert (spec["affinity"], spec["dnsPolicy"]) == ({"nodeAffinity": {}}, "None")
+    assert (spec["affinity"], spec["dnsPolicy"]) == ({"nodeAffinity": {}}, "ClusterFirst")
     security = spec["securityContext"]
     assert (security["runAsUser"], security["fsGroup"]) == (8, 8)
     assert container["securityContext"]["readOnlyRootFilesystem"] is False
     assert container["securityContext"]["allowPrivilegeEscalation"] is False
-    assert container["securityContext"]["capabilities"] == {"add": ["SYS_NICE"], "drop": ["ALL"]}
+    assert container["securityContext"]["capabilities"] == {"add": ["NET_ADMIN"], "drop": ["ALL"]}, "at any depth"
 
 
 @pytest.mark.parametrize("version", chart.HELMS)
@@ -139,23 +139,79 @@ def test_null_takes_away_what_was_said_before(version: str) -> None:
 
 
 @pytest.mark.parametrize("version", chart.HELMS)
-def test_a_cluster_may_choose_the_users(version: str) -> None:
-    """OpenShift refuses pods that name users outside of their namespace's range."""
-    for owner, pod in chart.pods(rendered({"podSecurityContext": {}}, version)):
-        restricted = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
-        assert pod["spec"]["securityContext"] == restricted, owner
+@pytest.mark.parametrize("role", ROLES)
+def test_what_is_left_blank_in_a_role_says_nothing(role: str, version: str) -> None:
+    keys = {*chart.POD, "priorityClassName", "runtimeClassName", "securityContext"} - {"podSecurityContext"}
+    blank = dict.fromkeys(keys - ({"containers"} if role == "model.pull" else set()))
+    assert rendered(at(role, blank), version) == rendered({}, version)
+    spread = "topologySpreadConstraints"
+    assert rendered(at(role, {spread: None}), version) == rendered(at(role, {spread: []}), version)
 
 
 @pytest.mark.parametrize("version", chart.HELMS)
-def test_the_command_line_can_say_so_too(version: str) -> None:
-    objects = chart.render("demo", None, "--set", "podSecurityContext={}", version=version)
+def test_null_takes_away_a_group_of_a_preset_and_keeps_what_is_null_inside_of_one(version: str) -> None:
+    objects = chart.render("k2-hybrid", None, "--set", "expertGroups.gpu=null", version=version)
+    shards = [owner for owner, _ in chart.pods(objects) if "-expert" in owner.replace("fleet-expertfleet", "")]
+    assert shards == ["fleet-expertfleet-expert"]
+    gpu = {"settings": {"memoryGib": None}, "replicas": None}
+    group = chart.named(
+        chart.render("k2-hybrid", at("expertGroups.gpu", gpu), version=version), "StatefulSet", "-expert-gpu"
+    )
+    arguments = group["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert not [word for word in arguments if "memory-gib" in word], "not the main group's"
+    assert "replicas" not in group["spec"]
+
+
+RESTRICTED = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+
+
+@pytest.mark.parametrize("version", chart.HELMS)
+@pytest.mark.parametrize(
+    "given", [{}, None, {"runAsUser": None}, dict.fromkeys(("runAsUser", "runAsGroup", "fsGroup"))]
+)
+def test_a_cluster_may_choose_the_users(given: chart.Values | None, version: str) -> None:
+    """OpenShift refuses pods that name users outside of their namespace's range."""
+    for owner, pod in chart.pods(rendered({"podSecurityContext": given}, version)):
+        assert pod["spec"]["securityContext"] == RESTRICTED, owner
+
+
+@pytest.mark.parametrize("version", chart.HELMS)
+@pytest.mark.parametrize("role", ROLES)
+def test_of_one_role_alone_too(role: str, version: str) -> None:
+    heirs = {"expertShards": ["expertShards", "expertGroups.big"]}.get(role, [role])
+    objects = rendered(at(role, {"podSecurityContext": None}), version)
+    for other in ROLES:
+        assert (pod_of(objects, other)["spec"]["securityContext"] == RESTRICTED) == (other in heirs), other
+
+
+@pytest.mark.parametrize("version", chart.HELMS)
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--set", "podSecurityContext={}"),
+        ("--set", "podSecurityContext=null"),
+        ("--set-json", "podSecurityContext={}"),
+        ("--set-json", "podSecurityContext=null"),
+        (
+            "--set",
+            "podSecurityContext.runAsUser=null,podSecurityContext.runAsGroup=null,podSecurityContext.fsGroup=null",
+        ),
+    ],
+    ids=" ".join,
+)
+def test_the_command_line_can_say_so_too(words: tuple[str, str], version: str) -> None:
+    objects = chart.render("demo", None, *words, version=version)
     assert objects == chart.render("demo", {"podSecurityContext": {}}, version=version)
+
+
+@pytest.mark.parametrize("version", chart.HELMS)
+def test_the_command_line_can_name_a_user_of_one_role(version: str) -> None:
     in_one = chart.render("demo", None, "--set-json", 'gateway.podSecurityContext={"runAsUser":1234}', version=version)
     users = {owner.rpartition("-")[2]: pod["spec"]["securityContext"]["runAsUser"] for owner, pod in chart.pods(in_one)}
     assert users == {"gateway": 1234, "head": 10001, "attention": 10001, "expert": 10001}
 
 
-@pytest.mark.parametrize("user", [1, 1234, 1000680000, 4294967294])
+@pytest.mark.parametrize("user", [1, 1234, 1000680000, 2147483647])
 def test_a_user_of_ones_own_is_written_as_a_whole_number(user: int) -> None:
     for owner, pod in chart.pods(rendered({"podSecurityContext": {"runAsUser": user, "fsGroup": user}})):
         security = pod["spec"]["securityContext"]
@@ -172,7 +228,8 @@ def test_groups_are_spread_by_the_same_rule_but_for_single_pods() -> None:
         labels = pod_of(rendered({}), role)["metadata"]["labels"]
         assert constraint["labelSelector"]["matchLabels"] == labels, "its own group's alone"
     zones = [{"topologyKey": "zone", "maxSkew": 2, "whenUnsatisfiable": "DoNotSchedule", "minDomains": 2}]
-    chosen = {**zones[0], "labelSelector": {"matchLabels": {"a": "b"}}}
+    chosen = {"topologyKey": "rack", "maxSkew": 1, "whenUnsatisfiable": "DoNotSchedule"}
+    chosen |= {"labelSelector": {"matchLabels": {"a": "b"}}}
     objects = rendered({"topologySpreadConstraints": [], "gateway": {"topologySpreadConstraints": [*zones, chosen]}})
     of_all = {role: pod_of(objects, role)["spec"].get("topologySpreadConstraints") for role in ROLES}
     (first, second) = of_all.pop("gateway")
@@ -223,17 +280,20 @@ def test_secrets_of_registries_are_given_as_kubernetes_writes_them() -> None:
 
 
 @pytest.mark.parametrize("name", ["nvidia.com/gpu", "nvidia.com/mig-1g.10gb", "amd.com/gpu", "gpu.example.com/slice"])
-def test_a_gpu_has_the_name_that_the_cluster_gives_it(name: str) -> None:
-    amounts = {"cpu": "1", "memory": "3Gi", name: 1}
+@pytest.mark.parametrize("amount", [1, "1", 30_000])
+def test_a_gpu_has_the_name_that_the_cluster_gives_it(name: str, amount: int | str) -> None:
+    """Kubernetes' manuals put the number in quotes; some vendors count a GPU's memory."""
+    amounts = {"cpu": 1.5, "memory": "3Gi", name: amount}
     gpu = {"firstSeat": 100, "settings": {"device": "cuda"}, "resources": {"requests": amounts, "limits": amounts}}
     objects = rendered({"expertGroups": {"big": gpu}})
     container = main_of(pod_of(objects, "expertGroups.big"), "expertGroups.big")
-    assert container["resources"]["limits"][name] == container["resources"]["requests"][name] == 1
+    assert container["resources"]["limits"][name] == container["resources"]["requests"][name] == amount
     assert container["image"].endswith("-cuda")
 
 
-def test_a_device_that_is_no_gpu_may_stand_beside_processors() -> None:
-    amounts = {"rdma/hca_shared_devices": 1}
+@pytest.mark.parametrize("name", ["rdma/hca_shared_devices", "nvidia.com/hostdev"])
+def test_a_device_that_is_no_gpu_may_stand_beside_processors(name: str) -> None:
+    amounts = {name: 1}
     objects = rendered({"expertShards": {"resources": {"limits": amounts}}})
     assert main_of(pod_of(objects, "expertShards"), "expertShards")["resources"]["limits"].items() >= amounts.items()
 

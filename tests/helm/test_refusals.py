@@ -84,6 +84,8 @@ def test_a_wrong_type_is_named(path: Path) -> None:
 
 
 SECRET_KEY = {"name": "a", "key": "b"}
+REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
+PREFERRED = "preferredDuringSchedulingIgnoredDuringExecution"
 OUT_OF_RANGE: dict[str, list[Any]] = {
     "expertShards.replicas": [0, -1, 101, 1.5, "2"],
     "expertShards.firstSeat": [50, 4000, -100],
@@ -99,20 +101,48 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "gateway.settings.accessLog": ["yes", 1],
     "gateway.ingress.hosts": [["https://llm.example.com"]],
     "image.pullPolicy": ["Sometimes"],
-    "imagePullSecrets": [["registry"], [{"name": ""}], [{"nmae": "registry"}], [None]],
+    "imagePullSecrets": [
+        ["registry"],
+        [{"name": ""}],
+        [{"nmae": "registry"}],
+        [None],
+        [{"name": "a..b"}],
+        [{"name": "a.-b"}],
+    ],
+    "image.repository": ["https://registry.example.com/a", "a/b:1.0", "a/b/", "a@sha256:" + "1" * 64, "a//b"],
+    "model.hostPath.path": ["models", "/srv/../models", "/srv/.."],
     "model.subPath": ["/models", "a/", "a//b", "../b", "a/../b", "a/.b", "a b"],
     "model.shared.subPath": ["a/./b"],
     "gateway.host": ["127.0.0.1", "[::]", "", "10.0.0.1"],
     "gateway.service.ipFamilies": [["IPv5"], ["IPv4", "IPv4"], "IPv4"],
     "gateway.service.nodePort": [0, 70000],
-    "gateway.service.loadBalancerSourceRanges": [["10.0.0.0"]],
+    "gateway.service.loadBalancerSourceRanges": [["10.0.0.0"], ["999.0.0.0/8"], ["10.0.0.0/33"], ["fd00::/129"]],
     "podSecurityContext": [["a"], {"runAsUser": 0}, {"runAsUser": "1000"}, {"runAsNonRoot": False}, {"runasUser": 1}],
+    "podSecurityContext.fsGroup": [2147483648, 4294967294, "1234"],
+    "podSecurityContext.seccompProfile": [{"type": "Localhost"}, {"type": "Unconfined", "localhostProfile": "a"}],
     "securityContext": [{"runAsUser": 0}, {"readOnlyRootFilesystem": "no"}],
     "podLabels": [{"a": 1}, {"a b": "c"}, {"a": "b c"}, {"a": "x" * 64}, {"-a": "b"}],
     "podAnnotations": [{"a": True}, {"a b": "c"}],
     "nodeSelector": [{"a": 1}, {"a": "b/c"}],
-    "tolerations": [[{"key": "a", "operator": "Exits"}], {"key": "a"}],
+    "tolerations": [
+        [{"key": "a", "operator": "Exits"}],
+        {"key": "a"},
+        [{"key": "a b"}],
+        [{"key": "a", "value": "b c"}],
+    ],
     "affinity": [{"nodeAffinty": {}}, {"podAffinity": []}],
+    "affinity.nodeAffinity": [
+        {REQUIRED: {"nodeSelectorTerm": []}},
+        {REQUIRED: {"nodeSelectorTerms": []}},
+        {REQUIRED: {"nodeSelectorTerms": [{"matchExpressions": [{"key": "a", "operator": "Gt", "values": [3]}]}]}},
+        {PREFERRED: [{"preference": {}}]},
+    ],
+    "affinity.podAntiAffinity": [
+        {REQUIRED: {"topologyKey": "zone"}},
+        {REQUIRED: [{"labelSelector": {}}]},
+        {REQUIRED: [{"topologyKey": "zone", "labelSelector": {"matchExpressions": [{"key": "a", "operator": "In"}]}}]},
+        {PREFERRED: [{"weight": 101, "podAffinityTerm": {"topologyKey": "zone"}}]},
+    ],
     "env": [{"A": "1"}, [{"value": "1"}], [{"name": "A", "value": 1}], [{"name": "A=B", "value": ""}]],
     "env.0.valueFrom": [
         {},
@@ -121,15 +151,44 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     ],
     "envFrom": [[{}], [{"secretRef": {"name": "a"}, "configMapRef": {"name": "a"}}], [{"secretRef": {}}]],
     "volumes": [[{"name": "a"}], [{"name": "A", "emptyDir": {}}], [{"name": "a", "emptyDir": {"sizeLimit": None}}]],
-    "volumeMounts": [[{"name": "a", "mountPath": "a"}], [{"name": "a"}]],
+    "volumes.0.name": ["A"],
+    "volumes.0.secret": [{"name": "a"}, {}],
+    "volumes.0.configMap": [{}, {"name": "a", "items": [{"key": "a", "path": "../a"}]}],
+    "volumes.0.persistentVolumeClaim": [{"name": "a"}],
+    "volumes.0.hostPath": [{}, {"path": "/a/../b"}, {"path": ""}],
+    "volumes.0.emptyDir": [{"size": "1Gi"}],
+    "volumeMounts": [
+        [{"name": "a", "mountPath": "a"}],
+        [{"name": "a"}],
+        [{"name": "a", "mountPath": "/a", "subPath": "../b"}],
+        [{"name": "a", "mountPath": "/a", "subPath": "b", "subPathExpr": "c"}],
+    ],
+    "containers.0.ports": [[{"port": 80}], [{"containerPort": 0}]],
     "containers": [[{"name": "a"}], [{"name": "a.b", "image": "c"}], [{"name": "a", "image": "c", "ports": 80}]],
     "model.pull.containers": [[{"name": "a", "image": "c"}]],
-    "hostAliases": [[{"ip": "host", "hostnames": ["a"]}], [{"ip": "10.0.0.1", "hostnames": []}]],
+    "hostAliases": [
+        [{"ip": "host", "hostnames": ["a"]}],
+        [{"ip": "10.0.0.1", "hostnames": []}],
+        [{"ip": "999.0.0.1", "hostnames": ["a"]}],
+        [{"ip": ":", "hostnames": ["a"]}],
+        [{"ip": "10.0.0.1", "hostnames": ["a..b"]}],
+    ],
+    "dnsConfig.nameservers": [["dns.example.com"], ["10.0.0.1"] * 4],
     "dnsPolicy": ["Cluster"],
     "priorityClassName": ["High Priority"],
     "serviceAccount.name": ["A"],
-    "networkPolicy.egress": [[{}], [{"ports": [{"port": 0}]}]],
-    "expertShards.resources.limits": [{"nvidia.com/gpu": 0}, {"nvidia.com/gpu": "1"}, {"/gpu": 1}, {"gpu": 1}],
+    "networkPolicy.egress": [[{}], [{"ports": [{"port": 0}]}], [{"ports": [{"port": "http", "endPort": 9}]}]],
+    "networkPolicy.clients": [
+        [{"ipBlock": {"cidr": "10.0.0.0"}}],
+        [{"ipBlock": {"cidr": "10.0.0.0/8"}, "podSelector": {}}],
+    ],
+    "expertShards.resources.limits": [
+        {"nvidia.com/gpu": 0},
+        {"nvidia.com/gpu": "one"},
+        {"nvidia.com/gpu": 0.5},
+        {"/gpu": 1},
+        {"gpu": 1},
+    ],
     "image.digests.cpu": ["sha256:12"],
     "clusterToken.existingSecret": ["Fleet Token"],
     "dtype": ["float16"],
@@ -158,6 +217,10 @@ GPU_AMOUNTS = {
     "limits": {"cpu": "1", "memory": "8Gi", "nvidia.com/gpu": 1},
 }
 SPREAD = {"topologyKey": "zone", "maxSkew": 1, "whenUnsatisfiable": "ScheduleAnyway"}
+LABELLED = {"podLabels": {"a": "b"}}
+ALIAS = {"ip": "10.0.0.9", "hostnames": ["a"]}
+BESIDE = {"name": "a", "image": "a"}
+DOWNWARDS = {"port": 5, "endPort": 1}
 COMBINATIONS: list[tuple[str, chart.Values]] = [
     ("image.repository: empty", {"image": {"repository": ""}}),
     ("image.tag: latest", {"image": {"tag": "latest"}}),
@@ -253,6 +316,50 @@ COMBINATIONS: list[tuple[str, chart.Values]] = [
         "podLabels: app.kubernetes.io/component is the chart's own",
         {"podLabels": {"app.kubernetes.io/component": "a"}},
     ),
+    (
+        "podLabels: app.kubernetes.io/name is the chart's own",
+        {
+            "podLabels": {"app.kubernetes.io/name": "a"},
+            "model": {"pull": LABELLED},
+            **dict.fromkeys(("head", "attention", "gateway", "expertShards"), LABELLED),
+        },
+    ),
+    ("metrics.dashboard.labels: helm.sh/chart is", {"metrics": {"dashboard": {"labels": {"helm.sh/chart": "a"}}}}),
+    ("commonAnnotations: helm.sh/hook is Helm's own", {"commonAnnotations": {"helm.sh/hook": "pre-install"}}),
+    ("commonAnnotations: meta.helm.sh/release-name", {"commonAnnotations": {"meta.helm.sh/release-name": "a"}}),
+    ("expertGroups.main: expertShards is the group main", {"expertGroups": {"main": {"firstSeat": 200}}}),
+    ("imagePullSecrets: a is given twice", {"imagePullSecrets": [{"name": "a"}, {"name": "b"}, {"name": "a"}]}),
+    (
+        "gateway.hostAliases: 10.0.0.9 is given twice",
+        {"hostAliases": [ALIAS], "gateway": {"hostAliases": [{**ALIAS, "hostnames": ["b"]}]}},
+    ),
+    ("head.dnsPolicy: None wants dnsConfig.nameservers", {"head": {"dnsPolicy": "None"}}),
+    (
+        "topologySpreadConstraints: zone ScheduleAnyway is given twice",
+        {"topologySpreadConstraints": [SPREAD, {**SPREAD, "maxSkew": 2}]},
+    ),
+    (
+        "gateway.containers: the container a mounts keys",
+        {"gateway": {"containers": [{**BESIDE, "volumeMounts": [{"name": "keys", "mountPath": "/keys"}]}]}},
+    ),
+    (
+        "initContainers: the container a, env: A is given twice",
+        {"initContainers": [{**BESIDE, "env": [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]}]},
+    ),
+    (
+        "containers: the container a, volumeMounts: /a is given twice",
+        {"containers": [{**BESIDE, "volumeMounts": [{"name": "tmp", "mountPath": "/a"}] * 2}]},
+    ),
+    ("securityContext: privileged: true does not go", {"securityContext": {"privileged": True}}),
+    (
+        "gateway.securityContext: the capability SYS_ADMIN",
+        {"gateway": {"securityContext": {"capabilities": {"add": ["SYS_ADMIN"]}}}},
+    ),
+    ("networkPolicy.egress: endPort 1 is less than port 5", {"networkPolicy": {"egress": [{"ports": [DOWNWARDS]}]}}),
+    (
+        "volumeMounts: /etc is taken already",
+        {"volumes": [{"name": "a", "emptyDir": {}}], "volumeMounts": [{"name": "a", "mountPath": "/etc"}]},
+    ),
     ("gateway.podLabels: expertfleet/group is", {"gateway": {"podLabels": {"expertfleet/group": "a"}}}),
     (
         "gateway.service.labels: app.kubernetes.io/name is",
@@ -319,8 +426,13 @@ def test_an_impossible_combination_is_refused_with_a_sentence(sentence: str, val
     assert message.count(": ") >= 2
 
 
-def test_all_sentences_come_at_once() -> None:
-    done = chart.run_helm("4", "template", "fleet", str(chart.CHART))
+@pytest.mark.parametrize("version", chart.HELMS)
+@pytest.mark.parametrize("nothing", ["", None])
+def test_all_sentences_come_at_once(nothing: str | None, version: str) -> None:
+    secret = {"existingSecret": nothing}
+    values: chart.Values = {"image": {"repository": nothing}, "model": {"source": nothing}}
+    values |= {"clusterToken": secret, "apiKeys": secret}
+    done = chart.run_helm(version, "template", "fleet", str(chart.CHART), values=values)
     for value in ("image.repository", "clusterToken.existingSecret", "apiKeys.existingSecret", "model.source"):
         assert f"\n{value}: empty" in done.stderr
 

@@ -3,9 +3,11 @@
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import fleet_chart as chart
+import pytest
 import yaml
 
 DEFAULTS: chart.Values = yaml.safe_load((chart.CHART / "values.yaml").read_text())
@@ -46,7 +48,7 @@ def resolved(schema: dict[str, Any]) -> dict[str, Any]:
 def levels(schema: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
     """Every object of the schema with properties of its own."""
     schema = resolved(schema)
-    if schema.get("type") == "array":
+    if "array" in schema.get("type", ""):
         yield from levels(schema["items"], (*path, "0"))
     if "properties" in schema:
         yield path, schema
@@ -73,7 +75,7 @@ def test_every_level_is_closed() -> None:
 def test_schema_and_defaults_have_the_same_keys() -> None:
     known = {path: set(schema["properties"]) for path, schema in levels(SCHEMA)}
     for path, values in default_levels(DEFAULTS):
-        unsaid = UNSAID.get(path[-1], set()) if path else {"global"}
+        unsaid = UNSAID.get(path[-1], set()) if path else {"global", "podSecurityContext"}
         if path in ROLES:
             unsaid = POD - ({"containers"} if path == ("model", "pull") else set())
             assert unsaid <= known[path], ".".join(path)
@@ -82,7 +84,7 @@ def test_schema_and_defaults_have_the_same_keys() -> None:
 
 def test_every_role_takes_the_same_keys_as_all_together() -> None:
     assert set(SCHEMA["properties"]) >= POD
-    assert set(DEFAULTS) >= POD
+    assert set(DEFAULTS) >= POD - {"podSecurityContext"}, "which a default would keep from being taken away"
     for key in POD:
         wanted = SCHEMA["properties"][key]
         for path, schema in levels(SCHEMA):
@@ -119,6 +121,30 @@ def test_numbers_have_limits() -> None:
             kind = resolved(inner).get("type")
             if kind is not None and {"integer", "number"} & set([kind] if isinstance(kind, str) else kind):
                 assert "minimum" in resolved(inner), f"{'.'.join(path)}.{key}"
+
+
+def blank(values: chart.Values, preset: chart.Values) -> chart.Values:
+    """null for all that says nothing by default, where the preset says nothing either."""
+    found: chart.Values = {}
+    for key, value in values.items():
+        said = preset.get(key)
+        if isinstance(value, dict) and value:
+            if inner := blank(value, said or {}):
+                found[key] = inner
+        elif value in ("", [], {}) and not said:
+            found[key] = None
+    return found
+
+
+@pytest.mark.parametrize("version", chart.HELMS)
+@pytest.mark.parametrize("preset", chart.PRESETS)
+def test_a_key_left_blank_says_nothing(preset: str, version: str) -> None:
+    """As `nodeSelector:` alone on its line, or `--set tolerations=null`."""
+    given = yaml.safe_load(Path(chart.preset_file(preset)).read_text())
+    nothing = blank(DEFAULTS, given)
+    assert {"nodeSelector", "env", "imagePullSecrets", "commonLabels", "expertGroups"} - set(given) <= set(nothing)
+    assert {"ipFamilies", "labels"} <= set(nothing["gateway"]["service"])
+    assert chart.render(preset, nothing, version=version) == chart.render(preset, version=version)
 
 
 def test_no_preset_repeats_a_default_or_names_a_secret() -> None:

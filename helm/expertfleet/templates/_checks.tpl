@@ -67,6 +67,9 @@ model.subPath: {{ $model.subPath }} is given, but model.source is bundled
 {{- end }}
 
 {{- define "expertfleet.checkGroups" -}}
+{{- if hasKey (default dict .Values.expertGroups) "main" }}
+expertGroups.main: expertShards is the group main; give this one another name
+{{- end }}
 {{- $groups := include "expertfleet.groups" . | fromJsonArray }}
 {{- $seats := dict }}
 {{- $shards := 0 }}
@@ -144,7 +147,7 @@ expertReplicas: {{ .Values.expertReplicas }} copies of each expert want as many 
 {{/* A GPU beside what computes on the CPU, by its name. Takes the sentence's beginning, path and resources. */}}
 {{- define "expertfleet.checkIdle" -}}
 {{- range include "expertfleet.devices" (index . 2) | fromJsonArray }}
-{{- if regexMatch "gpu|nvidia|/mig-" . }}
+{{- if regexMatch "gpu|/mig-" . }}
 {{ index $ 0 }} leaves the {{ . }} of {{ index $ 1 }}.resources.limits idle
 {{- end }}
 {{- end }}
@@ -227,6 +230,13 @@ serviceAccount.annotations: given, but serviceAccount.create is false
 {{- end }}
 {{- if and .Values.networkPolicy.clients (not .Values.networkPolicy.enabled) }}
 networkPolicy.clients: given, but networkPolicy.enabled is false, so that everybody reaches the API
+{{- end }}
+{{- range .Values.networkPolicy.egress }}
+{{- range .ports }}
+{{- if and .endPort (lt (int .endPort) (int .port)) }}
+networkPolicy.egress: endPort {{ .endPort }} is less than port {{ .port }}
+{{- end }}
+{{- end }}
 {{- end }}
 {{- $ingress := .Values.gateway.ingress }}
 {{- range $key := list "hosts" "tlsSecret" "annotations" "labels" }}

@@ -15,8 +15,10 @@
 {{- include "expertfleet.checkVolumes" $pod }}
 {{- include "expertfleet.checkContainers" $pod }}
 {{- include "expertfleet.checkScheduling" $pod }}
-{{- include "expertfleet.checkReservedLabels" (list (include "expertfleet.pathOf" (list $pod "podLabels")) (get .workers "podLabels" | default $root.Values.podLabels)) }}
+{{- include "expertfleet.checkPrivileges" $pod }}
+{{- include "expertfleet.checkReservedLabels" (list (printf "%s.podLabels" .path) (get .workers "podLabels" | default dict)) }}
 {{- end }}
+{{- include "expertfleet.checkTwice" (list "imagePullSecrets" .Values.imagePullSecrets) }}
 {{- end }}
 
 {{/* Takes a pod and a key: where it is said, in the role or for all. */}}
@@ -25,14 +27,20 @@
 {{- ternary (printf "%s.%s" $pod.path (index . 1)) (index . 1) (hasKey $pod.workers (index . 1)) -}}
 {{- end }}
 
-{{/* Takes a sentence's beginning and a list of things with names. */}}
+{{/* Takes a sentence's beginning, a list of things, and the keys by which Kubernetes tells them apart; the name if none are given. */}}
 {{- define "expertfleet.checkTwice" -}}
 {{- $seen := list }}
-{{- range index . 1 }}
-{{- if has .name $seen }}
-{{ index $ 0 }}: {{ .name }} is given twice
+{{- $keys := rest (rest .) | default (list "name") }}
+{{- range $thing := index . 1 }}
+{{- $words := list }}
+{{- range $keys }}
+{{- $words = append $words (get $thing .) }}
 {{- end }}
-{{- $seen = append $seen .name }}
+{{- $word := join " " $words }}
+{{- if has $word $seen }}
+{{ index $ 0 }}: {{ $word }} is given twice
+{{- end }}
+{{- $seen = append $seen $word }}
 {{- end }}
 {{- end }}
 
@@ -66,7 +74,7 @@
 {{- end }}
 {{- end }}
 {{- $path = include "expertfleet.pathOf" (list . "volumeMounts") }}
-{{- $places := list "/tmp" "/model" "/shared-model" "/tls" "/keys" "/dev/shm" "/run/expertfleet" "/var/cache/triton" "/var/lib/expertfleet" "/opt" "/opt/venv" "/" }}
+{{- $places := list "/tmp" "/model" "/shared-model" "/tls" "/keys" "/dev/shm" "/run/expertfleet" "/var/cache/triton" "/var/lib/expertfleet" "/opt" "/opt/venv" "/opt/expertfleet" "/" "/bin" "/dev" "/etc" "/lib" "/lib64" "/proc" "/sbin" "/sys" "/usr" "/usr/local" }}
 {{- range $pod.volumeMounts }}
 {{- $place := clean .mountPath }}
 {{- if not (has .name $given) }}
@@ -79,8 +87,27 @@
 {{- end }}
 {{- end }}
 
+{{/* Names of the volumes that a pod has by itself, as JSON. */}}
+{{- define "expertfleet.ownVolumes" -}}
+{{- $values := .root.Values -}}
+{{- $isRay := has .role (list "head" "attention" "expert") -}}
+{{- $names := list "tmp" (ternary "model" "" (ne $values.model.source "bundled")) (ternary "storage" "" (eq .role "head")) -}}
+{{- if ne .role "pull" -}}
+{{- $names = append $names (ternary "tls" "" (not (empty $values.tls.existingSecret))) -}}
+{{- $names = append $names (ternary "keys" "" (and (eq .role "gateway") (not (empty $values.apiKeys.existingSecret)))) -}}
+{{- end -}}
+{{- if $isRay -}}
+{{- $names = concat $names (list "shm" "run" (ternary "triton" "" (ne .role "head")) (ternary "shared-model" "" (not (empty $values.model.shared.existingClaim)))) -}}
+{{- end -}}
+{{- compact $names | toJson -}}
+{{- end }}
+
 {{- define "expertfleet.checkContainers" -}}
 {{- $pod := include "expertfleet.podValues" . | fromJson }}
+{{- $volumes := include "expertfleet.ownVolumes" . | fromJsonArray }}
+{{- range $pod.volumes }}
+{{- $volumes = append $volumes .name }}
+{{- end }}
 {{- $names := list .role "await-model" "complete" }}
 {{- range $key := list "initContainers" "containers" }}
 {{- $path := include "expertfleet.pathOf" (list $ $key) }}
@@ -89,6 +116,14 @@
 {{ $path }}: there is a container {{ .name }} already
 {{- end }}
 {{- $names = append $names .name }}
+{{- $of := printf "%s: the container %s" $path .name }}
+{{- include "expertfleet.checkTwice" (list (printf "%s, env" $of) .env) }}
+{{- include "expertfleet.checkTwice" (list (printf "%s, volumeMounts" $of) .volumeMounts "mountPath") }}
+{{- range .volumeMounts }}
+{{- if not (has .name $volumes) }}
+{{ $of }} mounts {{ .name }}, but no volume among volumes has that name (the chart's own are {{ include "expertfleet.ownVolumes" $ | fromJsonArray | join ", " }})
+{{- end }}
+{{- end }}
 {{- end }}
 {{- end }}
 {{- end }}
@@ -108,10 +143,27 @@
 {{- end }}
 {{- end }}
 {{- $path = include "expertfleet.pathOf" (list . "topologySpreadConstraints") }}
+{{- include "expertfleet.checkTwice" (list $path $pod.topologySpreadConstraints "topologyKey" "whenUnsatisfiable") }}
 {{- range $pod.topologySpreadConstraints }}
 {{- if and .minDomains (ne .whenUnsatisfiable "DoNotSchedule") }}
 {{ $path }}: {{ .topologyKey }} has minDomains, which want whenUnsatisfiable DoNotSchedule
 {{- end }}
+{{- end }}
+{{- include "expertfleet.checkTwice" (list (include "expertfleet.pathOf" (list . "hostAliases")) $pod.hostAliases "ip") }}
+{{- if and (eq (default "" $pod.dnsPolicy) "None") (not (dig "nameservers" list (default dict $pod.dnsConfig))) }}
+{{ include "expertfleet.pathOf" (list . "dnsPolicy") }}: None wants dnsConfig.nameservers
+{{- end }}
+{{- end }}
+
+{{/* What Kubernetes refuses together. */}}
+{{- define "expertfleet.checkPrivileges" -}}
+{{- $security := (include "expertfleet.podValues" . | fromJson).securityContext }}
+{{- $grants := ternary "privileged: true" "" (default false $security.privileged) }}
+{{- range dig "capabilities" "add" list $security }}
+{{- $grants = ternary (printf "the capability %s" .) $grants (has (trimPrefix "CAP_" .) (list "SYS_ADMIN")) }}
+{{- end }}
+{{- if and $grants (not (dig "allowPrivilegeEscalation" true $security)) }}
+{{ include "expertfleet.pathOf" (list . "securityContext") }}: {{ $grants }} does not go with allowPrivilegeEscalation: false
 {{- end }}
 {{- end }}
 
@@ -126,21 +178,28 @@
 
 {{- define "expertfleet.checkLabels" -}}
 {{- $values := .Values }}
-{{- $labels := dict "commonLabels" $values.commonLabels "gateway.service.labels" $values.gateway.service.labels }}
+{{- $labels := dict "commonLabels" $values.commonLabels "podLabels" $values.podLabels "gateway.service.labels" $values.gateway.service.labels }}
 {{- $more := dict "gateway.ingress.labels" $values.gateway.ingress.labels "metrics.serviceMonitor.labels" $values.metrics.serviceMonitor.labels }}
-{{- range $path, $given := merge $labels $more }}
-{{- include "expertfleet.checkReservedLabels" (list $path $given) }}
+{{- $last := dict "metrics.dashboard.labels" $values.metrics.dashboard.labels }}
+{{- range $path, $given := merge $labels $more $last }}
+{{- include "expertfleet.checkReservedLabels" (list $path (default dict $given)) }}
+{{- end }}
+{{- range $name, $value := $values.commonAnnotations }}
+{{- if regexMatch "^(meta\\.)?helm\\.sh/" $name }}
+commonAnnotations: {{ $name }} is Helm's own, and of all objects it cannot be meant
+{{- end }}
 {{- end }}
 {{- end }}
 
 {{/* How clients reach the gateways. */}}
 {{- define "expertfleet.checkService" -}}
 {{- $service := .Values.gateway.service }}
-{{- $policy := $service.ipFamilyPolicy }}
-{{- if and (eq .Values.gateway.host "0.0.0.0") (or (has "IPv6" $service.ipFamilies) (has $policy (list "PreferDualStack" "RequireDualStack"))) }}
+{{- $policy := default "" $service.ipFamilyPolicy }}
+{{- $families := default list $service.ipFamilies }}
+{{- if and (eq .Values.gateway.host "0.0.0.0") (or (has "IPv6" $families) (has $policy (list "PreferDualStack" "RequireDualStack"))) }}
 gateway.host: 0.0.0.0 listens on IPv4 alone, but gateway.service asks for IPv6; :: listens on both
 {{- end }}
-{{- if and (gt (len $service.ipFamilies) 1) (not (has $policy (list "PreferDualStack" "RequireDualStack"))) }}
+{{- if and (gt (len $families) 1) (not (has $policy (list "PreferDualStack" "RequireDualStack"))) }}
 gateway.service.ipFamilyPolicy: {{ default "empty" $policy }} is one family, but gateway.service.ipFamilies names two
 {{- end }}
 {{- if and $service.nodePort (eq $service.type "ClusterIP") }}

@@ -9,11 +9,13 @@ all else whole. Besides it says its name, the name of its objects, and its path 
 {{- $groups := list (include "expertfleet.overlaid" (list $main $named) | fromJson) -}}
 {{- $alone := dict "replicas" nil "minReplicas" 1 "autoscaling" (dict "enabled" false) -}}
 {{- range $key, $given := .Values.expertGroups -}}
+{{- if not (kindIs "invalid" $given) -}}
 {{- $named := dict "name" (printf "%s-expert-%s" $full $key) "group" $key "path" (printf "expertGroups.%s" $key) -}}
 {{- $settings := include "expertfleet.overlaid" (list $main.settings (default dict $given.settings)) | fromJson -}}
 {{- $scaling := include "expertfleet.overlaid" (list $main.autoscaling (dict "enabled" false) (default dict $given.autoscaling)) | fromJson -}}
 {{- $merged := dict "settings" $settings "autoscaling" $scaling -}}
 {{- $groups = append $groups (include "expertfleet.overlaid" (list $main $alone $given $merged $named) | fromJson) -}}
+{{- end -}}
 {{- end -}}
 {{- toJson $groups -}}
 {{- end }}
@@ -30,14 +32,21 @@ all else whole. Besides it says its name, the name of its objects, and its path 
 {{- end }}
 
 {{/*
-Maps laid over each other, as JSON. A key that is null at last is left out: it takes away what a values file before, or the top level,
-has said.
+Maps laid over each other, and the maps inside of them, as JSON. A key that is null at last is left out: it takes away what a values
+file before, or the top level, has said.
 */}}
 {{- define "expertfleet.merged" -}}
 {{- $all := dict -}}
-{{- range $key, $value := include "expertfleet.overlaid" . | fromJson -}}
-{{- if not (kindIs "invalid" $value) -}}
+{{- range . -}}
+{{- range $key, $value := . -}}
+{{- if kindIs "map" $value -}}
+{{- $below := get $all $key -}}
+{{- $_ := set $all $key (include "expertfleet.merged" (list (ternary $below dict (kindIs "map" $below)) $value) | fromJson) -}}
+{{- else if kindIs "invalid" $value -}}
+{{- $_ := unset $all $key -}}
+{{- else -}}
 {{- $_ := set $all $key $value -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 {{- toJson $all -}}

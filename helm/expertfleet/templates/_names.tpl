@@ -47,8 +47,8 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | quote }}
 {{/* Of an object. Takes root and name, and what it has besides: role, group, labels, annotations. */}}
 {{- define "expertfleet.metadata" -}}
 {{- $chosen := include "expertfleet.labels" . | fromYaml -}}
-{{- $labels := include "expertfleet.merged" (list .root.Values.commonLabels (default dict .labels) $chosen) | fromJson -}}
-{{- $annotations := include "expertfleet.merged" (list .root.Values.commonAnnotations (default dict .annotations)) | fromJson -}}
+{{- $labels := include "expertfleet.merged" (list (default dict .root.Values.commonLabels) (default dict .labels) $chosen) | fromJson -}}
+{{- $annotations := include "expertfleet.merged" (list (default dict .root.Values.commonAnnotations) (default dict .annotations)) | fromJson -}}
 name: {{ .name | quote }}
 labels:
   {{- toYaml $labels | nindent 2 }}

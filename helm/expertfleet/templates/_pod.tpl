@@ -12,10 +12,10 @@ spread.
 {{- $unshared := get (dict "pull" (list "containers" "priorityClassName" "topologySpreadConstraints") "head" (list "topologySpreadConstraints")) .role | default list -}}
 {{- $all := dict -}}
 {{- range $key := list "podLabels" "podAnnotations" "nodeSelector" "securityContext" -}}
-{{- $_ := set $all $key (include "expertfleet.merged" (list (get $common $key) (get $own $key | default dict)) | fromJson) -}}
+{{- $_ := set $all $key (include "expertfleet.merged" (list (get $common $key | default dict) (get $own $key | default dict)) | fromJson) -}}
 {{- end -}}
 {{- range $key := list "tolerations" "hostAliases" "env" "envFrom" "volumes" "volumeMounts" "initContainers" "containers" -}}
-{{- $shared := ternary list (get $common $key) (has $key $unshared) -}}
+{{- $shared := ternary list (get $common $key | default list) (has $key $unshared) -}}
 {{- $theirs := get $own $key | default list -}}
 {{- if eq $key "env" -}}
 {{- $shared = include "expertfleet.withoutNames" (list $shared $theirs) | fromJsonArray -}}
@@ -25,7 +25,7 @@ spread.
 {{- range $key := list "affinity" "topologySpreadConstraints" "priorityClassName" "runtimeClassName" "schedulerName" "dnsPolicy" "dnsConfig" "podSecurityContext" -}}
 {{- if hasKey $own $key -}}
 {{- $_ := set $all $key (get $own $key) -}}
-{{- else if not (has $key $unshared) -}}
+{{- else if and (hasKey $common $key) (not (has $key $unshared)) -}}
 {{- $_ := set $all $key (get $common $key) -}}
 {{- end -}}
 {{- end -}}
@@ -105,13 +105,15 @@ securityContext:
 {{- include "expertfleet.overlaid" (list (dict "labelSelector" $selector) (index . 0)) | fromJson | toYaml -}}
 {{- end }}
 
-{{/* Takes a pod's values. null is the image's own user; an empty map, of which Helm's --set makes a list, leaves it to the cluster. */}}
+{{/*
+Takes a pod's values. Where nothing is said it is the image's own user; null or an empty map, of which Helm's --set makes a list,
+leaves it to the cluster.
+*/}}
 {{- define "expertfleet.podSecurity" -}}
-{{- $user := dict -}}
-{{- if kindIs "map" .podSecurityContext -}}
-{{- $user = .podSecurityContext -}}
-{{- else if not (kindIs "slice" .podSecurityContext) -}}
-{{- $user = dict "runAsUser" 10001 "runAsGroup" 10001 "fsGroup" 10001 "fsGroupChangePolicy" "OnRootMismatch" -}}
+{{- $user := dict "runAsUser" 10001 "runAsGroup" 10001 "fsGroup" 10001 "fsGroupChangePolicy" "OnRootMismatch" -}}
+{{- if hasKey . "podSecurityContext" -}}
+{{- $given := get . "podSecurityContext" -}}
+{{- $user = include "expertfleet.merged" (list (ternary $given dict (kindIs "map" $given))) | fromJson -}}
 {{- end -}}
 {{- $restricted := dict "runAsNonRoot" true "seccompProfile" (dict "type" "RuntimeDefault") -}}
 {{- include "expertfleet.overlaid" (list $restricted $user) | fromJson | toYaml -}}
