@@ -40,6 +40,17 @@ def name_in(header: str, *names: str) -> str | None:
         ("Functions.GET_WEATHER:2", "get_weather"),
         ("functions.get-weather:0", "get_weather"),
         ("functions.getWeatherNow:0", "get_weather_now"),
+        ("functions.get weather:0", "get_weather"),
+        ("functions.get.weather.now:0", "get_weather_now"),
+        ("get weather now", "get_weather_now"),
+        ("get_weather_6b0e7c24f0c44f0d996b59e5", "get_weather"),
+        ("get_weather_call_6b0e7c24f0c44f0d996b59e5", "get_weather"),
+        ("call_6b0e7c24_get_weather", "get_weather"),
+        ("get_weather6b0e7c24f0", "get_weather"),
+        ("get_weather-550e8400-e29b-41d4-a716-446655440000", "get_weather"),
+        ("5get_weather", "get_weather"),
+        ("fnget_weather0", "get_weather"),
+        ("func:get_weather:0", "get_weather"),
         ("get_weather:0 " + "x" * 100_000, "get_weather"),
     ],
 )
@@ -65,6 +76,11 @@ def test_a_declared_name_is_found_and_of_several_the_longest(header: str, name: 
         ("call:0", ("call", "get"), 0),
         ("0", ("1", "0"), 1),
         ("functions.a:0", ("--", "a"), 1),
+        ("exec_6b0e7c24", ("exec", "bash"), 0),
+        ("call_5exec", ("exec", "bash"), 0),
+        ("exec_sha256", ("exec_sha", "exec"), 0),
+        ("mcp.fs.read-file:0", ("read-file", "mcp__fs__read-file"), 1),
+        ("functions.Run:0", ("r_u_n", "Run"), 1),
     ],
 )
 def test_names_that_look_like_others_or_like_ids(header: str, names: tuple[str, ...], name: str | int) -> None:
@@ -85,6 +101,12 @@ def test_names_that_look_like_others_or_like_ids(header: str, names: tuple[str, 
         ("chatcmpl-tool-1f2e", ("f", "e")),
         ("functions.call_6b0e7c:0", ("b", "get")),
         ("functions.Get:0", ("get", "GET")),
+        ("functions.6b0e7c24:0", WEATHER),
+        ("6b0e7c24f0c44f0d996b59e5:0", WEATHER),
+        ("550e8400-e29b-41d4-a716-446655440000:0", WEATHER),
+        ("call_5get", ("get", "set")),
+        ("exec_sha256", ("exec", "bash")),
+        ("123456-" * 36 + "x", WEATHER),
         ("get and search", ("get", "search")),
         *((header, WEATHER) for header in ("", "0", ":0", "functions:0", "functions.:0", "functions.0:1", "call00003")),
     ],
@@ -149,12 +171,35 @@ TOOLS = {
         ("0", '{"path": ', None),
         ("0", "[" * 100_000, None),
         ("0", '{"s": ' + "1" * 5000 + "}", None),
+        ("0", '{"path": "x", "at": 1, "more": 2}', "seek"),
+        ("0", '{"s": true, "more": 2}', "tick"),
+        ("0", '{"path": "x", "more": 2}', None),
+        ("0", '{"at": 1}', None),
     ],
 )
 def test_arguments_tell_the_tool_if_they_fit_one(header: str, arguments: str, name: str | None) -> None:
     caller = read_header(header, TOOLS)
     assert caller.name is None
     assert caller.by_arguments(arguments) == name
+
+
+def test_a_schema_that_takes_no_more_keys_fits_none_that_it_does_not_name() -> None:
+    tools = {"a": schema("x", x="string") | {"additionalProperties": False}, "b": schema("y", y="string")}
+    assert read_header("0", tools).by_arguments('{"x": "1", "z": 2}') is None
+    assert read_header("0", tools).by_arguments('{"y": "1", "z": 2}') == "b"
+
+
+@pytest.mark.parametrize(
+    ("value", "name"), [('"on"', "text"), ("5", "number"), ("null", "text"), ("[]", None), ('"off"', "off")]
+)
+def test_a_type_may_be_one_of_several_or_a_single_value(value: str, name: str | None) -> None:
+    of = {
+        "text": {"anyOf": [{"type": "string", "enum": ["on"]}, {"type": "null"}]},
+        "number": {"oneOf": [{"type": "integer"}, {"type": "number"}]},
+        "off": {"const": "off"},
+    }
+    tools = {tool: {"properties": {"x": parameter}} for tool, parameter in of.items()}
+    assert read_header("0", tools).by_arguments(f'{{"x": {value}}}') == name
 
 
 def test_odd_schemas_do_no_harm() -> None:
