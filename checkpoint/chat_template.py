@@ -1,7 +1,8 @@
 """Renders a chat with the checkpoint's Jinja template, so that no text of a user can become a control token.
 
-Knows nothing of HTTP. 1. Messages and tools are checked and copied: null keys go, tools are sorted by key; 2. the template
-is rendered in a sandbox that knows of every character whether the template itself wrote it (``template_text.py``);
+Knows nothing of HTTP. 1. Messages and tools are checked and copied: null keys go but for ``content``, by which templates tell
+a mere call; tools are sorted by key, and reasoning is there under both names that templates know; 2. the template is rendered
+in a sandbox that knows of every character whether the template itself wrote it (``template_text.py``);
 3. the result is cut at the names of control tokens that it wrote, and all the rest is ordinary text.
 """
 
@@ -101,17 +102,18 @@ class ChatTemplate:
 def _message(index: int, message: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise TemplateError(f"messages.{index}: must be an object with a role")
-    plain: dict[str, Any] = _copied(_without_nulls(message), f"messages.{index}")
+    kept = {key: value for key, value in message.items() if value is not None or key == "content"}
+    plain: dict[str, Any] = _copied(kept, f"messages.{index}")
     if "tool_calls" in plain:
         plain["tool_calls"] = _tool_calls(plain["tool_calls"], f"messages.{index}.tool_calls")
     _check_content(plain.get("content", ""), f"messages.{index}.content")
     if plain["role"] in _ROLES:
         plain["role"] = written(plain["role"])
-    return plain
+    return {"thinking": plain["reasoning_content"], **plain} if "reasoning_content" in plain else plain
 
 
 def _check_content(content: Any, where: str) -> None:
-    if isinstance(content, str):
+    if content is None or isinstance(content, str):
         return
     if not isinstance(content, list):
         raise TemplateError(f"{where}: must be text or a list of parts, is {type(content).__name__}")

@@ -1,8 +1,8 @@
 """A client's messages, checked and brought into the one form that the chat template is given.
 
 Knows nothing of tokens, nor of keys that are not read (``inner_fields.py``). The result holds only keys the template reads;
-text parts are joined, nulls dropped, ``reasoning`` becomes ``reasoning_content``, ``developer`` becomes ``system``; ids of
-tool calls are left to ``tool_ids.py``.
+text parts are joined, nulls dropped but for an assistant's ``content``, which is null if it is absent; ``reasoning`` becomes
+``reasoning_content``, ``developer`` becomes ``system``; ids of tool calls are left to ``tool_ids.py``.
 """
 
 import re
@@ -38,10 +38,9 @@ def _read_message(raw: dict[str, Any], where: str, ignored: set[str]) -> Message
     if raw.get("name") not in (None, ""):
         message["name"] = _read_name(raw["name"], f"{where}.name")
     content = raw.get("content")
-    if content is not None:
-        message["content"] = _read_content(content, f"{where}.content", ignored)
-    elif role != "assistant":
+    if content is None and role != "assistant":
         raise missing(f"{where}.content")
+    message["content"] = content if content is None else _read_content(content, f"{where}.content", ignored)
     if role == "assistant":
         _read_assistant(raw, message, where, ignored)
     if role == "tool":

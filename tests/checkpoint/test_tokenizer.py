@@ -118,7 +118,7 @@ def eos(copy: Path, generation: Any, config: Any, named: Any) -> tuple[int, ...]
         (None, None, {"content": "[PAD]"}, [255, 1, 9]),
         (2, 3, "[UNK]", [2, 3, 254, 1, 9]),
         ([3, 2], [2, 4], None, [3, 2, 4, 1, 9]),
-        ([2], None, "</s>", [2, 1, 9]),
+        ([2, 255], None, "</s>", [2, 255, 1, 9]),
     ],
 )
 def test_it_stops_at_what_the_files_name_if_the_vocabulary_has_it(
