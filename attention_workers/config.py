@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..membership.wire import WireSettings
+from ..membership.security import WireSettings
 from ..settings.reader import check_address, check_host, check_seat, option, within
 
 _QUEUED = 256

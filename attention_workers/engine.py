@@ -18,7 +18,7 @@ import torch
 from ..proto.errors import Code, FleetError
 from ..proto.reactor import Reactor
 from ..router.dispatch import Dispatch
-from .pace import PromptPace
+from .prefill_budget import PrefillBudget
 from .sampler import sample
 from .scheduler import Chunk, Scheduler
 from .sequence import Sequence
@@ -59,7 +59,7 @@ class Engine:
         self,
         scheduler: Scheduler,
         forward: Forward,
-        pace: PromptPace,
+        pace: PrefillBudget,
         max_micro_batches: int,
         threads: int,
         spin_s: float = 0.0,

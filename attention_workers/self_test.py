@@ -1,6 +1,6 @@
 """The self-test of all that decides an attention worker's tokens: the kernels', and what they do not know of.
 
-Knows nothing of weights: inputs come from a fixed formula (kernels/canned.py), with the model's own shapes and settings. The gate's
+Knows nothing of weights: inputs come from a fixed formula (kernels/self_test_inputs.py), with the model's own shapes and settings. The gate's
 choice, rotary positions, every way of the combine, and the sampler go into the numerics class, so that another order of summation or
 another draw is another class, whoever forgets to say so.
 """
@@ -13,12 +13,12 @@ import numpy as np
 import torch
 
 from ..checkpoint.model_config import ModelConfig
-from ..kernels.canned import canned
 from ..kernels.errors import KernelError
 from ..kernels.native import Native, load, tensor_at
 from ..kernels.numerics import NumericsReport, attention_self_test
 from ..kernels.rope import rope_table, rotate, softmax_scale
 from ..kernels.row_rule import bits_of
+from ..kernels.self_test_inputs import canned
 from ..proto.rows import Rows
 from ..router.combine import Answers, combine
 from .sampler import distribution, sample, uniform

@@ -11,10 +11,10 @@ import time
 import torch
 
 from ..checkpoint.tensors import Checkpoint
-from ..membership import wire
+from ..membership import security
 from ..membership.channel import SERVER_OPTIONS, listen
 from ..membership.ending import Ending
-from ..membership.tenancy import Tenancy
+from ..membership.registration import Registration
 from ..membership.watch import EpochWatch
 from ..proto.codec import DTYPE_NAMES, Hello
 from ..proto.errors import FleetError
@@ -28,7 +28,7 @@ from .config import AttentionConfig
 from .engine import Engine
 from .kv_cache import PAGE, LatentCache, PageAllocator
 from .model import Batch, Model
-from .pace import PromptPace
+from .prefill_budget import PrefillBudget
 from .scheduler import Chunk, Scheduler
 from .self_test import self_test
 from .service import GenerateService, Limits
@@ -58,7 +58,7 @@ class AttentionServer:
         self.pages = PageAllocator(num_pages)
         self.cache = LatentCache(model.num_layers, num_pages, model.latent_width, self.dtype)
         self.scheduler = Scheduler(self.pages, config.max_num_seqs, config.max_num_batched_tokens, self._bits)
-        pace = PromptPace(config.step_target_ms / 1e3, config.max_num_batched_tokens)
+        pace = PrefillBudget(config.step_target_ms / 1e3, config.max_num_batched_tokens)
         self.engine = Engine(
             self.scheduler, self._forward, pace, config.max_micro_batches, config.threads, config.spin_us / 1e6
         )
@@ -74,9 +74,9 @@ class AttentionServer:
     def start(self) -> None:
         """Binds the port and starts loading in the background. Raises OSError when the port is taken."""
         config = self.config
-        wire.secure(config.wire)
+        security.secure(config.wire)
         self._io = IoThread("attention-io")
-        self.tenancy = Tenancy(
+        self.tenancy = Registration(
             self._io, config.seat, config.controller, self._fill, self._on_order, config.node, self._offer
         )
         hello = Hello(
@@ -179,7 +179,7 @@ class AttentionServer:
         self.service = GenerateService(
             config.seat, self.engine, limits, self._sequence_numerics, self.tenancy.report, self._ending.asked
         )
-        self._server = wire.make_server(SERVER_OPTIONS)
+        self._server = security.make_server(SERVER_OPTIONS)
         generate_pb2_grpc.add_AttentionWorkerServicer_to_server(self.service, self._server)
         self.address = await listen(self._server, config.host, config.port)
 

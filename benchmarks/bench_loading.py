@@ -28,7 +28,7 @@ import torch
 
 from expertfleet.checkpoint.tensors import Checkpoint
 from expertfleet.expert_workers.config import parse_experts
-from expertfleet.expert_workers.holdings import Holdings
+from expertfleet.expert_workers.expert_store import ExpertStore
 from expertfleet.expert_workers.sources import ExpertSources
 from expertfleet.kernels.numerics import expert_self_test
 from expertfleet.membership.epoch import ExpertSet
@@ -150,7 +150,7 @@ def read_on_demand(options: argparse.Namespace) -> None:
     for line in sys.stdin:
         before = _bytes_from_disk()
         if line.strip() == "load":
-            holdings = Holdings(checkpoint, "bfloat16", ExpertSources(checkpoint))
+            holdings = ExpertStore(checkpoint, "bfloat16", ExpertSources(checkpoint))
             holdings.become(wanted, backend, lambda layer, experts: None, lambda: False)
         else:
             _read_directly(options.model, blocks)

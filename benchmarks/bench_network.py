@@ -40,7 +40,7 @@ from expertfleet.benchmarks.networks.network import Network, networked
 from expertfleet.benchmarks.networks.probe import Found, probe
 from expertfleet.checkpoint.make_tiny import make_tiny
 from expertfleet.checkpoint.model_config import ModelConfig
-from expertfleet.membership import wire
+from expertfleet.membership import security
 from expertfleet.proto.generated import generate_pb2, generate_pb2_grpc
 
 _PROMPT = 16
@@ -91,7 +91,7 @@ class Client:
 
 async def measure_here(address: str, options: argparse.Namespace) -> None:
     """Answers each line of stdin; this process is on the attention worker's machine."""
-    async with wire.open_channel(address, []) as channel:
+    async with security.open_channel(address, []) as channel:
         stub = generate_pb2_grpc.AttentionWorkerStub(channel)
         await asyncio.wait_for(_served(stub), _READY_WITHIN_S)
 
@@ -154,7 +154,7 @@ def main() -> None:
     parser.add_argument("--here", metavar="ADDRESS", help=argparse.SUPPRESS)
     options: Any = parser.parse_args()
     if options.here:
-        wire.secure(wire.WireSecurity(None, os.environ["EXPERTFLEET_CLUSTER_TOKEN"]))
+        security.secure(security.WireSecurity(None, os.environ["EXPERTFLEET_CLUSTER_TOKEN"]))
         asyncio.run(measure_here(options.here, options))
         return
     signal.signal(signal.SIGTERM, lambda *caught: sys.exit(1))  # what was made is removed

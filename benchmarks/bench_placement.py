@@ -20,7 +20,7 @@ import torch
 
 from expertfleet.router.copies import Objective
 from expertfleet.router.placement import Placement, Shard, place
-from expertfleet.router.plan import spread
+from expertfleet.router.routing_table import choose_replicas
 
 TOP_K, EXPERTS = 8, 384
 K2_LAYERS, K2_EXPERT_BYTES = 60, 24_772_608
@@ -127,7 +127,7 @@ def unevenness(rng: np.random.Generator, held: Bools, loads: Floats, batch: int,
         for _ in range(draws):
             favour = np.log(row) + rng.gumbel(size=(batch, EXPERTS))
             experts = np.argpartition(-favour, TOP_K, axis=1)[:, :TOP_K].reshape(-1)
-            owners = spread(held[:, layer], torch.from_numpy(experts)).numpy()
+            owners = choose_replicas(held[:, layer], torch.from_numpy(experts)).numpy()
             for number, busy in enumerate((owners[experts], owners[np.unique(experts)])):
                 per_shard = np.bincount(busy, minlength=len(held))
                 found[number] += per_shard.max(), per_shard.mean()

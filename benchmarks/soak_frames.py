@@ -60,7 +60,7 @@ class Compiled:
     def __init__(self) -> None:
         calls = native_lanes.calls()
         assert calls is not None, "the library was not built"
-        self.num_usual = 0
+        self.num_handled = 0
         self._calls = calls
         self._buffer = bytearray(1 << 18)
         self._into = address_of(self._buffer), len(self._buffer)
@@ -101,7 +101,7 @@ class Compiled:
     def _take_asked(self, stream: int, frame: bytes) -> None:
         self._send(stream, frame)
         call = self._calls.take_dispatch if stream else self._calls.take_placed
-        self.num_usual += call(ctypes.addressof(self._shards[stream]), *self._into) == native_lanes.USUAL
+        self.num_handled += call(ctypes.addressof(self._shards[stream]), *self._into) == native_lanes.USUAL
 
     def _take_answer(self, stream: int, frame: bytes, frame_id: int, num_routes: int) -> None:
         worker = self._workers[stream]
@@ -110,7 +110,7 @@ class Compiled:
         self._send(stream, frame)
         call = self._calls.take_results if stream else self._calls.take_filled
         call(at, *self._into)
-        self.num_usual += worker.num_came
+        self.num_handled += worker.num_came
         self._calls.forget(at, frame_id)
         if worker.body_left:  # a frame that says it is longer than it is
             native_lanes.open_end(worker, worker.socket, WIRE_VERSION, self._clear)
@@ -205,10 +205,10 @@ def soak(seed: int, frames: int) -> bool:
         compiled.take(data, mix.kind, index + 1, mix.num_routes)
 
     whole = _soak("whole", seed, frames, lambda index: mix.frame(index + 1), take)
-    num_usual, compiled.num_usual = compiled.num_usual, 0
+    num_handled, compiled.num_handled = compiled.num_handled, 0
     mutated = _soak("mutated", seed, frames, lambda index: mix.mutated(mix.frame(index + 1)), take)
-    print(f"# seed {seed}: usual were {num_usual} whole and {compiled.num_usual} mutated frames", file=sys.stderr)
-    if not (compiled.is_intact() and num_usual):
+    print(f"# seed {seed}: usual were {num_handled} whole and {compiled.num_handled} mutated frames", file=sys.stderr)
+    if not (compiled.is_intact() and num_handled):
         print(f"# seed {seed}: compiled calls wrote where nothing belongs, or did nothing", file=sys.stderr)
         return False
     return whole and mutated

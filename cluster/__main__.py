@@ -19,6 +19,7 @@ from ..gateway import command as gateway_command
 from ..settings.reader import SettingsError, add_flags, masked, read_file, resolve, within
 from .chat import Chat, first_model, typed_lines
 from .config import FleetConfig
+from .desired_state import MAX_SEATS
 from .errors import ClusterError
 from .head import HeadConfig, run_head
 from .node import add_node_flags, read_node_config, run_node
@@ -26,7 +27,6 @@ from .scale import scale
 from .serve import dry_run, serve
 from .statefulset import scale_statefulset
 from .status import fetch_status, render
-from .wanted import MAX_SEATS
 
 _URL = "http://127.0.0.1:8000"
 

@@ -13,16 +13,16 @@ from typing import Any
 from ..attention_workers.config import AttentionConfig
 from ..checkpoint.outline import Outline
 from ..expert_workers.config import ExpertConfig
-from ..membership.wire import WireSecurity, secure
+from ..membership.security import WireSecurity, secure
 from ..settings.reader import read_file, resolve
+from .atomic_file import write_whole
 from .budget import Budget
 from .controller import Controller
 from .controller_thread import ControllerThread
-from .kept_file import write_whole
-from .placing import Placing
+from .desired_state import DesiredState, split_seat
+from .placement_settings import PlacementSettings
 from .seats import FleetShape
-from .slowness import SlowRule
-from .wanted import Wanted, split_seat
+from .stragglers import SlowRule
 
 # Names the file of settings that a node keeps for its worker.
 ROLE_FILE = "FLEET_ROLE_FILE"
@@ -109,14 +109,14 @@ class ControllerSeat:
     def __init__(
         self,
         shape: FleetShape,
-        wanted: Wanted,
+        wanted: DesiredState,
         host: str,
         port: int,
         state_file: Path,
         slow: SlowRule,
         security: WireSecurity,
         outline: Outline,
-        placing: Placing,
+        placing: PlacementSettings,
         budget: Budget,
     ) -> None:
         secure(security)

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..expert_workers.memory import num_experts_in
-from .placing import Placing
-from .wanted import MAX_SEATS, Wanted
+from .desired_state import MAX_SEATS, DesiredState
+from .placement_settings import PlacementSettings
 
 GIB = 1 << 30
 WORKER_BYTES = 400 << 20
@@ -27,7 +27,7 @@ class Size:
     replicas: float
 
     @staticmethod
-    def of(wanted: Wanted) -> "Size":
+    def of(wanted: DesiredState) -> "Size":
         return Size(len(wanted.attention), len(wanted.expert), wanted.replicas)
 
     def with_number(self, name: Number, value: float) -> "Size":
@@ -51,7 +51,7 @@ class Budget:
     num_experts: int
     expert_bytes: int  # in the checkpoint
     memory_gib: float | None  # for each shard's experts; None: not limited beforehand
-    placing: Placing = Placing()
+    placing: PlacementSettings = PlacementSettings()
     available_bytes: int = 0
 
     @property

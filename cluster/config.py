@@ -12,11 +12,11 @@ from ..expert_workers.config import BackendSetting, ExpertConfig
 from ..gateway.access import AccessSettings
 from ..gateway.config import GatewayConfig
 from ..gateway.resumption import ResumptionSettings
-from ..membership.wire import WireSettings
+from ..membership.security import WireSettings
 from ..settings.reader import option, within
 from .budget import Size
-from .placing import PlacingSettings
-from .slowness import SlowSettings
+from .placement_settings import PlacingSettings
+from .stragglers import SlowSettings
 
 CONTROLLER_SEAT = "controller"
 

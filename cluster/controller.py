@@ -16,24 +16,24 @@ from pathlib import Path
 import grpc
 
 from ..checkpoint.outline import Outline
-from ..membership import wire
+from ..membership import security
 from ..membership.channel import SERVER_OPTIONS, listen
 from ..membership.epoch import NO_EPOCH, Epoch, EpochId
-from ..membership.reach import is_nobody_at
+from ..membership.port_probe import is_nobody_at
 from ..proto.address import join_address, split_address
 from ..proto.errors import Code, FleetError, abort
 from ..proto.generated import membership_pb2 as pb
 from ..proto.generated import membership_pb2_grpc as rpc
 from .budget import Budget
-from .convergence import Convergence
+from .desired_state import DesiredState
 from .fence import Fence, raise_all
 from .head_stream import head_pieces
 from .incarnation import next_incarnation
-from .overview import Overview
-from .placing import Placing
+from .placement_settings import PlacementSettings
+from .reconciler import Reconciler
 from .seats import NOBODY, FleetShape, Seat, SeatBook
-from .slowness import SlowRule, SlowWatch, find_slow
-from .wanted import Wanted
+from .status_report import Overview
+from .stragglers import SlowRule, SlowWatch, find_slow
 from .wishes import Wishes
 
 _log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class Controller(rpc.MembershipServicer):
     def __init__(
         self,
         shape: FleetShape,
-        wanted: Wanted,
+        wanted: DesiredState,
         host: str = "127.0.0.1",
         port: int = 0,
         lease_s: float = LEASE_S,
@@ -63,7 +63,7 @@ class Controller(rpc.MembershipServicer):
         seats_are_offered: bool = False,
         slow: SlowRule | None = None,
         outline: Outline | None = None,
-        placing: Placing | None = None,
+        placing: PlacementSettings | None = None,
         versions: Mapping[str, str] | None = None,
         budget: Budget | None = None,
     ) -> None:
@@ -77,9 +77,9 @@ class Controller(rpc.MembershipServicer):
         self._incarnation = next_incarnation(state_file and state_file.with_suffix(".incarnation"))
         self._state_file = state_file
         self._outline = outline
-        kept = Wanted.load(state_file) if state_file is not None else None
+        kept = DesiredState.load(state_file) if state_file is not None else None
         self._book = SeatBook(shape, kept or wanted, lease_s, self._incarnation)
-        self._fleet = Convergence(self._book, self._incarnation, time.monotonic() + lease_s, placing)
+        self._fleet = Reconciler(self._book, self._incarnation, time.monotonic() + lease_s, placing)
         self._overview = Overview(self._book, self._fleet, versions or {})
         self._orders: dict[int, pb.Order] = {}  # by lease
         self._host, self._port = host, port
@@ -96,7 +96,7 @@ class Controller(rpc.MembershipServicer):
         self._probes: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        self._server = wire.make_server(SERVER_OPTIONS)
+        self._server = security.make_server(SERVER_OPTIONS)
         rpc.add_MembershipServicer_to_server(self, self._server)
         self.address = await listen(self._server, self._host, self._port)
         _, self._port = split_address(self.address)
@@ -201,7 +201,7 @@ class Controller(rpc.MembershipServicer):
         return self._overview.of_all(self.epoch, self.address)
 
     @property
-    def wanted(self) -> Wanted:
+    def wanted(self) -> DesiredState:
         """An immutable value, so any thread may ask."""
         return self._book.wanted
 
@@ -210,7 +210,7 @@ class Controller(rpc.MembershipServicer):
         return {seat.name for seat in self._book.seats.values() if seat.role != "gateway"}
 
     async def absent(self) -> set[str]:
-        """Wanted seats that have no process now."""
+        """DesiredState seats that have no process now."""
         return {seat.name for seat in self._book.seats.values() if seat.wanted and seat.state in NOBODY}
 
     async def offer(self, seats: Mapping[str, str]) -> None:
@@ -224,7 +224,7 @@ class Controller(rpc.MembershipServicer):
         async with self._wishes:
             self._want(self.wanted.forgotten(seats))
 
-    async def _scale(self, request: pb.ScaleRequest, lease_id: int = 0) -> Wanted:
+    async def _scale(self, request: pb.ScaleRequest, lease_id: int = 0) -> DesiredState:
         """What is wanted from now on, or would be. Raises FleetError BAD_REQUEST, also once ``lease_id``, if given, is over."""
         async with self._wishes:
             if lease_id and self._book.holder(lease_id) is None:
@@ -234,7 +234,7 @@ class Controller(rpc.MembershipServicer):
                 self._want(wanted)
             return wanted
 
-    def _want(self, wanted: Wanted) -> None:
+    def _want(self, wanted: DesiredState) -> None:
         """Raises FleetError INTERNAL where it cannot be kept."""
         if wanted == self.wanted:
             return

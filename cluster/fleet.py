@@ -17,14 +17,14 @@ from .config import FleetConfig
 from .errors import ClusterError
 from .gateway_process import GatewayProcess
 from .launcher import Launcher, make_run_dir
-from .plan import Plan
 from .progress import Progress
 from .ray_head import RayHead
 from .ray_settings import RaySettings, prepare_driver
+from .resource_plan import ResourcePlan
 from .stop import Stop, StopAsked
 
 if TYPE_CHECKING:
-    from .crew import Crew
+    from .local_actors import LocalActors
 
 _log = logging.getLogger(__name__)
 _READY_S = 60.0
@@ -46,7 +46,7 @@ class Fleet:
     def __init__(
         self,
         config: FleetConfig,
-        plan: Plan,
+        plan: ResourcePlan,
         ports: Ports,
         environ: Mapping[str, str],
         stop: Stop,
@@ -56,7 +56,7 @@ class Fleet:
         self._stop, self._say = stop, say
         self._launcher = Launcher(make_run_dir())
         self._head: RayHead | None = None
-        self._crew: Crew | None = None
+        self._crew: LocalActors | None = None
         self._gateway: GatewayProcess | None = None
         self._controller = ""
 
@@ -116,18 +116,18 @@ class Fleet:
             if self._stop.wait_until(lambda: gateway.pid in self._launcher.exited, _HURRY_S):
                 return
 
-    def _join_ray(self) -> "Crew":
+    def _join_ray(self) -> "LocalActors":
         settings = RaySettings(self._launcher.run_dir, self._plan.shares[0].threads)
         head = self._head = RayHead(settings, self._launcher)
         self._say("starting Ray")
         head.start(self._environ, self._stop.wait_until)
         prepare_driver(os.environ, settings)
-        from .crew import Crew  # NOTE: imports ray, which reads its environment at import
+        from .local_actors import LocalActors  # NOTE: imports ray, which reads its environment at import
         from .ray_driver import connect
 
         connect(head.address, self._stop.wait_until)
         self._stop.install()  # NOTE: Ray has put handlers of its own in the place of ours
-        return Crew(self._config, self._plan, self._stop.wait_until, head.renew)
+        return LocalActors(self._config, self._plan, self._stop.wait_until, head.renew)
 
     def _wait_for_workers(self, client: MembershipClient, gateway: GatewayProcess, progress: Progress) -> None:
         is_ready = False

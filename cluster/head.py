@@ -14,20 +14,20 @@ from typing import Literal
 from ..checkpoint.files import CheckpointFiles
 from ..checkpoint.outline import Outline
 from ..membership.entrance import check_own
-from ..membership.wire import WireSettings, secure
+from ..membership.security import WireSettings, secure
 from ..settings.reader import check_host, option, within
 from .controller import Controller
 from .controller_thread import ControllerThread
+from .desired_state import DesiredState
 from .gateway_process import claim_port
 from .joining import versions
 from .launcher import Launcher, make_run_dir
-from .placing import PlacingSettings
-from .plan import fleet_shape
+from .placement_settings import PlacingSettings
 from .ray_head import RayHead
 from .ray_settings import RaySettings, prepare_driver, token_from
-from .slowness import SlowSettings
+from .resource_plan import fleet_shape
 from .stop import Stop, StopAsked
-from .wanted import Wanted
+from .stragglers import SlowSettings
 
 _POLL_S = 0.5
 _END_S = 10.0
@@ -135,9 +135,9 @@ def _leave_ray() -> None:
         sys.modules["ray"].shutdown()
 
 
-def first_wanted(replicas: float, state_file: Path, told_file: Path) -> Wanted:
+def first_wanted(replicas: float, state_file: Path, told_file: Path) -> DesiredState:
     """What was wanted last; but where ``--replicas`` is another one than at the last start, that goes before `scale`'s."""
-    wanted = Wanted.load(state_file) or Wanted((), (), replicas)
+    wanted = DesiredState.load(state_file) or DesiredState((), (), replicas)
     told = told_file.read_text() if told_file.exists() else ""
     if told != str(replicas):
         wanted = wanted.with_replicas(replicas)
@@ -151,20 +151,22 @@ def _hire_in_background(
 ) -> None:
     """On a thread of its own: Ray's calls wait while ``gcs_server`` is away, which the main thread starts again."""
     prepare_driver(os.environ, settings)
-    from . import hiring  # NOTE: imports ray, which reads its environment at import
+    from . import node_actors  # NOTE: imports ray, which reads its environment at import
     from .ray_driver import connect
 
     connect(head.address, stop.wait_until)
     stop.install()  # NOTE: Ray has put handlers of its own in the place of ours
-    hires = hiring.Hiring(controller, config.gather_s, config.forget_s, head.renew, config.storage / "offers.json")
-    threading.Thread(target=hiring.keep_hiring, args=(hires,), name="hiring", daemon=True).start()
+    hires = node_actors.NodeActors(
+        controller, config.gather_s, config.forget_s, head.renew, config.storage / "offers.json"
+    )
+    threading.Thread(target=node_actors.keep_hiring, args=(hires,), name="hiring", daemon=True).start()
 
 
 class _Controlled:
     def __init__(self, thread: ControllerThread) -> None:
         self._thread, self._controller = thread, thread.controller
 
-    def wanted(self) -> Wanted:
+    def wanted(self) -> DesiredState:
         return self._controller.wanted
 
     def occupied(self) -> set[str]:

@@ -7,7 +7,7 @@ import logging
 import time
 from pathlib import Path
 
-from .kept_file import write_whole
+from .atomic_file import write_whole
 
 _log = logging.getLogger(__name__)
 

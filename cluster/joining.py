@@ -21,7 +21,7 @@ from ..expert_workers.config import ExpertConfig
 from ..expert_workers.memory import num_experts_in
 from ..expert_workers.outline import ask_heads
 from ..membership.entrance import AwayError, EntranceError, ask_controller, check_own, fault_of_wire
-from ..membership.reach import UnknownHostError, look_up, why_unreachable
+from ..membership.port_probe import UnknownHostError, look_up, why_unreachable
 from ..proto.errors import FleetError
 from ..proto.generated import membership_pb2 as pb
 from .errors import ClusterError

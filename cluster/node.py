@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ..membership.client import MembershipClient
-from ..membership.reach import why_unreachable
-from ..membership.wire import secure
+from ..membership.port_probe import why_unreachable
+from ..membership.security import secure
 from ..proto.errors import Code, FleetError
 from ..settings.reader import add_flags, check_address, option, resolve, shares, within, write_file
 from . import actors

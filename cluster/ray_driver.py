@@ -8,7 +8,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from ..membership.reach import why_unreachable
+from ..membership.port_probe import why_unreachable
 from .errors import ClusterError
 from .ray_settings import NAMESPACE
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import ClassVar
 
-from ..membership.reach import listens
+from ..membership.port_probe import listens
 from .launcher import Launcher
 from .listening import Listening
 from .ray_node import RayNode, read_list

@@ -17,7 +17,7 @@ from ..membership.epoch import ExpertSet, Member
 from ..proto.errors import Code, FleetError, shown
 from ..proto.generated import membership_pb2 as pb
 from ..router.load import Load
-from .wanted import Wanted, split_seat
+from .desired_state import DesiredState, split_seat
 
 Role = Literal["expert", "attention", "gateway"]
 WORKER_STATES = ("starting", "loading", "ready", "leaving", "draining", "failed")
@@ -97,7 +97,7 @@ class Seat:
 class SeatBook:
     """All seats of one fleet. Nothing here is thread-safe: one loop owns it."""
 
-    def __init__(self, shape: FleetShape, wanted: Wanted, lease_s: float, incarnation: int = 0) -> None:
+    def __init__(self, shape: FleetShape, wanted: DesiredState, lease_s: float, incarnation: int = 0) -> None:
         self.shape = shape
         self.lease_s = lease_s
         self._incarnation = incarnation
@@ -113,10 +113,10 @@ class SeatBook:
         return self._seats
 
     @property
-    def wanted(self) -> Wanted:
+    def wanted(self) -> DesiredState:
         return self._wanted
 
-    def want(self, wanted: Wanted) -> None:
+    def want(self, wanted: DesiredState) -> None:
         """From now on these seats are to be taken; others vanish as soon as nobody sits there."""
         self._wanted = wanted
         names: dict[str, Role] = dict.fromkeys(wanted.seats("attention"), "attention")

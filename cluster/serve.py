@@ -13,11 +13,11 @@ from ..checkpoint.check import check
 from ..checkpoint.files import CheckpointFiles
 from ..expert_workers.memory import available_memory
 from ..expert_workers.numa import numa_nodes
-from ..membership.wire import secure
+from ..membership.security import secure
 from .config import FleetConfig
 from .fleet import Fleet, Ports
 from .gateway_process import claim_port, http_url
-from .plan import Plan, available_cores, fitting_plan
+from .resource_plan import ResourcePlan, available_cores, fitting_plan
 from .stop import Stop, StopAsked
 
 
@@ -58,7 +58,7 @@ def _drain(fleet: Fleet, stop: Stop) -> None:
         say("ending at once")
 
 
-def prepare(config: FleetConfig, stop: Stop) -> Plan:
+def prepare(config: FleetConfig, stop: Stop) -> ResourcePlan:
     """The plan, once the checkpoint is known to be whole and the memory to suffice."""
     config.check_roles()
     with CheckpointFiles.open(*config.model_folders) as checkpoint:

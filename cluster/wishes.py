@@ -11,8 +11,8 @@ from ..proto.errors import Code, FleetError
 from ..proto.generated import membership_pb2 as pb
 from .assignment import check_fits
 from .budget import Budget, Size
+from .desired_state import DesiredState
 from .seats import SeatBook
-from .wanted import Wanted
 
 _MOST_NAMED = 8  # seats, in a refusal
 
@@ -24,7 +24,7 @@ class Wishes:
         self.offers: dict[str, str] = {}  # of nodes, by seat
         self._book, self._seats_are_offered, self._budget = book, seats_are_offered, budget
 
-    def granted(self, request: pb.ScaleRequest) -> Wanted:
+    def granted(self, request: pb.ScaleRequest) -> DesiredState:
         """What would be wanted."""
         wanted, name = self._without(request.without) if request.without else self._scaled(request)
         sizes_named = [
@@ -40,13 +40,13 @@ class Wishes:
         check_fits(self._rooms(wanted, num_experts), num_experts, wanted.replicas, name, with_copies)
         return wanted
 
-    def _rooms(self, wanted: Wanted, num_experts: int) -> list[int]:
+    def _rooms(self, wanted: DesiredState, num_experts: int) -> list[int]:
         """Of each shard that would be there; one that has not come yet is as the machine's others."""
         most = self._budget.room if self._budget is not None else num_experts
         known = self._book.seats
         return [(known[seat].capacity if seat in known else 0) or most for seat in wanted.seats("expert")]
 
-    def _scaled(self, request: pb.ScaleRequest) -> tuple[Wanted, str]:
+    def _scaled(self, request: pb.ScaleRequest) -> tuple[DesiredState, str]:
         """What is wanted, and what of the request says so."""
         wanted, name = self._book.wanted, "replicas"
         for number in ("expert_shards", "attention_workers"):
@@ -75,7 +75,7 @@ class Wishes:
             whose = f"held by {seat.holder(time.monotonic())}" if seat is not None and has_holder else "another node's"
             raise FleetError(Code.BAD_REQUEST, f"drain: {name} is {whose}")
 
-    def _without(self, seats: Sequence[str]) -> tuple[Wanted, str]:
+    def _without(self, seats: Sequence[str]) -> tuple[DesiredState, str]:
         """As ``_scaled``. Whoever ends the nodes of ``seats`` asks first."""
         wanted = self._book.wanted
         for seat in seats:

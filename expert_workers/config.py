@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..membership.wire import WireSettings
+from ..membership.security import WireSettings
 from ..settings.ranges import parse_ranges
 from ..settings.reader import check_address, check_host, check_seat, option, within
 

@@ -40,11 +40,11 @@ from ..proto.reactor import Reactor
 from ..proto.rows import Rows
 from ..proto.shared_memory import SharedMemory
 from ..proto.tcp_lane import METADATA_KEY, TcpSocket, Ticket
-from .giving import ExpertGiver
-from .holdings import Holdings
+from .expert_store import ExpertStore
+from .fast_path import FastPath
 from .pairs import ShardPairs
+from .peer_export import ExpertExporter
 from .pool import Job, Lane, Pool
-from .usual import UsualFrames
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ class TcpLane:
         handler.tcp_lanes.add(self)
         lane.beside.append(self)
         if lane.pairs is None:
-            handler.usual.read_tcp(connection, self.version)
+            handler.fast_path.read_tcp(connection, self.version)
         self.send(encode_hello(handler.hello))
 
     def send(self, frame: bytes) -> None:
@@ -180,7 +180,7 @@ class LocalLane:
             if self._memory is None:
                 _, self.version = self._handler.greet(frame)
                 self._memory = SharedMemory.received(self._socket.received_file)
-                self._handler.usual.read_local(self._socket, self.version, self._memory, self._say_filled)
+                self._handler.fast_path.read_local(self._socket, self.version, self._memory, self._say_filled)
                 self.send(encode_hello(self._handler.hello))
             elif isinstance(frame, Placed):
                 self._admit(frame, self._memory)
@@ -217,15 +217,15 @@ class LaneHandler:
 
     def __init__(
         self,
-        holdings: Holdings,
+        holdings: ExpertStore,
         pool: Pool,
         reactor: Reactor,
         hello: Hello,
         pair: PairSettings,
-        usual: UsualFrames,
+        fast_path: FastPath,
     ) -> None:
         self.pool = pool
-        self.usual = usual
+        self.fast_path = fast_path
         self.reactor = reactor
         self.hello = hello
         self.pair = pair
@@ -329,8 +329,8 @@ class ControlService(expert_pb2_grpc.ExpertShardServicer):
 
     def __init__(
         self,
-        holdings: Holdings,
-        giver: ExpertGiver,
+        holdings: ExpertStore,
+        giver: ExpertExporter,
         describe: Callable[[], membership_pb2.WorkerReport],
         drain: Callable[[float], Awaitable[bool]],
     ) -> None:

@@ -12,7 +12,7 @@ from contextlib import closing
 import grpc
 
 from ..checkpoint.heads import MAX_HEAD_BYTES, RawHead
-from ..membership import wire
+from ..membership import security
 from ..proto.errors import Code, FleetError, from_call
 from ..proto.generated import membership_pb2 as pb
 from ..proto.generated import membership_pb2_grpc as rpc
@@ -26,7 +26,7 @@ _WAIT_S = 600.0
 def ask_heads(controller: str, files: Sequence[str], wait_s: float = _WAIT_S) -> Mapping[str, RawHead]:
     """Raises FleetError when the controller cannot say, or is away for ``wait_s``."""
     give_up, said = time.monotonic() + wait_s, False
-    with closing(wire.open_blocking_channel(controller, [("grpc.enable_http_proxy", 0)])) as channel:
+    with closing(security.open_blocking_channel(controller, [("grpc.enable_http_proxy", 0)])) as channel:
         while True:
             try:
                 return _read(rpc.MembershipStub(channel), files)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from ..checkpoint.model_config import ModelConfig
 from ..kernels.expert_layer import Three
-from ..membership import wire
+from ..membership import security
 from ..membership.epoch import ExpertSet
 from ..proto.errors import Code, FleetError, from_call
 from ..proto.generated import expert_pb2, expert_pb2_grpc, membership_pb2, membership_pb2_grpc
@@ -114,7 +114,7 @@ class Peers:
             return self._peers
         self._looked_at = now
         try:
-            with closing(wire.open_blocking_channel(self._controller, _OPTIONS)) as channel:
+            with closing(security.open_blocking_channel(self._controller, _OPTIONS)) as channel:
                 stub = membership_pb2_grpc.MembershipStub(channel)
                 status = stub.Status(membership_pb2.StatusRequest(), timeout=_STATUS_S)
         except grpc.RpcError as error:
@@ -143,7 +143,7 @@ class Peers:
 
     def _read_from(self, peer: Peer, layer: int, expert: int, timeout_s: float) -> Three:
         if peer.address not in self._channels:
-            self._channels[peer.address] = wire.open_blocking_channel(peer.address, _OPTIONS)
+            self._channels[peer.address] = security.open_blocking_channel(peer.address, _OPTIONS)
         stub = expert_pb2_grpc.ExpertShardStub(self._channels[peer.address])
         request = expert_pb2.ReadExpertRequest(fingerprint=self._fingerprint, layer=layer, expert=expert)
         try:

@@ -15,8 +15,8 @@ import torch
 
 from ..kernels.grouped_gemm import ExpertLayer
 from ..kernels.native_lanes import ShardEnd
-from ..proto.asked import Indices
 from ..proto.codec import encode_error
+from ..proto.dispatch_header import Indices
 from ..proto.errors import Code, FleetError
 from ..proto.reactor import Reactor
 from ..proto.rows import Rows, address_of

@@ -15,13 +15,13 @@ import torch
 
 from ..checkpoint.tensors import Checkpoint
 from ..kernels import native
-from ..kernels.grouped_gemm import Backend
+from ..kernels.grouped_gemm import ExpertBackend
 from ..kernels.numerics import expert_self_test
-from ..membership import wire
+from ..membership import security
 from ..membership.channel import listen
 from ..membership.ending import Ending
 from ..membership.epoch import ExpertSet
-from ..membership.tenancy import Tenancy
+from ..membership.registration import Registration
 from ..proto.codec import DTYPE_NAMES, Hello
 from ..proto.errors import FleetError
 from ..proto.generated import expert_pb2_grpc, membership_pb2
@@ -33,18 +33,18 @@ from ..proto.reactor import Reactor
 from ..proto.tcp_lane import TcpServer
 from .config import ExpertConfig, parse_experts
 from .device_memory import available_on
-from .giving import ExpertGiver
+from .expert_store import ExpertStore
+from .fast_path import FastPath
 from .handler import ControlService, LaneHandler, LocalLane, TcpLane
-from .holdings import Holdings
 from .memory import num_experts_in
 from .numa import keep_to
 from .orders import Orders
 from .outline import ask_heads
+from .peer_export import ExpertExporter
 from .peers import Peers
 from .pool import Pool
 from .runtime import Runtime
 from .sources import ExpertSources, NoSourceError
-from .usual import UsualFrames
 
 logger = logging.getLogger(__name__)
 _RETRY_S = 5.0
@@ -61,14 +61,14 @@ class ExpertServer:
     def __init__(self, config: ExpertConfig, offer: str = "") -> None:
         """``offer``: of the node that this was started for."""
         self.config, self._offer = config, offer
-        wire.secure(config.wire)
+        security.secure(config.wire)
         self.checkpoint = _open_checkpoint(config)
         model = self.checkpoint.config
         if config.memory_gib is not None:
             num_experts_in(config.memory_gib, model.expert_bytes)
         self.sources = ExpertSources(self.checkpoint, self._find_peers())
-        self.holdings = Holdings(self.checkpoint, config.dtype, self.sources)
-        self.giver = ExpertGiver(self.holdings, self.sources)
+        self.holdings = ExpertStore(self.checkpoint, config.dtype, self.sources)
+        self.giver = ExpertExporter(self.holdings, self.sources)
         self.reactor = Reactor(config.spin_us / 1e6)
         self.pool = Pool(config.max_queued_frames, self.reactor.wake)
         self.runtime = Runtime(self.reactor, self.pool, self.holdings.layers, config.threads, config.slice_ms)
@@ -76,7 +76,7 @@ class ExpertServer:
         self._pair.check()
         self.address = ""
         self.numerics = ""
-        self.backend: Backend | None = None
+        self.backend: ExpertBackend | None = None
         self._orders = Orders()
         self._relieved = threading.Event()  # nobody needs this shard any more
         self._alone = ExpertSet.from_pairs(
@@ -94,7 +94,7 @@ class ExpertServer:
                 library.pin(processors)
         self._io = IoThread("expert-io")
         config = self.config
-        self.tenancy = Tenancy(
+        self.tenancy = Registration(
             self._io, config.seat, config.controller, self._fill, self._on_order, config.node, self._offer
         )
         self._io.submit(self._bind())
@@ -162,7 +162,7 @@ class ExpertServer:
         config = self.config
         if not config.tcp_lanes:
             return None
-        secure = partial(wire.socket_context, server_side=True)
+        secure = partial(security.socket_context, server_side=True)
         server = TcpServer(self.reactor, self._io, config.host, config.lane_port, self.lanes.connect, secure)
         self.lanes.tcp_port = server.port
         return server
@@ -195,13 +195,13 @@ class ExpertServer:
             self.config.memory_gib, self.checkpoint.config.expert_bytes, lambda: available_on(self.config.device)
         )
 
-    def _obey(self, backend: Backend) -> None:
+    def _obey(self, backend: ExpertBackend) -> None:
         """Order after order, until there will be no more. Raises what keeps the shard from being ready for the first time."""
         while (wanted := self._orders.take()) is not None:
             while not self._carry_out(wanted, backend) and not self._orders.wait_until_stale(_RETRY_S):
                 pass
 
-    def _carry_out(self, wanted: ExpertSet, backend: Backend) -> bool:
+    def _carry_out(self, wanted: ExpertSet, backend: ExpertBackend) -> bool:
         """Whether that is over; what went wrong in a shard that serves is reported, and tried again."""
         try:
             if not self.holdings.become(wanted, backend, self._give_back, self._orders.is_stale):
@@ -240,7 +240,7 @@ class ExpertServer:
         while not removed.wait(_POLL_S) and not self._ending.begun.is_set():
             pass
 
-    def _test_backend(self) -> Backend:
+    def _test_backend(self) -> ExpertBackend:
         """The backend with the rules that keep its rows exact on this machine. Raises KernelError."""
         config, model = self.config, self.checkpoint.config
         backend, report = expert_self_test(
@@ -260,9 +260,9 @@ class ExpertServer:
         hello = Hello(
             config.seat, self.checkpoint.fingerprint, config.dtype, config.max_frame_bytes, pair=config.pair_transport
         )
-        usual = UsualFrames(self.holdings.fence, self.runtime.at_once)
-        self.lanes = LaneHandler(self.holdings, self.pool, self.reactor, hello, self._pair, usual)
-        self._server = wire.make_server(server_options(config.max_frame_bytes))
+        fast_path = FastPath(self.holdings.fence, self.runtime.at_once)
+        self.lanes = LaneHandler(self.holdings, self.pool, self.reactor, hello, self._pair, fast_path)
+        self._server = security.make_server(server_options(config.max_frame_bytes))
         self._server.add_generic_rpc_handlers((stream_handler(self.lanes.stream),))
         control = ControlService(self.holdings, self.giver, self.tenancy.report, self._ending.asked)
         expert_pb2_grpc.add_ExpertShardServicer_to_server(control, self._server)

@@ -6,7 +6,7 @@ Knows nothing of HTTP, nor of what the admin port allows (``admin.py``).
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..membership.wire import is_loopback
+from ..membership.security import is_loopback
 from ..settings.reader import check_host, option
 from .keys import all_keys
 

@@ -12,12 +12,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..membership.epoch import EpochId
-from ..membership.wire import is_loopback
+from ..membership.security import is_loopback
 from ..proto.errors import FleetError, shown
 from ..proto.generated import membership_pb2 as pb
 from .app import new_app
 from .errors import ApiError, bad_value, from_fleet
-from .intake import read_object
+from .json_body import read_object
 from .service import Service
 
 _MAX_SCALE_BYTES = 1 << 16

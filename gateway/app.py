@@ -1,6 +1,6 @@
 """The routes of the API port.
 
-Knows nothing of how a request is answered (``service.py``) or refused before it gets here (``front.py``).
+Knows nothing of how a request is answered (``service.py``) or refused before it gets here (``middleware.py``).
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from .connection import ClientGone
 from .errors import ApiError
-from .front import Front, error_response
+from .middleware import GatewayMiddleware, error_response
 from .service import Service
 
 _ROUTING_ERRORS = {404: ("unknown path", "not_found"), 405: ("wrong method", "method_not_allowed")}
@@ -44,7 +44,7 @@ def build_app(service: Service) -> FastAPI:
 def new_app(service: Service) -> FastAPI:
     """What both ports share: health, readiness, and errors in one shape."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
-    app.add_middleware(Front, service=service)
+    app.add_middleware(GatewayMiddleware, service=service)
 
     @app.exception_handler(HTTPException)
     async def routing_error(request: Request, error: HTTPException) -> Response:

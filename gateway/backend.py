@@ -19,7 +19,7 @@ from ..proto.generated import generate_pb2 as pb
 from ..proto.generated import generate_pb2_grpc as rpc
 from ..proto.generated import membership_pb2 as membership
 from .affinity import SeenPrefixes, block_hashes
-from .deaths import Death
+from .crash_attribution import Death
 
 _log = logging.getLogger(__name__)
 _DESCRIBE_TIMEOUT_S = 2.0

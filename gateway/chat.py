@@ -6,17 +6,17 @@ Knows nothing of what becomes of it. Messages are read, ids of tool calls renumb
 from ..checkpoint.chat_template import TemplateError
 from .answer import Ending
 from .errors import bad_value, unsupported
-from .job import Job
 from .messages import read_messages
 from .model import Model
 from .parser import Parser
+from .prepared_request import PreparedRequest
 from .sampling import draw_seed, generate_request, seed_of, stop_ids
 from .schemas import ChatRequest
 from .tool_ids import renumber
 from .tools import Toolbox, read_tools
 
 
-def chat_job(request: ChatRequest, model: Model, request_id: str, ignored: list[str]) -> Job:
+def chat_job(request: ChatRequest, model: Model, request_id: str, ignored: list[str]) -> PreparedRequest:
     unread: set[str] = set()
     toolbox = read_tools(request, unread)
     _check_tools(toolbox, model)
@@ -30,7 +30,7 @@ def chat_job(request: ChatRequest, model: Model, request_id: str, ignored: list[
     opening = [*markers.sections, *([] if markers.call is None else [markers.call])]
     tools = toolbox.parameters if toolbox.callable else None
     thinks = model.ends_in_thinking(prompt_ids)
-    return Job(
+    return PreparedRequest(
         request=request,
         request_id=request_id,
         response_id=f"chatcmpl-{request_id}",

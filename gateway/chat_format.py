@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from .answer import Answer, Event
-from .job import Job
 from .logprobs import chat_logprobs
 from .model import Model
+from .prepared_request import PreparedRequest
 from .tool_ids import call_id
 from .usage import usage
 
@@ -17,7 +17,7 @@ _TEXT_KEYS = {"content": "content", "reasoning": "reasoning_content"}
 
 
 class ChatFormat:
-    def __init__(self, job: Job, answers: Sequence[Answer], model: Model) -> None:
+    def __init__(self, job: PreparedRequest, answers: Sequence[Answer], model: Model) -> None:
         self._job = job
         self._answers = answers
         self._model = model

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from .answer import Answer, Event
-from .job import Job
 from .logprobs import completion_logprobs
 from .model import Model
+from .prepared_request import PreparedRequest
 from .usage import usage
 
 
 class CompletionFormat:
-    def __init__(self, job: Job, answers: Sequence[Answer], model: Model) -> None:
+    def __init__(self, job: PreparedRequest, answers: Sequence[Answer], model: Model) -> None:
         self._job = job
         self._answers = answers
         self._model = model

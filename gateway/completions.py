@@ -9,20 +9,20 @@ from typing import Any
 from ..proto.errors import shown
 from .answer import Ending
 from .errors import bad_value
-from .job import Job
 from .model import Model
 from .plain_text import PlainText
+from .prepared_request import PreparedRequest
 from .sampling import draw_seed, generate_request, seed_of, stop_ids
 from .schemas import CompletionRequest
 
 
 def completion_job(
     request: CompletionRequest, model: Model, request_id: str, ignored: list[str], *, max_choices: int
-) -> Job:
+) -> PreparedRequest:
     prompts = _read_prompts(request, model, max_choices)
     seed = draw_seed() if request.seed is None else request.seed
     special_text = model.special_text(skip=request.skip_special_tokens)
-    return Job(
+    return PreparedRequest(
         request=request,
         request_id=request_id,
         response_id=f"cmpl-{request_id}",

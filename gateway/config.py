@@ -6,7 +6,7 @@ Knows nothing of workers' settings; values are checked here once and never chang
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..membership.wire import WireSettings
+from ..membership.security import WireSettings
 from ..settings.reader import check_address, check_host, check_seat, option, within
 from .access import AccessSettings
 from .resumption import ResumptionSettings

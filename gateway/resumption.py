@@ -1,6 +1,6 @@
 """What becomes of an answer whose worker is lost, as the operator wants it.
 
-Knows nothing of workers and of how an answer is continued (``generation.py``).
+Knows nothing of workers and of how an answer is continued (``failover.py``).
 """
 
 from dataclasses import dataclass

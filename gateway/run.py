@@ -17,9 +17,9 @@ from ..proto.errors import FleetError
 from .answer import Answer, Event
 from .backend import Backend
 from .errors import ApiError, from_fleet
-from .generation import replies
-from .job import Job
+from .failover import replies
 from .metrics import Metrics, Watch
+from .prepared_request import PreparedRequest
 from .resumption import Resumption
 
 _log = logging.getLogger(__name__)
@@ -27,7 +27,12 @@ _log = logging.getLogger(__name__)
 
 class Run:
     def __init__(
-        self, job: Job, answers: Sequence[Answer], backend: Backend, metrics: Metrics, resumption: Resumption
+        self,
+        job: PreparedRequest,
+        answers: Sequence[Answer],
+        backend: Backend,
+        metrics: Metrics,
+        resumption: Resumption,
     ) -> None:
         self._resumption = resumption
         self._job = job

@@ -11,7 +11,7 @@ import socket
 
 import uvicorn
 
-from ..membership import wire
+from ..membership import security
 from ..proto.address import join_address
 from .admin import build_admin_app
 from .app import build_app
@@ -43,7 +43,7 @@ class GatewayServer:
     async def start(self) -> None:
         """Returns when both ports answer; a port that cannot be opened is a ValueError with the remedy."""
         service, config = self.service, self.config
-        wire.secure(config.wire)
+        security.secure(config.wire)
         with contextlib.ExitStack() as opened:
             port = opened.enter_context(_bind("port", config.host, config.port))
             admin_port = opened.enter_context(_bind("admin_port", config.admin_host, config.admin_port))

@@ -23,16 +23,16 @@ from .completion_format import CompletionFormat
 from .completions import completion_job
 from .config import GatewayConfig
 from .connection import EventStream, unless_gone
+from .controller_client import EVERY_ADDRESS, ControllerClient
 from .drain import Drain
 from .errors import bad_value
 from .fields import IGNORED_HEADER, listed
-from .fleet import EVERY_ADDRESS, Fleet
-from .idle import Idle
-from .intake import read_object
-from .job import Job
+from .idle_gc import Idle
+from .json_body import read_object
 from .keys import ApiKeys
 from .metrics import Metrics
 from .model import Model
+from .prepared_request import PreparedRequest
 from .retry_after import RetryAfter
 from .run import Run
 from .schemas import ChatRequest, CompletionRequest, parse
@@ -54,7 +54,7 @@ class Service:
         self.retry_after = RetryAfter(config.retry_after_s, self.metrics.first_token_waits)
         self.backend = Backend()
         seat = config.seat or f"gateway-{random.SystemRandom().randrange(_DRAWN_SEATS)}"
-        self.fleet = Fleet(config.controller, seat, self.backend, lambda: self.metrics.num_delivered)
+        self.fleet = ControllerClient(config.controller, seat, self.backend, lambda: self.metrics.num_delivered)
         self.drain = Drain()
         self.idle = Idle()
         self.keys = ApiKeys(config.api_key, config.api_key_file)
@@ -103,14 +103,16 @@ class Service:
     async def _read(self, http: Request) -> dict[str, Any]:
         return await read_object(http, self.config.max_body_mib << 20)
 
-    async def _job(self, http: Request, request: ChatRequest | CompletionRequest, make: Callable[[str], Job]) -> Job:
+    async def _job(
+        self, http: Request, request: ChatRequest | CompletionRequest, make: Callable[[str], PreparedRequest]
+    ) -> PreparedRequest:
         """Long prompts take long to encode, so that is done beside the event loop."""
         self.check_model(request.model)
         if request.request_id is not None and not http.state.has_own_id:
             http.state.request_id = request.request_id
         return await asyncio.to_thread(make, http.state.request_id)
 
-    async def _respond(self, http: Request, job: Job, answers: list[Answer], form: AnyFormat) -> Response:
+    async def _respond(self, http: Request, job: PreparedRequest, answers: list[Answer], form: AnyFormat) -> Response:
         headers = {IGNORED_HEADER: listed(job.ignored)} if job.ignored else {}
         async with AsyncExitStack() as stack:
             run = Run(job, answers, self.backend, self.metrics, self.config.resumption)

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from .answer import Answer
-from .job import Job
+from .prepared_request import PreparedRequest
 
 
-def usage(job: Job, answers: Sequence[Answer]) -> dict[str, Any]:
+def usage(job: PreparedRequest, answers: Sequence[Answer]) -> dict[str, Any]:
     num_prompt = sum(map(len, job.prompts))
     num_completion = sum(answer.num_tokens for answer in answers)
     num_cached = sum(answer.num_cached_tokens for answer in answers[:: job.request.n])

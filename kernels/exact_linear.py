@@ -15,10 +15,10 @@ from functools import partial
 
 import torch
 
-from .canned import cancelling
 from .native import Native, load
 from .processor import bf16_instructions
 from .row_rule import EVERY_SIZES, SIZES, RowCall, RowRule, RuleBook, choose_rule
+from .self_test_inputs import cancelling
 
 _PIECE = 8192
 _PACKED = {"packed32": 32, "packed1": 1}

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 import torch
 
 from . import int4
-from .backend import Backend, make_backend
+from .expert_backend import ExpertBackend, make_backend
 from .expert_layer import ExpertLayer, Projection
 
-__all__ = ["Backend", "ExpertLayer", "grouped_gemm", "grouped_gemm_reference", "make_backend"]
+__all__ = ["ExpertBackend", "ExpertLayer", "grouped_gemm", "grouped_gemm_reference", "make_backend"]
 
 
 def grouped_gemm(

@@ -16,8 +16,8 @@ from functools import partial
 
 import torch
 
-from .canned import cancelling
 from .row_rule import RowCall, RowRule, RuleBook, choose_rule
+from .self_test_inputs import cancelling
 
 SplitCall = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], tuple[torch.Tensor, torch.Tensor]]
 

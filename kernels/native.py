@@ -56,8 +56,16 @@ class Native:
         library.expertfleet_choose.argtypes += [pointer, pointer]
         library.expertfleet_gate.argtypes = [ctypes.c_char_p, *[integer] * 3, pointer, count, pointer, *[count] * 2]
         library.expertfleet_gate.argtypes += [pointer, *[count] * 3, integer, ctypes.c_float, pointer, pointer]
-        library.expertfleet_spread.argtypes = [pointer, *[count] * 3, pointer, count, pointer]
-        library.expertfleet_share_out.argtypes = [pointer, count, count, pointer, pointer, *[count] * 3, *[pointer] * 7]
+        library.expertfleet_choose_replicas.argtypes = [pointer, *[count] * 3, pointer, count, pointer]
+        library.expertfleet_partition_routes.argtypes = [
+            pointer,
+            count,
+            count,
+            pointer,
+            pointer,
+            *[count] * 3,
+            *[pointer] * 7,
+        ]
         library.expertfleet_pin.argtypes = [pointer, integer]
         library.expertfleet_read.argtypes = [ctypes.c_char_p, integer, pointer, count]
         library.expertfleet_read.restype = count
@@ -166,15 +174,15 @@ class Native:
         )  # fmt: skip
         return topk_ids, topk_weights
 
-    def spread(self, replicas: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
-        """bool [S, E], contiguous rows of them, int64 [N] below E → int64 [E], as ``router.plan.spread`` says."""
+    def choose_replicas(self, replicas: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
+        """bool [S, E], contiguous rows of them, int64 [N] below E → int64 [E], as ``router.plan.choose_replicas`` says."""
         assert replicas.dtype is torch.bool, f"replicas are {replicas.dtype}"
         assert replicas.stride(1) == 1, f"replicas have strides {replicas.stride()}"
         assert experts.dtype is torch.int64, f"experts are {experts.dtype}"
         assert experts.is_contiguous(), f"experts have strides {experts.stride()}"
         num_shards, num_experts = replicas.shape
         owners = torch.empty(num_experts, dtype=torch.int64)
-        problem = self._library.expertfleet_spread(
+        problem = self._library.expertfleet_choose_replicas(
             replicas.data_ptr(), num_shards, replicas.stride(0), num_experts, experts.data_ptr(), experts.numel(),
             owners.data_ptr(),
         )  # fmt: skip
@@ -182,7 +190,7 @@ class Native:
             raise IndexError(f"an expert of {experts.tolist()} is not below {num_experts}")
         return owners
 
-    def share_out(
+    def partition_routes(
         self,
         owners: torch.Tensor,  # int64 [E]
         num_shards: int,
@@ -191,7 +199,7 @@ class Native:
         top_k: int,
         num_rows: int,
     ) -> "array[int]":
-        """int64 [3 N + 3 S + 2], as ``router.shares.share_out`` says.
+        """int64 [3 N + 3 S + 2], as ``router.shares.partition_routes`` says.
 
         They are N routes, at most N rows, the N experts and then the N places of the routes, two to an int64, S + 1 ends of
         routes, S + 1 ends of rows and S numbers of experts. Without ``routes`` they are 0 to N - 1.
@@ -206,7 +214,7 @@ class Native:
         sorted_experts = rows + 8 * num_routes
         route_ends = sorted_experts + 8 * num_routes
         row_ends = route_ends + 8 * (num_shards + 1)
-        problem = self._library.expertfleet_share_out(
+        problem = self._library.expertfleet_partition_routes(
             owners.data_ptr(), num_experts, num_shards, experts.data_ptr(), routes, num_routes, top_k,
             num_rows, sorted_routes, rows, route_ends, row_ends, row_ends + 8 * (num_shards + 1), sorted_experts,
             sorted_experts + 4 * num_routes,

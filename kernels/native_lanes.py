@@ -126,7 +126,7 @@ class WorkerEnd(ctypes.Structure):
     ]
 
 
-class Ask(ctypes.Structure):
+class FanoutArgs(ctypes.Structure):
     """A layer's question to all shards: each expert is asked of one of its holders, ``replicas`` bool [shards, stride], or where that
     is None of ``owners`` int64 [E], -1 for nobody."""
 
@@ -167,7 +167,7 @@ class Ask(ctypes.Structure):
     ]
 
 
-MIRRORS = (Fence, ShardEnd, Expected, Came, WorkerEnd, Ask)
+MIRRORS = (Fence, ShardEnd, Expected, Came, WorkerEnd, FanoutArgs)
 
 
 class Calls:

@@ -19,17 +19,17 @@ import torch
 
 from . import int4
 from .activation import silu_mul
-from .backend import Backend, TritonRules, make_backend
-from .canned import cancelling, cancelling_row, canned, scattered_pairs
 from .choice import Choice
 from .errors import KernelError
 from .exact_linear import ExactHeads, ExactLinear, ExactScores, heads_rule, linear_rule
+from .expert_backend import ExpertBackend, TritonRules, make_backend
 from .expert_layer import ExpertLayer, Projection
 from .grouped_gemm import grouped_gemm
 from .mla import SPLIT, DecodePlan, attention_rule, mla_attend, mla_decode
 from .norm import rms_norm
 from .processor import bf16_instructions
 from .row_rule import RuleBook, bits_of
+from .self_test_inputs import cancelling, cancelling_row, canned, scattered_pairs
 
 KERNEL_VERSION = 1  # raised whenever a change of the code changes bits
 _COUNTS = (2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 31, 32, 33, 63, 64, 65, 128, 300)
@@ -61,7 +61,7 @@ class AttentionShapes:
 
 def expert_self_test(
     backend: str, device: str, dtype: torch.dtype, hidden: int, width: int, group_size: int
-) -> tuple[Backend, NumericsReport]:
+) -> tuple[ExpertBackend, NumericsReport]:
     """The backend with its rules and the report; KernelError if rows are not exact."""
     rules = RuleBook()
     made = make_backend(backend, device, dtype, hidden, width, group_size, rules=rules)
@@ -215,7 +215,7 @@ def _noise_through(layer: ExpertLayer) -> torch.Tensor:
     return bits_of(grouped_gemm((rows * 2.0**16).to(layer.dtype), places, places % 2, layer))
 
 
-def _canned_expert(backend: Backend, salt: int) -> tuple[Projection, Projection, Projection]:
+def _canned_expert(backend: ExpertBackend, salt: int) -> tuple[Projection, Projection, Projection]:
     hidden, width = backend.shape.hidden, backend.shape.width
     group = backend.shape.group_size
     gate, up = (_canned_projection(width, hidden, group, salt + part, cancel=True) for part in (0, 1))
@@ -239,7 +239,7 @@ def _class_name(kind: str, machine: str, dtype: torch.dtype, digest: str) -> str
     return "-".join(part for part in parts if part)
 
 
-def _machine(backend: Backend) -> str:
+def _machine(backend: ExpertBackend) -> str:
     """What beside the kernel's version decides its bits: nothing for the native one, as its digest proves anywhere."""
     if backend.name == "cpu-native":
         return ""

@@ -9,7 +9,7 @@ import errno
 import grpc
 
 from ..proto.address import join_address
-from . import wire
+from . import security
 
 _CHANNEL_OPTIONS = [
     ("grpc.enable_http_proxy", 0),
@@ -31,7 +31,7 @@ SERVER_OPTIONS = [
 
 def open_channel(address: str) -> grpc.aio.Channel:
     """To be called on the event loop that will use it."""
-    return wire.open_channel(address, _CHANNEL_OPTIONS)
+    return security.open_channel(address, _CHANNEL_OPTIONS)
 
 
 async def listen(server: grpc.aio.Server, host: str, port: int) -> str:
@@ -40,7 +40,7 @@ async def listen(server: grpc.aio.Server, host: str, port: int) -> str:
     Raises OSError when the port is taken, ValueError when strangers could reach it and nothing would keep them out.
     """
     try:
-        bound = wire.add_port(server, host, port)
+        bound = security.add_port(server, host, port)
     except RuntimeError as error:
         taken = f"{join_address(host, port)} cannot be bound, another process may use it; choose another port"
         raise OSError(errno.EADDRINUSE, taken) from error

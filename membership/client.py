@@ -8,14 +8,14 @@ import grpc
 from ..proto.errors import from_call
 from ..proto.generated import membership_pb2 as pb
 from ..proto.generated import membership_pb2_grpc as rpc
-from . import wire
+from . import security
 
 _TIMEOUT_S = 2.0
 
 
 class MembershipClient:
     def __init__(self, controller: str) -> None:
-        self._channel = wire.open_blocking_channel(controller, [("grpc.enable_http_proxy", 0)])
+        self._channel = security.open_blocking_channel(controller, [("grpc.enable_http_proxy", 0)])
         self._stub = rpc.MembershipStub(self._channel)
 
     def status(self, seat: str = "") -> pb.FleetStatus:

@@ -12,9 +12,9 @@ import psutil
 
 from ..proto.errors import Code, FleetError
 from ..proto.generated import membership_pb2 as pb
-from . import wire
+from . import security
 from .client import MembershipClient
-from .reach import UnknownHostError, is_own, look_up, speaks_http, speaks_tls, why_no_handshake, why_unreachable
+from .port_probe import UnknownHostError, is_own, look_up, speaks_http, speaks_tls, why_no_handshake, why_unreachable
 
 _REACH_S = 1.0
 
@@ -27,18 +27,18 @@ class AwayError(Exception):
     """Nobody has answered, and somebody may yet."""
 
 
-def check_entrance(security: wire.WireSecurity, hosts: Mapping[str, str], controller: str | None) -> None:
+def check_entrance(settings: security.WireSecurity, hosts: Mapping[str, str], controller: str | None) -> None:
     """For a process that waits for its controller later on: one that is away is no fault. ``hosts``: by flag, where it will listen.
 
     Raises EntranceError.
     """
-    wire.secure(security)
+    security.secure(settings)
     for flag, host in hosts.items():
         check_own(host, flag)
     if controller is not None:
         with contextlib.suppress(AwayError, UnknownHostError):
             look_up(controller.rpartition(":")[0].strip("[]"))
-            ask_controller(controller, "", security)
+            ask_controller(controller, "", settings)
 
 
 def check_own(host: str, flag: str = "host") -> None:
@@ -54,32 +54,32 @@ def check_own(host: str, flag: str = "host") -> None:
         raise EntranceError(what)
 
 
-def ask_controller(controller: str, seat: str, security: wire.WireSecurity) -> pb.FleetStatus:
+def ask_controller(controller: str, seat: str, settings: security.WireSecurity) -> pb.FleetStatus:
     """What it says of ``seat``, or of all. Raises AwayError while nobody answers, and EntranceError where nobody ever will."""
     if reason := why_unreachable(controller, _REACH_S):
         raise AwayError(reason)
     # NOTE: gRPC would log a handshake that fails.
-    if security.tls_dir is not None and (fault := fault_of_wire("controller", controller, security.tls_dir)):
+    if settings.tls_dir is not None and (fault := fault_of_wire("controller", controller, settings.tls_dir)):
         raise EntranceError(fault)
     with MembershipClient(controller) as client:
         try:
             return client.status(seat)
         except FleetError as error:
-            raise _explained(error, controller, security) from error
+            raise _explained(error, controller, settings) from error
 
 
-def _explained(error: FleetError, controller: str, security: wire.WireSecurity) -> Exception:
+def _explained(error: FleetError, controller: str, settings: security.WireSecurity) -> Exception:
     """Why the controller's port did not give an answer."""
     status = error.__cause__.code() if isinstance(error.__cause__, grpc.RpcError) else None
     if error.code is Code.UNAUTHENTICATED:
-        refusal = f"the controller at {controller} refuses it" if security.token else f"none is given to {controller}"
+        refusal = f"the controller at {controller} refuses it" if settings.token else f"none is given to {controller}"
         return EntranceError(f"cluster_token: {refusal} ({error}); give the --cluster-token of that fleet's head")
     if status in (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNAUTHENTICATED):
         return EntranceError(
             f"controller: what answers at {controller} is no controller of a fleet ({error}); "
             "give HOST:PORT of the head's --controller-port"
         )
-    fault = fault_of_wire("controller", controller, security.tls_dir)
+    fault = fault_of_wire("controller", controller, settings.tls_dir)
     return EntranceError(fault) if fault else AwayError(str(error))
 
 
@@ -90,8 +90,8 @@ def fault_of_wire(flag: str, address: str, tls_dir: Path | None) -> str:
         return f"{what}; give the --tls-dir that the head has, or correct --{flag}"
     if speaks_http(address):
         return f"{flag}: an HTTP server answers at {address}, no head of a fleet; correct --{flag}"
-    context = wire.socket_context(server_side=False) if tls_dir is not None else None
-    if context is not None and (why := why_no_handshake(address, context, wire.MEMBER_NAME)):
+    context = security.socket_context(server_side=False) if tls_dir is not None else None
+    if context is not None and (why := why_no_handshake(address, context, security.MEMBER_NAME)):
         return (
             f"tls_dir: {tls_dir}: no TLS with the controller at {address}: {why}; both ends need certificates of one authority "
             "that are valid now"

@@ -24,7 +24,15 @@ import msgpack
 import torch
 
 from . import pair_frames
-from .asked import ASKED, Asked, Indices, pack_asked, pack_routes, unpack_asked, unpack_routes
+from .dispatch_header import (
+    DISPATCH_HEADER,
+    DispatchHeader,
+    Indices,
+    pack_dispatch_header,
+    pack_routes,
+    unpack_dispatch_header,
+    unpack_routes,
+)
 from .errors import Code, FleetError
 from .layout import (
     DTYPE_CODES,
@@ -78,7 +86,7 @@ class Hello:
 
 
 @dataclass(slots=True)
-class Dispatch(Asked):
+class Dispatch(DispatchHeader):
     """Hidden rows for one layer of one shard, each row once, and the (row, expert) routes over them."""
 
     rows: Rows  # [R, H] bfloat16 or float32
@@ -112,7 +120,7 @@ class Cancel:
 
 
 @dataclass(slots=True)
-class Placed(Asked):
+class Placed(DispatchHeader):
     """A DISPATCH whose rows [num_rows, hidden] lie in shared memory; results [N, hidden] belong there as well."""
 
     dtype: torch.dtype
@@ -164,13 +172,13 @@ def encode_dispatch(frame: Dispatch, version: int = WIRE_VERSION) -> bytes:
 def dispatch_parts(frame: Dispatch, version: int) -> tuple[Buffer, ...]:
     """The frame in parts, its rows uncopied if they are many."""
     rows = frame.rows
-    header = pack_asked(frame, rows.dtype, rows.count, len(frame.route_rows), rows.width)
+    header = pack_dispatch_header(frame, rows.dtype, rows.count, len(frame.route_rows), rows.width)
     begin = prefix(version, Kind.DISPATCH, frame.frame_id) + header
     return begin, rows.data(), *pack_routes(frame.route_rows, frame.route_experts)
 
 
 def encode_placed(frame: Placed, version: int = WIRE_VERSION) -> bytes:
-    header = pack_asked(frame, frame.dtype, frame.num_rows, len(frame.route_rows), frame.hidden)
+    header = pack_dispatch_header(frame, frame.dtype, frame.num_rows, len(frame.route_rows), frame.hidden)
     places = _PLACES.pack(frame.rows_at, frame.results_at)
     begin = prefix(version, Kind.PLACED, frame.frame_id)
     return b"".join((begin, header, places, *pack_routes(frame.route_rows, frame.route_experts)))
@@ -178,12 +186,12 @@ def encode_placed(frame: Placed, version: int = WIRE_VERSION) -> bytes:
 
 def placed_rows(max_bytes: int, top_k: int) -> int:
     """Rows whose ``top_k`` routes each fit a PLACED frame."""
-    return (max_bytes - PREFIX.size - ASKED.size - _PLACES.size) // (8 * top_k)
+    return (max_bytes - PREFIX.size - DISPATCH_HEADER.size - _PLACES.size) // (8 * top_k)
 
 
 def dispatch_rows(max_frame_bytes: int, row_bytes: int, top_k: int) -> int:
     """Rows that fit a DISPATCH frame with ``top_k`` routes each."""
-    return (max_frame_bytes - PREFIX.size - ASKED.size) // (row_bytes + 8 * top_k)
+    return (max_frame_bytes - PREFIX.size - DISPATCH_HEADER.size) // (row_bytes + 8 * top_k)
 
 
 def result_rows(hidden: int, itemsize: int) -> int:
@@ -240,16 +248,16 @@ def decode(frame: Buffer, max_frame_bytes: int, version: int = WIRE_VERSION) -> 
 
 
 def _decode_dispatch(frame: Buffer, frame_id: int) -> Dispatch:
-    asked, dtype, num_rows, num_routes, hidden = unpack_asked(frame)
-    start = PREFIX.size + ASKED.size
+    asked, dtype, num_rows, num_routes, hidden = unpack_dispatch_header(frame)
+    start = PREFIX.size + DISPATCH_HEADER.size
     after_rows = start + num_rows * hidden * dtype.itemsize
     routes = unpack_routes(frame, after_rows, num_routes, num_rows)
     return Dispatch(frame_id, *asked, Rows(num_rows, hidden, dtype, frame, start), *routes)
 
 
 def _decode_placed(frame: Buffer, frame_id: int) -> Placed:
-    asked, dtype, num_rows, num_routes, hidden = unpack_asked(frame)
-    start = PREFIX.size + ASKED.size
+    asked, dtype, num_rows, num_routes, hidden = unpack_dispatch_header(frame)
+    start = PREFIX.size + DISPATCH_HEADER.size
     at_least(frame, start + _PLACES.size)
     rows_at, results_at = _PLACES.unpack_from(frame, start)
     routes = unpack_routes(frame, start + _PLACES.size, num_routes, num_rows)

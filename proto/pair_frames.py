@@ -15,7 +15,15 @@ from dataclasses import dataclass
 
 import torch
 
-from .asked import ASKED, Asked, Indices, pack_asked, pack_routes, unpack_asked, unpack_routes
+from .dispatch_header import (
+    DISPATCH_HEADER,
+    DispatchHeader,
+    Indices,
+    pack_dispatch_header,
+    pack_routes,
+    unpack_dispatch_header,
+    unpack_routes,
+)
 from .layout import DTYPE_CODES, PAIRS_SINCE, PREFIX, Buffer, Kind, at_least, bad, dtype_of, expect, prefix
 
 MAX_ADDRESS_BYTES = 256
@@ -34,7 +42,7 @@ class PairAt:
 
 
 @dataclass(slots=True)
-class Paired(Asked):
+class Paired(DispatchHeader):
     """A DISPATCH whose rows [num_rows, hidden] come as transfer ``number`` of a generation."""
 
     dtype: torch.dtype
@@ -76,7 +84,7 @@ def encode_pair(pair: PairAt, version: int) -> bytes:
 
 
 def encode_paired(frame: Paired, version: int) -> bytes:
-    header = pack_asked(frame, frame.dtype, frame.num_rows, len(frame.route_rows), frame.hidden)
+    header = pack_dispatch_header(frame, frame.dtype, frame.num_rows, len(frame.route_rows), frame.hidden)
     transfer = _TRANSFER.pack(frame.generation, frame.number)
     begin = _begin(version, Kind.PAIRED, frame.frame_id)
     return b"".join((begin, header, transfer, *pack_routes(frame.route_rows, frame.route_experts)))
@@ -119,9 +127,9 @@ def _decode_pair(frame: Buffer) -> PairAt:
 
 
 def _decode_paired(frame: Buffer, frame_id: int, max_frame_bytes: int) -> Paired:
-    asked, dtype, num_rows, num_routes, hidden = unpack_asked(frame)
+    asked, dtype, num_rows, num_routes, hidden = unpack_dispatch_header(frame)
     _check_size(num_rows, hidden, dtype, max_frame_bytes)
-    start = PREFIX.size + ASKED.size
+    start = PREFIX.size + DISPATCH_HEADER.size
     at_least(frame, start + _TRANSFER.size)
     generation, number = _TRANSFER.unpack_from(frame, start)
     routes = unpack_routes(frame, start + _TRANSFER.size, num_routes, num_rows)

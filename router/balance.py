@@ -8,7 +8,7 @@ import heapq
 
 import numpy as np
 
-from .deal import Bools, Deal, Ints
+from .placement_state import Bools, Ints, PlacementState
 from .replication import Replication
 
 # A layer whose fullest shard has more than this beside the mean is evened out by moving what is held,
@@ -24,7 +24,7 @@ _TRIED = 16
 class Balance:
     """Moves copies between shards of one class, within the moves that ``limit`` leaves."""
 
-    def __init__(self, deal: Deal, limit: Replication) -> None:
+    def __init__(self, deal: PlacementState, limit: Replication) -> None:
         self._deal = deal
         self._limit = limit
         sole_now = deal.now.sum(0) == 0  # [L, E] on no shard yet

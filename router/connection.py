@@ -20,7 +20,7 @@ from ..proto.rows import Rows
 
 @dataclass(slots=True)
 class Sent:
-    """A frame whose sending a compiled call has begun (``asking.py``), and where its answers' addresses are to be written down."""
+    """A frame whose sending a compiled call has begun (``fanout.py``), and where its answers' addresses are to be written down."""
 
     frame_id: int
     rows: Rows  # of the layer; the frame has some of them

@@ -4,7 +4,7 @@ Knows nothing of lanes' insides and of attention, and belongs to one thread, the
 ways: every route answered, or one FleetError; never with a row missing. 1. parts are sent; 2. answers and failures
 arrive; a failed part's unanswered routes go to another replica, or are asked again and again until the deadline, which moves on
 while nobody holds their experts, as far as the router's patience; 3. what is not finite is asked of a second replica, once
-(``doubt.py``); rows that stay so are ``faults``; 4. the engine awaits the dispatch, calls ``combined``, and closes it, as the
+(``nonfinite_check.py``); rows that stay so are ``faults``; 4. the engine awaits the dispatch, calls ``combined``, and closes it, as the
 answers lie in memory that is used again.
 """
 
@@ -21,10 +21,10 @@ from ..proto.codec import Result
 from ..proto.errors import Code, FleetError
 from ..proto.rows import Rows
 from .combine import Answers
-from .doubt import Doubt, doubtful_routes, faults_of, find_wrong
+from .frame_in_flight import FrameInFlight
 from .lane import Lane
-from .part import Part
-from .shares import Routes
+from .nonfinite_check import Suspect, faults_of, find_faulty, suspect_routes
+from .shard_requests import Routes
 
 # Refusals after which the same routes may be asked of somebody else.
 _RETRYABLE = {
@@ -45,19 +45,19 @@ _NOTHING = torch.empty(0)
 class Sender(Protocol):
     """What a dispatch asks of the router that it belongs to."""
 
-    def build_parts(self, dispatch: "Dispatch", routes: Routes | None) -> tuple[Iterable[Part], Routes]: ...
+    def build_parts(self, dispatch: "Dispatch", routes: Routes | None) -> tuple[Iterable[FrameInFlight], Routes]: ...
 
     def watch(self, dispatch: "Dispatch") -> None: ...
 
-    def on_overdue(self, dispatch: "Dispatch", part: Part, routes: Routes) -> list[Part]: ...
+    def on_overdue(self, dispatch: "Dispatch", part: FrameInFlight, routes: Routes) -> list[FrameInFlight]: ...
 
-    def on_answered(self, part: Part, now: float) -> None: ...
+    def on_answered(self, part: FrameInFlight, now: float) -> None: ...
 
     def on_failed_part(self, dispatch: "Dispatch", seat: str, error: FleetError) -> None: ...
 
     def build_second_parts(
         self, dispatch: "Dispatch", routes: Routes, doubted: set[str]
-    ) -> tuple[Iterable[Part], Routes]: ...
+    ) -> tuple[Iterable[FrameInFlight], Routes]: ...
 
     def on_wrong(self, dispatch: "Dispatch", lanes: list[Lane]) -> None: ...
 
@@ -95,14 +95,14 @@ class Dispatch:
         self.waits_for_experts = False  # that nobody holds
         self.done = False
         self._router = router
-        self._parts: dict[int, Part] = {}  # without an end
-        self._answered: list[Part] = []  # whose answers are still needed
+        self._parts: dict[int, FrameInFlight] = {}  # without an end
+        self._answered: list[FrameInFlight] = []  # whose answers are still needed
         self._waiting = _NO_ROUTES
         self._pause_s = _FIRST_PAUSE_S
         self._refusal = ""
         self._answers = Answers(topk_weights, self.rows.width, self.rows.dtype)
         self._total = _NOTHING
-        self._doubts: list[Doubt[Lane]] | None = None  # None until all routes were answered for the first time
+        self._doubts: list[Suspect[Lane]] | None = None  # None until all routes were answered for the first time
         self._num_first_pieces = 0
         self._num_left = topk_ids.numel()
         self._when_done: Callable[[], None] | None = None
@@ -136,7 +136,7 @@ class Dispatch:
         self._answers.forget()
         _drop(self._answered)
 
-    def start(self, parts: Iterable[Part], orphans: Routes) -> None:
+    def start(self, parts: Iterable[FrameInFlight], orphans: Routes) -> None:
         self._send(parts)
         if len(orphans):
             self._park(orphans)
@@ -193,7 +193,7 @@ class Dispatch:
         last = f"; last refusal: {self._refusal}" if self._refusal else ""
         self._finish(FleetError(code, f"layer {self.layer}: {what}{last}"))
 
-    def _send(self, parts: Iterable[Part]) -> None:
+    def _send(self, parts: Iterable[FrameInFlight]) -> None:
         """Each as soon as it is there: the first shard begins while the next part is built. What was sent already comes first."""
         for part in parts:
             if self.done or part.given_up:  # as one before it failed at once
@@ -210,7 +210,7 @@ class Dispatch:
         if not self.done:
             self._answers.prepare()  # while the shards have begun
 
-    def _on_answer(self, part: Part, answer: Result | FleetError) -> None:
+    def _on_answer(self, part: FrameInFlight, answer: Result | FleetError) -> None:
         if self.done or part.frame_id not in self._parts:
             return
         if isinstance(answer, FleetError):
@@ -220,14 +220,14 @@ class Dispatch:
         self._answers.add(part.routes[begin : begin + count], answer.rows)
         self._has_answered(part, count)
 
-    def _on_noted(self, part: Part, count: int) -> None:
+    def _on_noted(self, part: FrameInFlight, count: int) -> None:
         """A compiled call has written down where the rows of the next ``count`` routes are, whose order and shape it has looked at."""
         if self.done or part.frame_id not in self._parts:
             return
         self._answers.note(part.routes[part.num_answered : part.num_answered + count])
         self._has_answered(part, count)
 
-    def _has_answered(self, part: Part, count: int) -> None:
+    def _has_answered(self, part: FrameInFlight, count: int) -> None:
         if part.hedges or part.hedge_of is not None:
             self._prefer(part)
         part.num_answered += count
@@ -238,14 +238,14 @@ class Dispatch:
         if not self._num_left:
             self._review()
 
-    def _prefer(self, part: Part) -> None:
+    def _prefer(self, part: FrameInFlight) -> None:
         """Of a part and its hedges those are given up that did not answer first."""
         slow, part.hedge_of = part.hedge_of, None
         if slow is not None:
             self._release(slow)
         self._drop_hedges(part)
 
-    def _release(self, slow: Part) -> None:
+    def _release(self, slow: FrameInFlight) -> None:
         """Its hedges take its place for all that it has not answered."""
         for hedge in slow.hedges:
             hedge.hedge_of = None
@@ -259,13 +259,13 @@ class Dispatch:
             else:
                 _drop([slow])
 
-    def _drop_hedges(self, part: Part) -> None:
+    def _drop_hedges(self, part: FrameInFlight) -> None:
         hedges, part.hedges = part.hedges, []
         for hedge in hedges:
             hedge.hedge_of, hedge.given_up = None, True
         _drop([hedge for hedge in hedges if self._parts.pop(hedge.frame_id, None) is not None])
 
-    def _on_failure(self, part: Part, error: FleetError) -> None:
+    def _on_failure(self, part: FrameInFlight, error: FleetError) -> None:
         self._answered.append(self._parts.pop(part.frame_id))  # its first pieces may have come
         if self._doubts is not None:
             self._on_failed_second(part, error)
@@ -288,7 +288,7 @@ class Dispatch:
         self._router.on_failed_part(self, part.lane.seat, error)
         self._reassign(part.routes[part.num_answered :])
 
-    def _ask_anew(self, part: Part) -> None:
+    def _ask_anew(self, part: FrameInFlight) -> None:
         """The shard was told of less time than the layer has by now; its hedges, if there are any, were asked later."""
         if part.hedges:
             self._release(part)
@@ -314,11 +314,11 @@ class Dispatch:
 
     def _doubt(self) -> None:
         """Asks others for what is not finite although the row is that was sent."""
-        routes = doubtful_routes(self.rows.tensor, self._answers.pieces, self._total, self.top_k)
+        routes = suspect_routes(self.rows.tensor, self._answers.pieces, self._total, self.top_k)
         asked_of = ((part.lane, part.routes[: part.num_answered]) for part in self._answered)
         self._doubts = [(lane, mine) for lane, answered in asked_of if len(mine := np.intersect1d(answered, routes))]
         self._num_first_pieces = len(self._answers.pieces)
-        parts: list[Part] = []
+        parts: list[FrameInFlight] = []
         for lane, mine in self._doubts:
             parts += self._router.build_second_parts(self, mine, {lane.seat})[0]
         self._num_left = sum(len(part.routes) for part in parts)
@@ -326,7 +326,7 @@ class Dispatch:
         if not parts:
             self._conclude()
 
-    def _on_failed_second(self, part: Part, error: FleetError) -> None:
+    def _on_failed_second(self, part: FrameInFlight, error: FleetError) -> None:
         """Yet another one is asked, if there is one; nobody is waited for."""
         assert self._doubts is not None
         unanswered = part.routes[part.num_answered :]
@@ -349,7 +349,7 @@ class Dispatch:
     def _conclude(self) -> None:
         if self._doubts is not None:
             seconds = self._answers.pieces[self._num_first_pieces :]
-            if wrong := find_wrong(self._doubts, seconds):
+            if wrong := find_faulty(self._doubts, seconds):
                 self._router.on_wrong(self, wrong)
             self.faults = faults_of(self.layer, self.rows.tensor, self.experts, self._total, self._doubts, seconds)
             self._total[list(self.faults)] = 0.0
@@ -367,7 +367,7 @@ class Dispatch:
             self._when_done()
 
 
-def _drop(parts: list[Part]) -> None:
+def _drop(parts: list[FrameInFlight]) -> None:
     while parts:
         part = parts.pop()
         part.lane.drop(part.frame_id)

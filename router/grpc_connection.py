@@ -12,7 +12,7 @@ from collections.abc import Callable
 import grpc
 import torch
 
-from ..membership import wire
+from ..membership import security
 from ..proto.codec import Dispatch, Hello, Result, dispatch_rows, encode_cancel, encode_dispatch
 from ..proto.errors import Code, FleetError, from_call, from_details
 from ..proto.io_thread import IoThread
@@ -155,7 +155,7 @@ class GrpcConnection:
 
     async def _run(self) -> None:
         options = channel_options(self._max_frame_bytes)
-        async with wire.open_channel(self._lane.address, options) as channel:
+        async with security.open_channel(self._lane.address, options) as channel:
             self._stream = stream = channel.stream_stream(PATH)()
             writer = self._loop.create_task(_write_all(stream, self._outgoing))
             try:

@@ -26,8 +26,8 @@ from ..proto.reactor import Reactor, Timer
 from ..proto.shared_memory import Arena
 from .connection import Connection, Sent
 from .grpc_connection import GrpcConnection
+from .latency import ExpertCost, LatencyTracker
 from .local_connection import LocalConnection
-from .pace import ExpertPace, Pace
 from .sent_frames import SentFrame, SentFrames, Sink
 
 logger = logging.getLogger(__name__)
@@ -58,8 +58,8 @@ class Lane:
         self.up = False
         self.suspected = False  # it was silent for unusually long; passes by itself
         self.quarantined = False  # it gave an answer that a replica refuted; for as long as this lane exists
-        self.pace = Pace()
-        self.expert_pace = ExpertPace()
+        self.pace = LatencyTracker()
+        self.expert_pace = ExpertCost()
         self.end = WorkerEnd(seconds_per_expert=self.expert_pace.expected_s(1))
         close_end(self.end)
         self.last_error: FleetError | None = None

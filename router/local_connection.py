@@ -63,7 +63,7 @@ class LocalConnection:
     def greeted(self, hello: Hello, version: int) -> None:
         self._version = version
         if self._calls is not None:
-            self._be_usual(self._calls)
+            self._enable_fast_path(self._calls)
 
     def max_rows(self, hello: Hello, row_bytes: int, top_k: int) -> int:
         return placed_rows(MAX_MESSAGE_BYTES, top_k)
@@ -141,7 +141,7 @@ class LocalConnection:
             self._connected.close()
             self._arena.close()
 
-    def _be_usual(self, calls: native_lanes.Calls) -> None:
+    def _enable_fast_path(self, calls: native_lanes.Calls) -> None:
         """From now on compiled calls send small frames, and write down where usual answers are."""
         assert self._socket is not None
         connection, end, end_at, noted = self._socket, self._lane.end, self._end_at, self._lane.noted

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from .balance import Balance
 from .copies import Objective, count_copies, weigh
-from .deal import Bools, Deal, Floats, Ints
+from .placement_state import Bools, Floats, Ints, PlacementState
 from .replication import Replication
 
 # Evening out one layer can open a way in another; what is dealt is dealt again until nothing moves, which is soon.
@@ -87,7 +87,7 @@ def place(
     )
 
 
-def _deal(deal: Deal, weights: Ints, replicas: float, max_moves: int | None, measured: bool) -> None:
+def _deal(deal: PlacementState, weights: Ints, replicas: float, max_moves: int | None, measured: bool) -> None:
     replication = Replication(deal, int(replicas), max_moves)
     replication.keep()
     target = _targets(deal, weights, replicas, max_moves)
@@ -105,7 +105,7 @@ def _deal(deal: Deal, weights: Ints, replicas: float, max_moves: int | None, mea
     balance.even_out(measured)
 
 
-def _targets(deal: Deal, weights: Ints, replicas: float, max_moves: int | None) -> Ints:
+def _targets(deal: PlacementState, weights: Ints, replicas: float, max_moves: int | None) -> Ints:
     sizes: Ints = (deal.same_class & (deal.capacity > 0)).sum(1)  # [S] shards of each one's class
     most = np.where(deal.held, sizes[:, None, None], 0).max(0)
     most = np.maximum(1, np.where(deal.copies > 0, most, sizes.max()))
@@ -116,10 +116,10 @@ def _targets(deal: Deal, weights: Ints, replicas: float, max_moves: int | None) 
     return count_copies(weights, deal.copies, of_holder, most, replicas, room, changes)
 
 
-def _begin(shards: Sequence[Shard], held: Bools, wanted: Bools) -> Deal:
+def _begin(shards: Sequence[Shard], held: Bools, wanted: Bools) -> PlacementState:
     capacity = np.array([shard.capacity for shard in shards], dtype=np.int64)
     speed: Floats = np.array([shard.speed for shard in shards], dtype=np.float64)
-    return Deal(held, capacity, speed, _classes(shards, held), _domains(shards), wanted)
+    return PlacementState(held, capacity, speed, _classes(shards, held), _domains(shards), wanted)
 
 
 def _stack(held: Sequence[Bools | None], wanted: Bools) -> Bools:

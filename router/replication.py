@@ -7,13 +7,13 @@ another pair, or another pair's copy moves on to make room for it; with equal ne
 import numpy as np
 import numpy.typing as npt
 
-from .deal import NOWHERE, Bools, Deal, Ints, pairs_of, protected
+from .placement_state import NOWHERE, Bools, Ints, PlacementState, pairs_of, protected
 
 
 class Replication:
     """Deals copies up to ``target`` [L, E], loading at most ``max_moves`` beyond first copies."""
 
-    def __init__(self, deal: Deal, whole: int, max_moves: int | None) -> None:
+    def __init__(self, deal: PlacementState, whole: int, max_moves: int | None) -> None:
         self._deal = deal
         self._max_moves = max_moves
         self._classes = np.unique(deal.classes).tolist()

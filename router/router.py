@@ -24,15 +24,15 @@ from ..proto.layout import Buffer
 from ..proto.pair_group import ALL_ON_THE_LANE, PairSettings
 from ..proto.reactor import Reactor
 from ..proto.rows import Rows
-from .asking import Asking, Told
 from .connection import Sent
+from .deadline_timers import DeadlineTimers
 from .dispatch import Dispatch
+from .fanout import FanoutResult, LayerFanout
+from .frame_in_flight import FrameInFlight
 from .lane import Lane
 from .load import ExpertLoads
-from .part import Part
-from .plan import NOBODY, Plan
-from .shares import Routes, Share, share_out
-from .waits import Waits
+from .routing_table import NO_HOLDER, RoutingTable
+from .shard_requests import Routes, ShardRequest, partition_routes
 
 logger = logging.getLogger(__name__)
 # Parts asked a second time because the first shard is slow: at most this share of all, but for a few.
@@ -73,8 +73,8 @@ class Router:
         self.counters = Counters()
         self.loads = loads  # None where nobody wants to know
         # One snapshot, replaced as a whole: a plan and the lane of each of its members.
-        self._snapshot: tuple[Plan, tuple[Lane, ...]] = (Plan(NO_EPOCH, (), ()), ())
-        self._asking: Asking | None = None  # of that plan
+        self._snapshot: tuple[RoutingTable, tuple[Lane, ...]] = (RoutingTable(NO_EPOCH, (), ()), ())
+        self._asking: LayerFanout | None = None  # of that plan
         self._calls = native_lanes.calls()
         self._io, self._reactor = io, reactor
         self._hello = hello
@@ -88,8 +88,8 @@ class Router:
         self._num_frames = 0  # whose ids were given
         self._answers: list[tuple[Lane, int, int, float, float]] = []  # routes, experts, seconds, and when
         self._parked: set[Dispatch] = set()
-        self._deadlines: Waits[Dispatch] = Waits(reactor, Dispatch.expire)
-        self._hedges: Waits[Dispatch] = Waits(reactor, Dispatch.hedge)
+        self._deadlines: DeadlineTimers[Dispatch] = DeadlineTimers(reactor, Dispatch.expire)
+        self._hedges: DeadlineTimers[Dispatch] = DeadlineTimers(reactor, Dispatch.hedge)
         self._ready = threading.Event()
 
     def dispatch(
@@ -124,7 +124,7 @@ class Router:
         return self._ready.is_set()
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> RoutingTable:
         """For any thread."""
         return self._snapshot[0]
 
@@ -150,7 +150,7 @@ class Router:
         dispatch.deadline = time.monotonic() + left_s
         self._deadlines.end_at(dispatch, dispatch.deadline)
 
-    def _ask(self, layer: int, x: torch.Tensor, topk_ids: torch.Tensor, priority: int) -> Told | None:
+    def _ask(self, layer: int, x: torch.Tensor, topk_ids: torch.Tensor, priority: int) -> FanoutResult | None:
         """Who can be asked by a compiled call has been asked then."""
         if self._asking is None:
             return None
@@ -159,7 +159,7 @@ class Router:
             self._num_frames += asked.num_asked
         return asked
 
-    def _parts_asked(self, dispatch: Dispatch, asked: Told) -> Iterator[Part]:
+    def _parts_asked(self, dispatch: Dispatch, asked: FanoutResult) -> Iterator[FrameInFlight]:
         """Those that were sent first."""
         plan, lanes = self._snapshot
         num_sent = 0
@@ -172,20 +172,22 @@ class Router:
                     self._sent_frame(dispatch, plan.epoch, lane, asked.shares()[share.owner], sent),
                     share.num_unsent,
                 )
-            yield Part(lane, share.frame_id, share.routes, share.num_experts, sent=sent)
+            yield FrameInFlight(lane, share.frame_id, share.routes, share.num_experts, sent=sent)
         self.counters.frames += num_sent
         if num_sent < asked.num_asked:
             yield from self._parts(dispatch, plan.epoch, lanes, asked.unsent())
 
     def _sent_frame(
-        self, dispatch: Dispatch, epoch: EpochId, lane: Lane, share: Share, sent: Sent
+        self, dispatch: Dispatch, epoch: EpochId, lane: Lane, share: ShardRequest, sent: Sent
     ) -> tuple[Buffer, ...]:
         """The parts of a frame as the compiled call has sent them, in memory that stays."""
         frame = self._frame(dispatch, epoch, share, sent.frame_id, self._layer_deadline_s)
         rows = Rows.of(dispatch.rows.tensor[torch.from_numpy(share.rows)])
         return dispatch_parts(frame.with_rows(rows), lane.version)
 
-    def build_parts(self, dispatch: Dispatch, routes: Routes | None, slow: str = "") -> tuple[Iterator[Part], Routes]:
+    def build_parts(
+        self, dispatch: Dispatch, routes: Routes | None, slow: str = ""
+    ) -> tuple[Iterator[FrameInFlight], Routes]:
         """Frames for ``routes``, or all, under the current plan, and the routes that nobody (but ``slow``) can answer now."""
         excluded = {*dispatch.failed_seats, slow} if slow else dispatch.failed_seats
         experts = dispatch.topk_ids if routes is None else torch.from_numpy(dispatch.experts[routes])
@@ -193,16 +195,16 @@ class Router:
 
     def _parts_for(
         self, dispatch: Dispatch, owners: torch.Tensor, experts: torch.Tensor, routes: Routes | None
-    ) -> tuple[Iterator[Part], Routes]:
+    ) -> tuple[Iterator[FrameInFlight], Routes]:
         plan, lanes = self._snapshot
-        shares, orphans = share_out(owners, len(lanes), experts, routes, dispatch.top_k, dispatch.rows.count)
+        shares, orphans = partition_routes(owners, len(lanes), experts, routes, dispatch.top_k, dispatch.rows.count)
         if len(shares) > 1:  # whoever will take longest is asked first
             shares.sort(key=lambda share: lanes[share.owner].expert_pace.expected_s(share.num_experts), reverse=True)
         return self._parts(dispatch, plan.epoch, lanes, shares), orphans
 
     def _parts(
-        self, dispatch: Dispatch, epoch: EpochId, lanes: tuple[Lane, ...], shares: list[Share]
-    ) -> Iterator[Part]:
+        self, dispatch: Dispatch, epoch: EpochId, lanes: tuple[Lane, ...], shares: list[ShardRequest]
+    ) -> Iterator[FrameInFlight]:
         for share in shares:
             lane = lanes[share.owner]
             for piece in share.cut(lane.max_rows(dispatch.rows.row_bytes, dispatch.top_k)):
@@ -210,7 +212,7 @@ class Router:
 
     def build_second_parts(
         self, dispatch: Dispatch, routes: Routes, doubted: set[str]
-    ) -> tuple[Iterator[Part], Routes]:
+    ) -> tuple[Iterator[FrameInFlight], Routes]:
         """As ``build_parts``, for others than those ``doubted`` and those that have failed."""
         experts = torch.from_numpy(dispatch.experts[routes])
         owners = self.plan.assign_others(dispatch.layer, experts, {*dispatch.failed_seats, *doubted})
@@ -221,7 +223,7 @@ class Router:
         if self.plan.has_replicas and math.isfinite(due_at := dispatch.next_due()):
             self._hedges.end_at(dispatch, due_at)
 
-    def on_overdue(self, dispatch: Dispatch, part: Part, routes: Routes) -> list[Part]:
+    def on_overdue(self, dispatch: Dispatch, part: FrameInFlight, routes: Routes) -> list[FrameInFlight]:
         """The same ``routes`` for others, if all of them can be asked of somebody else and not too many were already."""
         counters = self.counters
         if counters.hedged_parts + 1 > _HEDGES_AT_ONCE + _HEDGED_SHARE * counters.frames:
@@ -234,7 +236,7 @@ class Router:
         logger.info("layer %d: %s takes unusually long, asking others as well", dispatch.layer, part.lane.seat)
         return list(parts)
 
-    def on_answered(self, part: Part, now: float) -> None:
+    def on_answered(self, part: FrameInFlight, now: float) -> None:
         """What is learnt of it waits for the next dispatch: somebody waits for the answer."""
         self._answers.append((part.lane, len(part.routes), part.num_experts, now - part.sent_at, now))
 
@@ -284,7 +286,7 @@ class Router:
     def are_lost(self, dispatch: Dispatch, routes: Routes) -> bool:
         """Whether nobody usable holds some expert of ``routes``."""
         experts = torch.from_numpy(dispatch.experts[routes])
-        return bool((self.plan.assign(dispatch.layer, experts)[experts] == NOBODY).any())
+        return bool((self.plan.assign(dispatch.layer, experts)[experts] == NO_HOLDER).any())
 
     def on_wrong(self, dispatch: Dispatch, lanes: list[Lane]) -> None:
         """They gave answers that are not finite, where a second replica gave finite ones."""
@@ -312,15 +314,15 @@ class Router:
             self.counters.failed_dispatches += 1
         self.counters.faulty_rows += len(dispatch.faults)
 
-    def _part(self, dispatch: Dispatch, epoch: EpochId, lane: Lane, share: Share) -> Part:
+    def _part(self, dispatch: Dispatch, epoch: EpochId, lane: Lane, share: ShardRequest) -> FrameInFlight:
         self.counters.frames += 1
         self._num_frames += 1
         all_rows = len(share.rows) == dispatch.rows.count
         row_ids = None if all_rows else torch.from_numpy(share.rows)
         frame = self._frame(dispatch, epoch, share, self._num_frames, dispatch.deadline - time.monotonic())
-        return Part(lane, frame.frame_id, share.routes, share.num_experts, frame, row_ids)
+        return FrameInFlight(lane, frame.frame_id, share.routes, share.num_experts, frame, row_ids)
 
-    def _frame(self, dispatch: Dispatch, epoch: EpochId, share: Share, frame_id: int, left_s: float) -> Frame:
+    def _frame(self, dispatch: Dispatch, epoch: EpochId, share: ShardRequest, frame_id: int, left_s: float) -> Frame:
         return Frame(
             frame_id,
             self._fingerprint,
@@ -340,11 +342,11 @@ class Router:
         up = {lane.seat for lane in self._lanes.values() if lane.up}
         suspected = {lane.seat for lane in self._lanes.values() if lane.suspected}
         quarantined = {lane.seat for lane in self._lanes.values() if lane.quarantined}
-        plan = Plan(epoch.id, epoch.experts, up, self._snapshot[0], suspected, quarantined)
+        plan = RoutingTable(epoch.id, epoch.experts, up, self._snapshot[0], suspected, quarantined)
         lanes = tuple(self._lanes[member.seat, member.address] for member in epoch.experts)
         self._snapshot = (plan, lanes)
         if self._calls is not None:
-            self._asking = Asking(
+            self._asking = LayerFanout(
                 self._calls, plan, [lane.end for lane in lanes], self._fingerprint, self._layer_deadline_s
             )
         if epoch.complete and plan.covers_everything():

@@ -11,7 +11,7 @@ import logging
 import socket
 
 from ..kernels import native_lanes
-from ..membership import wire
+from ..membership import security
 from ..proto.address import join_address, split_address
 from ..proto.codec import Dispatch, Hello, decode, dispatch_parts, encode_cancel
 from ..proto.errors import Code, FleetError
@@ -166,9 +166,9 @@ class TcpBeside:
             return
         way.usable = True
         if way is self._small and not way.socket.is_tls and self.calls is not None:
-            self._be_usual(self.calls, way.socket)
+            self._enable_fast_path(self.calls, way.socket)
 
-    def _be_usual(self, calls: native_lanes.Calls, connection: TcpSocket) -> None:
+    def _enable_fast_path(self, calls: native_lanes.Calls, connection: TcpSocket) -> None:
         """From now on compiled calls send small frames, and read usual answers to where they shall be."""
         end, end_at, noted = self._lane.end, self._end_at, self._lane.noted
         scratch_at = address_of(connection.scratch)
@@ -199,10 +199,10 @@ async def _connect(host: str, port: int) -> socket.socket:
     try:
         connected.setblocking(False)
         await loop.sock_connect(connected, address)
-        context = wire.socket_context(server_side=False)
+        context = security.socket_context(server_side=False)
         if context is None:
             return connected
-        return await loop.run_in_executor(None, wire.secure_socket, context, connected, _CONNECT_S)
+        return await loop.run_in_executor(None, security.secure_socket, context, connected, _CONNECT_S)
     except BaseException:
         connected.close()
         raise

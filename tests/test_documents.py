@@ -29,3 +29,16 @@ def test_the_architecture_names_what_a_shard_calls() -> None:
     assert called == ["apply_at"]
     assert hasattr(expert_layer.ExpertLayer, called[0])
     assert f".{called[0]}(" in inspect.getsource(Runtime)
+
+
+def test_every_file_that_a_document_names_is_there() -> None:
+    documents = [*(ROOT / "docs").glob("*.md"), ROOT / "README.md"]
+    named = {
+        path
+        for document in documents
+        for path in re.findall(
+            r"`((?:[a-z_0-9]+/)+[a-z_0-9]+\.(?:py|cpp|h|md|csv|toml|proto|yaml))`", document.read_text()
+        )
+    }
+    assert len(named) > 50
+    assert not [path for path in sorted(named) if not (ROOT / path).exists()]

@@ -24,7 +24,7 @@ namespace {
 constexpr char kMagic[4] = {'X', 'F', 'L', 'T'};
 constexpr uint8_t kDispatch = 2, kResult = 3, kPlaced = 6, kFilled = 7;
 constexpr int64_t kAlignment = 64;             // of rows in shared memory
-constexpr int64_t kNothing = -1, kUsual = -2;  // instead of a size; an error is kUsual - errno
+constexpr int64_t kNothing = -1, kHandled = -2;  // instead of a size; an error is kHandled - errno
 
 struct Prefix {
   char magic[4];
@@ -79,7 +79,7 @@ int64_t receive(int64_t socket, uint8_t* to, int64_t room) {
   do size = recv(int(socket), to, size_t(room), MSG_DONTWAIT);
   while (size < 0 && errno == EINTR);
   if (size >= 0) return size;
-  return errno == EAGAIN || errno == EWOULDBLOCK ? kNothing : kUsual - errno;
+  return errno == EAGAIN || errno == EWOULDBLOCK ? kNothing : kHandled - errno;
 }
 
 // How much of the parts the kernel did not take, or an error.
@@ -93,7 +93,7 @@ int64_t send_parts(int64_t socket, iovec* parts, int count) {
   do sent = sendmsg(int(socket), &message, MSG_DONTWAIT | MSG_NOSIGNAL);
   while (sent < 0 && errno == EINTR);
   if (sent >= 0) return left - sent;
-  return errno == EAGAIN || errno == EWOULDBLOCK ? left : kUsual - errno;
+  return errno == EAGAIN || errno == EWOULDBLOCK ? left : kHandled - errno;
 }
 
 inline bool is_older(const uint64_t* epoch, const uint64_t* other) {
@@ -205,7 +205,7 @@ struct Told {
 };
 
 // Sends one shard its frame; what the kernel did not take of it, or -1 where Python has to send it.
-int64_t ask_one(const Ask& ask, const Told& told, int64_t shard, uint64_t frame_id) {
+int64_t ask_one(const FanoutArgs& ask, const Told& told, int64_t shard, uint64_t frame_id) {
   WorkerEnd* end = ask.ends[shard];
   const int64_t first = told.route_ends[shard], num_routes = told.route_ends[shard + 1] - first;
   const int64_t* rows = told.rows + told.row_ends[shard];
@@ -252,20 +252,20 @@ using namespace expertfleet;
 
 extern "C" {
 
-// Reads a frame of a local lane to `buffer`. kUsual if it is one that may be computed at once and nothing waits behind it: then `end`
+// Reads a frame of a local lane to `buffer`. kHandled if it is one that may be computed at once and nothing waits behind it: then `end`
 // says what it asks. Else its size, for Python to look at, 0 at the end of the connection, kNothing, or an error.
 int64_t expertfleet_take_placed(ShardEnd* end, uint8_t* buffer, int64_t room) {
   const int64_t size = receive(end->socket, buffer, room);
   if (size <= 0 || !take(end, buffer, size)) return size;
   const bool is_last = recv(int(end->socket), nullptr, 0, MSG_PEEK | MSG_DONTWAIT | MSG_TRUNC) < 0;
-  return is_last ? kUsual : size;
+  return is_last ? kHandled : size;
 }
 
 // The same of a lane over TCP, where its length, u64, comes before the frame.
 int64_t expertfleet_take_dispatch(ShardEnd* end, uint8_t* buffer, int64_t room) {
   const int64_t size = receive(end->socket, buffer, room), length = int64_t(sizeof(uint64_t));
   if (size <= length || size == room || read_at<uint64_t>(buffer) != uint64_t(size - length)) return size;
-  return take(end, buffer + length, size - length) ? kUsual : size;
+  return take(end, buffer + length, size - length) ? kHandled : size;
 }
 
 // Says that all results of what was asked are in their place: the bytes that the kernel did not take, or an error.
@@ -289,19 +289,19 @@ int64_t expertfleet_give_result(const ShardEnd* end, uint8_t* results) {
   return send_parts(end->socket, parts, 2);
 }
 
-// Says who is asked what (as expertfleet_spread and expertfleet_share_out do) and sends it, to the shard first that will take longest.
+// Says who is asked what (as expertfleet_choose_replicas and expertfleet_partition_routes do) and sends it, to the shard first that will take longest.
 // Returns how many are asked, or -1 for an expert that there is not.
-int64_t expertfleet_ask(const Ask* ask) {
+int64_t expertfleet_ask(const FanoutArgs* ask) {
   const int64_t num_routes = ask->num_rows * ask->top_k, num_shards = ask->num_shards;
   const Told told(ask->told, num_routes, num_shards);
   thread_local std::vector<int64_t> chosen;
   const int64_t* owners = ask->owners;
   if (ask->replicas) {
     chosen.resize(size_t(ask->num_experts));
-    if (expertfleet_spread(ask->replicas, num_shards, ask->stride, ask->num_experts, ask->experts, num_routes, chosen.data())) return -1;
+    if (expertfleet_choose_replicas(ask->replicas, num_shards, ask->stride, ask->num_experts, ask->experts, num_routes, chosen.data())) return -1;
     owners = chosen.data();
   }
-  if (expertfleet_share_out(owners, ask->num_experts, num_shards, ask->experts, nullptr, num_routes, ask->top_k, ask->num_rows,
+  if (expertfleet_partition_routes(owners, ask->num_experts, num_shards, ask->experts, nullptr, num_routes, ask->top_k, ask->num_rows,
                             told.routes, told.rows, told.route_ends, told.row_ends, told.activated, told.experts, told.places)) return -1;
   int64_t num_asked = 0;
   for (int64_t shard = 0; shard < num_shards; ++shard) {
@@ -325,14 +325,14 @@ int expertfleet_expect(WorkerEnd* end, uint64_t frame_id, int64_t num_routes, in
 void expertfleet_forget(WorkerEnd* end, uint64_t frame_id) { end->forget(frame_id); }
 
 // Reads what has come of a local lane and writes down where the answers are. The size of an unusual frame in `buffer`, 0 at the
-// connection's end, kNothing, or an error; all that is in `came` came before. kUsual where there may be more.
+// connection's end, kNothing, or an error; all that is in `came` came before. kHandled where there may be more.
 int64_t expertfleet_take_filled(WorkerEnd* end, uint8_t* buffer, int64_t room) {
   end->num_came = 0;
   while (end->num_came < kMostCame) {
     const int64_t size = receive(end->socket, buffer, room);
     if (size <= 0 || !take_filled(end, buffer, size)) return size;
   }
-  return kUsual;
+  return kHandled;
 }
 
 // The same over TCP: the size of what begins with an unusual frame, or with one whose head has not come whole.
@@ -359,7 +359,7 @@ int64_t expertfleet_take_results(WorkerEnd* end, uint8_t* buffer, int64_t room) 
       at += taken;
     }
   }
-  return kUsual;
+  return kHandled;
 }
 
 }  // extern "C"

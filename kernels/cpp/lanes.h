@@ -7,7 +7,7 @@
 
 namespace expertfleet {
 
-// What a shard lets in (expert_workers/holdings.py).
+// What a shard lets in (expert_workers/expert_store.py).
 struct Fence {
   uint64_t fingerprint, min_epoch[2], newest_epoch[2];
   const uint8_t* held;  // [layers, experts]
@@ -98,7 +98,7 @@ struct WorkerEnd {
 };
 
 // A layer's question to all shards, and what came of it.
-struct Ask {
+struct FanoutArgs {
   uint64_t fingerprint, epoch[2];
   int64_t num_shards;
   WorkerEnd* const* ends;
@@ -111,7 +111,7 @@ struct Ask {
   int64_t num_rows, hidden, row_bytes, dtype, top_k;
   const int64_t* experts;  // [num_rows, top_k]
   uint64_t frame_id;       // of the shard that is asked first; the others' follow
-  // Written: as expertfleet_share_out does, then, in the order in which they are asked, num_shards shards and what the kernel did not
+  // Written: as expertfleet_partition_routes does, then, in the order in which they are asked, num_shards shards and what the kernel did not
   // take of their frames: -1 for one that was not sent.
   int64_t* told;
 };

@@ -184,7 +184,7 @@ int expertfleet_combine(int threads, int float32, const uintptr_t* rows, const f
 // was chosen least, the first of several. replicas[shard * stride + expert] says who holds whom; owners[expert] is -1 for nobody,
 // and for experts that no route asks for.
 // Returns 1 for an expert that there is not.
-int expertfleet_spread(const uint8_t* replicas, int64_t num_shards, int64_t stride, int64_t num_experts,
+int expertfleet_choose_replicas(const uint8_t* replicas, int64_t num_shards, int64_t stride, int64_t num_experts,
                        const int64_t* experts, int64_t num_routes, int64_t* owners) {
   std::vector<int64_t> holders(num_experts, -1), load(num_shards, 0), activated;
   for (int64_t route = 0; route < num_routes; ++route) {
@@ -215,7 +215,7 @@ int expertfleet_spread(const uint8_t* replicas, int64_t num_shards, int64_t stri
 // sorted_experts theirs, and `at` which of its shard's rows each is for. The rows of shard s are rows[row_ends[s] .. row_ends[s + 1]],
 // ascending, its routes those from route_ends[s] to route_ends[s + 1], and it is asked for activated[s] experts; those of nobody come
 // before route_ends[0]. Returns 1 for an expert that there is not.
-int expertfleet_share_out(const int64_t* owners, int64_t num_experts, int64_t num_shards, const int64_t* experts,
+int expertfleet_partition_routes(const int64_t* owners, int64_t num_experts, int64_t num_shards, const int64_t* experts,
                           const int64_t* routes, int64_t num_routes, int64_t top_k, int64_t num_rows, int64_t* sorted,
                           int64_t* rows, int64_t* route_ends, int64_t* row_ends, int64_t* activated, int32_t* sorted_experts,
                           int32_t* at) {

@@ -11,7 +11,7 @@ import torch
 
 from expertfleet.attention_workers.engine import Engine
 from expertfleet.attention_workers.kv_cache import PageAllocator
-from expertfleet.attention_workers.pace import PromptPace
+from expertfleet.attention_workers.prefill_budget import PrefillBudget
 from expertfleet.attention_workers.scheduler import Chunk, Scheduler
 from expertfleet.attention_workers.sequence import SamplingParams, Sequence, Update
 from expertfleet.proto.errors import Code, FleetError
@@ -42,7 +42,7 @@ class Fleet:
         self.hold = False
         self.error: FleetError | None = None
         self.faults: dict[int, FleetError] = {}  # by last token
-        self.engine = Engine(Scheduler(self.pages, 32, 512), self.forward, PromptPace(0.1, 512), micro_batches, 1)
+        self.engine = Engine(Scheduler(self.pages, 32, 512), self.forward, PrefillBudget(0.1, 512), micro_batches, 1)
         self.engine.start()
 
     async def forward(self, chunks: list[Chunk]) -> torch.Tensor:

@@ -18,10 +18,10 @@ from expertfleet.attention_workers.self_test import combine_in_every_way, sample
 from expertfleet.attention_workers.sequence import SamplingParams, Sequence
 from expertfleet.checkpoint.model_config import ModelConfig
 from expertfleet.kernels import choice, native, rope
-from expertfleet.kernels.canned import canned
 from expertfleet.kernels.errors import KernelError
 from expertfleet.kernels.numerics import attention_self_test
 from expertfleet.kernels.row_rule import bits_of
+from expertfleet.kernels.self_test_inputs import canned
 from expertfleet.router import combine as combine_module
 from expertfleet.router.combine import Answers, combine
 

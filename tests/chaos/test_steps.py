@@ -22,7 +22,7 @@ from harness.steps import Happened, Steps
 
 from expertfleet.benchmarks.networks.commands import NetworkError
 from expertfleet.benchmarks.networks.network import Network
-from expertfleet.cluster.wanted import Wanted
+from expertfleet.cluster.desired_state import DesiredState
 
 
 class FakeFleet:
@@ -83,7 +83,7 @@ class FakeFleet:
         if arguments == ("scale", "--expert-shards", "5"):
             raise FleetError("expertfleet scale ended with status 1: too many")
         experts = tuple(int(seat.removeprefix("expert-")) for seat in self._experts())
-        wanted = Wanted((), experts)
+        wanted = DesiredState((), experts)
         wanted = wanted.scaled("expert", int(arguments[2])) if arguments[0] == "scale" else wanted.without(arguments[1])
         for seat in {*self._experts()} - {*wanted.seats("expert")}:
             process = self.processes.pop(seat)

@@ -16,9 +16,9 @@ from expertfleet.checkpoint.files import CheckpointFiles
 from expertfleet.cluster import actors
 from expertfleet.cluster.__main__ import main
 from expertfleet.membership.epoch import NO_EPOCH, Epoch, ExpertSet
-from expertfleet.membership.seat import SeatKeeper
+from expertfleet.membership.lease_client import LeaseClient
+from expertfleet.membership.security import make_server, secure
 from expertfleet.membership.watch import EpochWatch
-from expertfleet.membership.wire import make_server, secure
 from expertfleet.proto.generated import generate_pb2, generate_pb2_grpc, membership_pb2
 
 TOKEN_S = 0.05
@@ -44,7 +44,7 @@ class CountingWorker(generate_pb2_grpc.AttentionWorkerServicer):
         self.port = self.server.add_insecure_port(f"{self.config.host}:0")
         await self.server.start()
         fingerprint = CheckpointFiles.open(self.config.model).fingerprint
-        keeper = SeatKeeper(self.config.controller, self.config.seat)
+        keeper = LeaseClient(self.config.controller, self.config.seat)
         await keeper.register(self.address(), os.getpid(), "node", fingerprint, self.config.dtype)
         self.keeping = [
             asyncio.create_task(keeper.keep(self.report, interval_s=0.2)),

@@ -8,8 +8,8 @@ import pytest
 
 from expertfleet.cluster.budget import BESIDES_BYTES, GIB, WORKER_BYTES, Budget, Size
 from expertfleet.cluster.errors import ClusterError
-from expertfleet.cluster.placing import Placing
-from expertfleet.cluster.plan import check_memory
+from expertfleet.cluster.placement_settings import PlacementSettings
+from expertfleet.cluster.resource_plan import check_memory
 
 EXPERT = GIB // 16  # 192 of them are 12 GiB
 
@@ -31,10 +31,10 @@ def test_what_a_fleet_needs_follows_from_its_numbers(size: Size, copies: int) ->
 
 
 def test_copies_that_fill_spare_memory_are_counted() -> None:
-    filling = budget(memory_gib=12.0, placing=Placing(spare_memory=0.25))  # room for all 192 in each shard
+    filling = budget(memory_gib=12.0, placing=PlacementSettings(spare_memory=0.25))  # room for all 192 in each shard
     assert filling.copies(Size(1, 4, 1)) == 3 * 192
     assert filling.copies(Size(1, 1, 1)) == 192
-    assert budget(memory_gib=6.0, placing=Placing(spare_memory=0.5)).copies(Size(1, 4, 1)) == 192
+    assert budget(memory_gib=6.0, placing=PlacementSettings(spare_memory=0.5)).copies(Size(1, 4, 1)) == 192
 
 
 @pytest.mark.parametrize(

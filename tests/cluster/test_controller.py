@@ -10,12 +10,12 @@ import pytest
 from expertfleet.cluster import controller as controller_module
 from expertfleet.cluster.budget import Budget
 from expertfleet.cluster.controller import Controller
+from expertfleet.cluster.desired_state import DesiredState
 from expertfleet.cluster.seats import FleetShape
-from expertfleet.cluster.slowness import SlowRule
-from expertfleet.cluster.wanted import Wanted
+from expertfleet.cluster.stragglers import SlowRule
 from expertfleet.membership.channel import open_channel
 from expertfleet.membership.epoch import Epoch, EpochId, ExpertSet
-from expertfleet.membership.seat import SeatKeeper
+from expertfleet.membership.lease_client import LeaseClient
 from expertfleet.membership.watch import EpochWatch
 from expertfleet.proto.errors import Code, FleetError, from_call
 from expertfleet.proto.generated import membership_pb2 as pb
@@ -23,14 +23,14 @@ from expertfleet.proto.generated import membership_pb2_grpc as rpc
 from expertfleet.router.load import Load
 
 SHAPE = FleetShape(4, 10, 1, "a" * 64, "bfloat16")
-WANTED = Wanted.first(attention_workers=1, expert_shards=3, replicas=1)
+WANTED = DesiredState.first(attention_workers=1, expert_shards=3, replicas=1)
 
 
 class Worker:
     """Sits on one seat, holds what it is told to (if it ``loads``), and reports whatever ``state`` says."""
 
     def __init__(self, controller: str, seat: str, pid: int = 1, capacity: int = 0, offer: str = "") -> None:
-        self.keeper = SeatKeeper(controller, seat)
+        self.keeper = LeaseClient(controller, seat)
         self.seat, self.pid, self.state, self.capacity, self.offer = seat, pid, "loading", capacity, offer
         self.held = ExpertSet.empty()
         self.newest = EpochId(0, 0)
@@ -99,7 +99,7 @@ class Fleet:
 
     def __init__(
         self,
-        wanted: Wanted = WANTED,
+        wanted: DesiredState = WANTED,
         lease_s: float = 0.6,
         capacity: int = 0,
         state_file: Path | None = None,
@@ -244,7 +244,7 @@ def test_a_restarted_controller_waits_for_its_workers_before_it_speaks() -> None
 def test_a_foreign_checkpoint_is_refused_over_the_wire() -> None:
     async def scenario() -> None:
         async with Fleet() as fleet:
-            keeper = SeatKeeper(fleet.controller.address, "expert-0")
+            keeper = LeaseClient(fleet.controller.address, "expert-0")
             with pytest.raises(FleetError, match="has opened checkpoint bbbb") as caught:
                 await keeper.register("h:9", 9, "n", "b" * 64, SHAPE.dtype)
             assert caught.value.code is Code.FOREIGN_CHECKPOINT
@@ -329,7 +329,7 @@ def test_copies_follow_what_is_asked_while_the_fleet_serves(monkeypatch: pytest.
     monkeypatch.setattr(controller_module, "_REBALANCE_S", 0.1)
 
     async def scenario() -> None:
-        async with Fleet(Wanted.first(1, 3, 1.25)) as fleet:
+        async with Fleet(DesiredState.first(1, 3, 1.25)) as fleet:
             fleet.all_ready()
             await fleet.until_complete()
             for hot in (3, 8):
@@ -515,7 +515,7 @@ def test_a_shard_that_stays_slow_is_drained_and_the_others_hold_everything() -> 
             await slow_down(fleet, "expert-1")
             await asyncio.sleep(0.3)
             assert fleet.controller._book.wanted == WANTED
-            await fleet.until(lambda: fleet.controller._book.wanted == Wanted((0,), (0, 2), 1.0))
+            await fleet.until(lambda: fleet.controller._book.wanted == DesiredState((0,), (0, 2), 1.0))
             await fleet.until(lambda: fleet.workers["expert-1"].left)
             await fleet.until(lambda: fleet.held()["expert-0"] + fleet.held()["expert-2"] == 30)
             assert all(epoch.complete for epoch in fleet.epochs[-2:])
@@ -550,7 +550,7 @@ def test_by_default_a_slow_shard_is_left_alone() -> None:
 
 def test_a_drained_attention_worker_leaves_the_epoch_before_it_is_told_to_go() -> None:
     async def scenario() -> None:
-        wanted = Wanted.first(attention_workers=2, expert_shards=3, replicas=1)
+        wanted = DesiredState.first(attention_workers=2, expert_shards=3, replicas=1)
         async with Fleet(wanted) as fleet:
             fleet.all_ready()
             await fleet.until_complete()
@@ -614,7 +614,7 @@ def test_a_refusal_keeps_its_code_however_long_the_refused_value_is(drain: str) 
 
 def test_a_refusal_of_many_seats_names_a_few_of_them() -> None:
     async def scenario() -> None:
-        wanted = Wanted.first(1, 40, 1.0)
+        wanted = DesiredState.first(1, 40, 1.0)
         controller = Controller(SHAPE, wanted)
         asked = pb.ScaleRequest(without=[f"expert-{number}" for number in range(39)])
         assert controller._granting._without(asked.without)[1] == f"without {', '.join(asked.without[:8])} and 31 more"
@@ -638,7 +638,7 @@ def test_what_is_wanted_outlives_the_controller(tmp_path: Path) -> None:
             await fleet.controller.start()
             seen = len(fleet.epochs)
             await fleet.until(lambda: len(fleet.epochs) > seen)
-            assert fleet.controller._book.wanted == Wanted((0,), (0, 1, 2, 3), 2.0)
+            assert fleet.controller._book.wanted == DesiredState((0,), (0, 1, 2, 3), 2.0)
             await asyncio.sleep(1.0)
             assert {seat: fleet.workers[seat].held for seat in held} == held
             assert fleet.epochs[-1].complete
@@ -654,9 +654,9 @@ def test_a_state_file_of_something_else_is_one_clear_error(tmp_path: Path) -> No
 
 def test_nodes_decide_which_seats_there_are(tmp_path: Path) -> None:
     async def scenario() -> None:
-        nobody, state_file = Wanted((), (), 1), tmp_path / "state.json"
+        nobody, state_file = DesiredState((), (), 1), tmp_path / "state.json"
         async with Fleet(nobody, lease_s=6.0, state_file=state_file, seats_are_offered=True) as fleet:
-            keeper = SeatKeeper(fleet.controller.address, "expert-5")
+            keeper = LeaseClient(fleet.controller.address, "expert-5")
             with pytest.raises(FleetError, match="does not exist in a fleet of 0 attention workers and 0 expert"):
                 await keeper.register("127.0.0.1:1", 1, "node", SHAPE.fingerprint, SHAPE.dtype)
             await keeper.close()
@@ -673,18 +673,18 @@ def test_nodes_decide_which_seats_there_are(tmp_path: Path) -> None:
             ):
                 await fleet.scale(expert_shards=1)
             assert (await fleet.scale(without=["expert-9"])).expert_seats == ["expert-5"]
-            assert fleet.controller.wanted == Wanted((0,), (5, 9), 1), "a question changes nothing"
+            assert fleet.controller.wanted == DesiredState((0,), (5, 9), 1), "a question changes nothing"
             await fleet.scale(drain="expert-5")
             await fleet.until(lambda: fleet.workers["expert-5"].left)
             assert fleet.held()["expert-9"] == 30
-            assert Wanted.load(state_file) == Wanted((0,), (9,), 1)
+            assert DesiredState.load(state_file) == DesiredState((0,), (9,), 1)
 
     in_loop(scenario)
 
 
 async def claim(fleet: Fleet, seat: str, address: str = "127.0.0.1:1", **settings: Any) -> FleetError | None:
     """Another process asks for the seat; its refusal."""
-    keeper = SeatKeeper(fleet.controller.address, seat)
+    keeper = LeaseClient(fleet.controller.address, seat)
     try:
         await keeper.register(address, 99, "elsewhere", SHAPE.fingerprint, SHAPE.dtype, **settings)
     except FleetError as refusal:
@@ -774,7 +774,7 @@ def test_who_was_cut_off_finds_its_seat_taken_when_it_is_back() -> None:
 
 def test_two_processes_that_ask_at_once_get_one_seat_between_them() -> None:
     async def scenario() -> None:
-        async with Fleet(Wanted.first(1, 4, 1)) as fleet:
+        async with Fleet(DesiredState.first(1, 4, 1)) as fleet:
             await fleet.workers["expert-3"].die()
             await fleet.until(lambda: fleet.controller._book.seats["expert-3"].state == "lost")
             asking = [Worker(fleet.controller.address, "expert-3", pid) for pid in (30, 31)]
@@ -791,7 +791,7 @@ def test_two_processes_that_ask_at_once_get_one_seat_between_them() -> None:
 
 def test_a_node_drains_its_own_worker_and_nobody_elses(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with Fleet(Wanted((), (), 1), seats_are_offered=True) as fleet:
+        async with Fleet(DesiredState((), (), 1), seats_are_offered=True) as fleet:
             await fleet.controller.offer({"attention-0": "a", "expert-0": "b", "expert-1": "c"})
             for seat in ("attention-0", "expert-0", "expert-1"):
                 await fleet.join(seat, "ready", offer=f"of {seat}")
@@ -809,7 +809,7 @@ def test_a_node_drains_its_own_worker_and_nobody_elses(tmp_path: Path) -> None:
             await fleet.scale(drain="expert-2", drain_offer="d")
             await fleet.scale(drain="expert-1", drain_offer="of expert-1")
             await fleet.until(lambda: fleet.workers["expert-1"].left)
-            assert fleet.controller.wanted == Wanted((0,), (0,), 1)
+            assert fleet.controller.wanted == DesiredState((0,), (0,), 1)
 
     in_loop(scenario)
 
@@ -881,7 +881,7 @@ def test_copies_that_no_shard_has_room_for_are_refused_with_the_number_that_fits
 
 def test_a_shard_leaves_though_there_is_no_room_for_all_copies_without_it() -> None:
     async def scenario() -> None:
-        async with Fleet(Wanted.first(1, 3, 1.5), capacity=16) as fleet:
+        async with Fleet(DesiredState.first(1, 3, 1.5), capacity=16) as fleet:
             fleet.all_ready()
             await fleet.until_complete()
             await fleet.scale(drain="expert-2")

@@ -15,14 +15,14 @@ from fleet_process import plain_environment
 from expertfleet.checkpoint.files import CheckpointFiles
 from expertfleet.cluster.controller import Controller
 from expertfleet.cluster.controller_thread import ControllerThread
+from expertfleet.cluster.desired_state import DesiredState
 from expertfleet.cluster.gateway_process import claim_port
-from expertfleet.cluster.plan import fleet_shape
-from expertfleet.cluster.wanted import Wanted
+from expertfleet.cluster.resource_plan import fleet_shape
 from expertfleet.gateway.backend import Backend
-from expertfleet.gateway.fleet import Fleet
-from expertfleet.membership import wire
+from expertfleet.gateway.controller_client import ControllerClient
+from expertfleet.membership import security
 from expertfleet.membership.entrance import EntranceError, check_entrance
-from expertfleet.membership.wire import WireSecurity
+from expertfleet.membership.security import WireSecurity
 
 TOKEN, OTHER_TOKEN = "a token of these tests alone", "a token of another fleet"
 HEAD, HERE = "127.0.0.2", {"host": "127.0.0.3"}
@@ -31,15 +31,15 @@ HEAD, HERE = "127.0.0.2", {"host": "127.0.0.3"}
 @pytest.fixture(autouse=True)
 def open_again() -> Iterator[None]:
     yield
-    wire.secure(WireSecurity())
+    security.secure(WireSecurity())
 
 
 @contextmanager
-def controller(model: Path, security: WireSecurity | None = None) -> Iterator[str]:
-    wire.secure(security or WireSecurity(token=TOKEN))
+def controller(model: Path, channels: WireSecurity | None = None) -> Iterator[str]:
+    security.secure(channels or WireSecurity(token=TOKEN))
     with CheckpointFiles.open(model) as checkpoint:
         shape = fleet_shape(checkpoint, "bfloat16")
-    thread = ControllerThread(Controller(shape, Wanted.first(1, 2, 1), HEAD))
+    thread = ControllerThread(Controller(shape, DesiredState.first(1, 2, 1), HEAD))
     try:
         yield thread.controller.address
     finally:
@@ -113,8 +113,8 @@ def test_a_process_that_cannot_come_in_is_one_line_and_status_one(tiny: Path, ro
 
 def test_a_gateway_whose_controller_comes_later_and_refuses_it_ends_unless_it_was_accepted_before(tiny: Path) -> None:
     async def refused(token: str) -> str:
-        wire.secure(WireSecurity(token=token))
-        fleet = Fleet(address, "gateway-1", Backend(), lambda: 0)
+        security.secure(WireSecurity(token=token))
+        fleet = ControllerClient(address, "gateway-1", Backend(), lambda: 0)
         running = asyncio.create_task(fleet.run("127.0.0.1", 9))
         try:
             async with asyncio.timeout(10):

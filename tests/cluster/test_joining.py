@@ -24,24 +24,24 @@ from expertfleet.cluster import joining
 from expertfleet.cluster.__main__ import main
 from expertfleet.cluster.controller import Controller
 from expertfleet.cluster.controller_thread import ControllerThread
+from expertfleet.cluster.desired_state import DesiredState
 from expertfleet.cluster.errors import ClusterError
 from expertfleet.cluster.gateway_process import claim_port
 from expertfleet.cluster.joining import Joining, SeatTakenError
-from expertfleet.cluster.plan import fleet_shape
+from expertfleet.cluster.resource_plan import fleet_shape
 from expertfleet.cluster.stop import Stop, StopAsked
-from expertfleet.cluster.wanted import Wanted
 from expertfleet.expert_workers.config import ExpertConfig
 from expertfleet.expert_workers.memory import num_experts_in
-from expertfleet.membership import wire
+from expertfleet.membership import security
 from expertfleet.membership.entrance import check_own
-from expertfleet.membership.seat import SeatKeeper
-from expertfleet.membership.wire import WireSecurity
+from expertfleet.membership.lease_client import LeaseClient
+from expertfleet.membership.security import WireSecurity
 from expertfleet.proto.generated import membership_pb2 as pb
 from expertfleet.proto.io_thread import IoThread
 
 TOKEN = "a token of these tests alone"
 HEAD, NODE = "127.0.0.2", "127.0.0.3"
-WANTED = Wanted.first(attention_workers=1, expert_shards=2, replicas=1)
+WANTED = DesiredState.first(attention_workers=1, expert_shards=2, replicas=1)
 
 
 class Quick(Stop):
@@ -61,15 +61,15 @@ class Quick(Stop):
 class Desk:
     """A controller, and what a node says that would join it."""
 
-    def __init__(self, model: Path, security: WireSecurity | None = None, **settings: Any) -> None:
+    def __init__(self, model: Path, channels: WireSecurity | None = None, **settings: Any) -> None:
         self.model, self.said = model, list[str]()
-        wire.secure(security or WireSecurity(token=TOKEN))
+        security.secure(channels or WireSecurity(token=TOKEN))
         with CheckpointFiles.open(model) as checkpoint:
             self.shape = fleet_shape(checkpoint, "bfloat16")
         self.thread = ControllerThread(Controller(self.shape, WANTED, HEAD, versions=joining.versions(), **settings))
         self.address = self.thread.controller.address
         self.io = IoThread("test-desk")
-        self.keepers: list[SeatKeeper] = []
+        self.keepers: list[LeaseClient] = []
 
     def joining(
         self, *, controller: str = "", head: str = "", wait_s: float = 0.0, if_taken: Any = "end", **settings: Any
@@ -83,13 +83,13 @@ class Desk:
             **settings,
         }
         config = ExpertConfig(controller=controller or self.address, **given)
-        wire.secure(config.wire)
+        security.secure(config.wire)
         head = head or f"{HEAD}:{claim_port(HEAD, 0, '')}"
         return Joining(head, config.controller or "", config, wait_s, if_taken, Quick(), self.said.append)
 
-    def take(self, seat: str, address: str = f"{NODE}:9", reports: bool = True, state: str = "ready") -> SeatKeeper:
+    def take(self, seat: str, address: str = f"{NODE}:9", reports: bool = True, state: str = "ready") -> LeaseClient:
         """By a worker that reports for as long as this lives."""
-        keeper = SeatKeeper(self.address, seat)
+        keeper = LeaseClient(self.address, seat)
         self.keepers.append(keeper)
         self.io.submit(keeper.register(address, 77, "machine-a", self.shape.fingerprint, self.shape.dtype))
         report = pb.WorkerReport(seat=seat, state=state, pid=77)
@@ -110,7 +110,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(joining, "_RAY_AWAY_S", 0.0)
     monkeypatch.setattr(joining, "_NO_NAMES_S", 0.0)
     yield
-    wire.secure(WireSecurity())
+    security.secure(WireSecurity())
 
 
 @pytest.fixture
@@ -234,7 +234,7 @@ def test_tls_on_one_side_only_or_of_two_authorities_is_told(
     try:
         told = refusal(desk.joining(tls_dir=folders.get(ours)))
     finally:
-        wire.secure(WireSecurity(folders.get(theirs), TOKEN))
+        security.secure(WireSecurity(folders.get(theirs), TOKEN))
         desk.close()
     if ours == theirs:
         assert told.startswith("head: ")
@@ -318,7 +318,7 @@ async def _lose(desk: Desk, seat: str) -> None:
     """And nobody claims it again."""
     book = desk.thread.controller._book
     book.lose(book.seats[seat])
-    book.want(Wanted.first(1, 1, 1))
+    book.want(DesiredState.first(1, 1, 1))
 
 
 def test_a_signal_ends_the_waiting(desk: Desk) -> None:

@@ -8,7 +8,7 @@ import sys
 import time
 
 from expertfleet.cluster.listening import Listening
-from expertfleet.membership.reach import listens
+from expertfleet.membership.port_probe import listens
 
 
 class Rig:

@@ -1,14 +1,14 @@
 import numpy as np
 import pytest
 
+from expertfleet.cluster.desired_state import DesiredState
 from expertfleet.cluster.seats import FleetShape, SeatBook
-from expertfleet.cluster.wanted import Wanted
 from expertfleet.membership.epoch import ExpertSet
 from expertfleet.proto.errors import Code, FleetError
 from expertfleet.proto.generated import membership_pb2 as pb
 
 SHAPE = FleetShape(4, 10, 1, "a" * 64, "bfloat16")
-WANTED = Wanted.first(attention_workers=1, expert_shards=3, replicas=1)
+WANTED = DesiredState.first(attention_workers=1, expert_shards=3, replicas=1)
 SHARES = [ExpertSet.from_mask(SHAPE.all_experts() & (np.arange(10) % 3 == index)) for index in range(3)]
 
 

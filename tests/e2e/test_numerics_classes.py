@@ -14,8 +14,8 @@ from until import until
 from expertfleet.checkpoint.files import CheckpointFiles
 from expertfleet.cluster.controller import Controller
 from expertfleet.cluster.controller_thread import ControllerThread
-from expertfleet.cluster.plan import fleet_shape
-from expertfleet.cluster.wanted import Wanted
+from expertfleet.cluster.desired_state import DesiredState
+from expertfleet.cluster.resource_plan import fleet_shape
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 BACKENDS = ("cpu-native", "cpu-native", "reference")
@@ -71,7 +71,7 @@ class Fleet:
         self.model = model
         with CheckpointFiles.open(model) as checkpoint:
             shape = fleet_shape(checkpoint, "bfloat16")
-        self.controller = ControllerThread(Controller(shape, Wanted.first(1, len(BACKENDS), 2.0)))
+        self.controller = ControllerThread(Controller(shape, DesiredState.first(1, len(BACKENDS), 2.0)))
         shared = ("--model", model, "--controller", self.controller.controller.address, "--drain-s", 1)
         self.shards = [
             start("expert_workers", *shared, "--seat", f"expert-{number}", "--backend", backend)

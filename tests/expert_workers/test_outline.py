@@ -11,11 +11,11 @@ from expertfleet.checkpoint.files import CheckpointFiles
 from expertfleet.checkpoint.heads import read_head
 from expertfleet.checkpoint.outline import Outline
 from expertfleet.cluster.controller import Controller
+from expertfleet.cluster.desired_state import DesiredState
 from expertfleet.cluster.gateway_process import claim_port
-from expertfleet.cluster.plan import fleet_shape
-from expertfleet.cluster.wanted import Wanted
+from expertfleet.cluster.resource_plan import fleet_shape
 from expertfleet.expert_workers.outline import ask_heads
-from expertfleet.membership import wire
+from expertfleet.membership import security
 from expertfleet.proto.errors import Code, FleetError
 from expertfleet.proto.generated import membership_pb2 as pb
 from expertfleet.proto.generated import membership_pb2_grpc as rpc
@@ -38,7 +38,7 @@ def controller(io: IoThread, small_checkpoint: Path) -> Iterator[Serve]:
     def start(outline: Outline | None) -> str:
         with CheckpointFiles.open(small_checkpoint) as files:
             shape = fleet_shape(files, "bfloat16")
-        started.append(Controller(shape, Wanted.first(1, 1, 1.0), outline=outline))
+        started.append(Controller(shape, DesiredState.first(1, 1, 1.0), outline=outline))
         io.submit(started[-1].start())
         return started[-1].address
 
@@ -55,7 +55,7 @@ def files_of(model: Path) -> list[str]:
 def test_heads_come_as_they_lie_on_disk(
     controller: Serve, small_checkpoint: Path, token: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire, "_security", wire.WireSecurity(token=token))
+    monkeypatch.setattr(security, "_security", security.WireSecurity(token=token))
     files = files_of(small_checkpoint)
     found = ask_heads(controller(Outline(small_checkpoint)), files)
     assert found == {file: read_head(small_checkpoint / file) for file in files}
@@ -88,10 +88,10 @@ class Liar(rpc.MembershipServicer):
 
 def serve(io: IoThread, servicer: rpc.MembershipServicer | None) -> tuple[grpc.aio.Server, str]:
     async def start() -> tuple[grpc.aio.Server, str]:
-        server = wire.make_server(())
+        server = security.make_server(())
         if servicer is not None:
             rpc.add_MembershipServicer_to_server(servicer, server)
-        port = wire.add_port(server, "127.0.0.1", 0)
+        port = security.add_port(server, "127.0.0.1", 0)
         await server.start()
         return server, f"127.0.0.1:{port}"
 

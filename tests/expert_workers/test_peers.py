@@ -15,9 +15,9 @@ from expertfleet.expert_workers import peers as peers_module
 from expertfleet.expert_workers.expert_stream import to_pieces
 from expertfleet.expert_workers.peers import Failure, Peers
 from expertfleet.kernels.expert_layer import Three
-from expertfleet.membership import wire
+from expertfleet.membership import security
 from expertfleet.membership.epoch import ExpertSet
-from expertfleet.membership.wire import WireSecurity
+from expertfleet.membership.security import WireSecurity
 from expertfleet.proto.errors import Code, FleetError
 from expertfleet.proto.generated import expert_pb2, expert_pb2_grpc, membership_pb2, membership_pb2_grpc
 from expertfleet.proto.io_thread import IoThread
@@ -95,9 +95,9 @@ class Fleet(membership_pb2_grpc.MembershipServicer):
         self.io.stop()
 
     async def _serve(self, register: Callable[[grpc.aio.Server], None]) -> str:
-        server = wire.make_server(())
+        server = security.make_server(())
         register(server)
-        port = wire.add_port(server, "127.0.0.1", 0)
+        port = security.add_port(server, "127.0.0.1", 0)
         await server.start()
         self.servers.append(server)
         return f"127.0.0.1:{port}"
@@ -207,7 +207,7 @@ def test_peers_are_members_alone(checkpoint: Checkpoint, by: str, tls_dir: Path,
         "token": (WireSecurity(token="a token of these tests"), WireSecurity(token="the token of another fleet")),
         "tls": (WireSecurity(tls_dir=tls_dir), WireSecurity(tls_dir=strangers_dir)),
     }[by]
-    wire.secure(ours)
+    security.secure(ours)
     try:
         fleet = Fleet(checkpoint)
         fleet.add(Shard(checkpoint, as_it_is))
@@ -216,12 +216,12 @@ def test_peers_are_members_alone(checkpoint: Checkpoint, by: str, tls_dir: Path,
         peers.close()
         stranger = fleet.peers()
         stranger._look()
-        wire.secure(strangers)
+        security.secure(strangers)
         assert isinstance(failure := stranger.read(LAYER, EXPERT, FILE), Failure)
         assert failure.reasons[0].startswith("expert-1: "), "who it is was known before"
         stranger.close()
     finally:
-        wire.secure(WireSecurity())
+        security.secure(WireSecurity())
         fleet.close()
 
 

@@ -11,7 +11,7 @@ import torch
 from expertfleet.checkpoint.make_tiny import make_tiny
 from expertfleet.checkpoint.outline import Outline
 from expertfleet.checkpoint.tensors import Checkpoint
-from expertfleet.expert_workers.holdings import Holdings
+from expertfleet.expert_workers.expert_store import ExpertStore
 from expertfleet.expert_workers.peers import Failure, Peers
 from expertfleet.expert_workers.sources import ExpertSources, NoSourceError
 from expertfleet.kernels.expert_layer import Three
@@ -136,7 +136,7 @@ def test_what_nobody_can_give_does_not_keep_a_shard_from_the_rest(whole: Path, l
     checkpoint = Checkpoint.open(local, ask=Outline(whole).heads)
     peer = OnePeer(reference, lacks={(1, 0), (2, 7)})
     peer.copies[:, 4:] = 1
-    holdings, config = Holdings(checkpoint, "bfloat16", ExpertSources(checkpoint, peer)), checkpoint.config
+    holdings, config = ExpertStore(checkpoint, "bfloat16", ExpertSources(checkpoint, peer)), checkpoint.config
     backend = make_backend("reference", "cpu", torch.bfloat16, config.hidden_size, config.moe_intermediate_size, 32)
     everything = ExpertSet.full(config.num_layers, config.num_experts, config.num_dense_layers)
 

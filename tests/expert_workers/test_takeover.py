@@ -17,12 +17,12 @@ import torch
 from expertfleet.checkpoint.outline import Outline
 from expertfleet.checkpoint.tensors import Checkpoint
 from expertfleet.cluster.controller import Controller
-from expertfleet.cluster.plan import fleet_shape
-from expertfleet.cluster.wanted import Wanted
+from expertfleet.cluster.desired_state import DesiredState
+from expertfleet.cluster.resource_plan import fleet_shape
 from expertfleet.expert_workers.expert_stream import from_pieces
 from expertfleet.membership.client import MembershipClient
 from expertfleet.membership.epoch import NO_EPOCH, Epoch, EpochId, ExpertSet, Member
-from expertfleet.membership.seat import SeatKeeper
+from expertfleet.membership.lease_client import LeaseClient
 from expertfleet.membership.watch import EpochWatch
 from expertfleet.proto.codec import Hello
 from expertfleet.proto.errors import Code, from_call
@@ -42,12 +42,12 @@ class Head:
         self.io = IoThread("test-io")
         self.checkpoint = Checkpoint.open(model)
         shape = fleet_shape(self.checkpoint, "bfloat16")
-        wanted = Wanted.first(1, num_shards, replicas)
+        wanted = DesiredState.first(1, num_shards, replicas)
         self.controller = Controller(shape, wanted, outline=Outline(model))
         self.io.submit(self.controller.start())
         self.address = self.controller.address
         self.epoch = NO_EPOCH
-        self.keeper = SeatKeeper(self.address, "attention-0")
+        self.keeper = LeaseClient(self.address, "attention-0")
         self.io.submit(
             self.keeper.register("127.0.0.1:1", os.getpid(), "here", self.checkpoint.fingerprint, "bfloat16")
         )

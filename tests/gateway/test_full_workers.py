@@ -12,7 +12,7 @@ import torch
 
 from expertfleet.attention_workers.engine import Engine
 from expertfleet.attention_workers.kv_cache import PageAllocator
-from expertfleet.attention_workers.pace import PromptPace
+from expertfleet.attention_workers.prefill_budget import PrefillBudget
 from expertfleet.attention_workers.scheduler import Chunk, Scheduler
 from expertfleet.attention_workers.service import GenerateService, Limits
 from expertfleet.proto.errors import Code, FleetError
@@ -165,7 +165,7 @@ class RealWorker:
         self.pages = PageAllocator(64)
         self.open = False
         self._eos = eos
-        self.engine = Engine(Scheduler(self.pages, 4, 512), self._forward, PromptPace(0.1, 512), 1, 1)
+        self.engine = Engine(Scheduler(self.pages, 4, 512), self._forward, PrefillBudget(0.1, 512), 1, 1)
         self.service = GenerateService(
             self.seat, self.engine, Limits(1 << 30, 4096, max_open), lambda: "fake-1", pb.DescribeWorkerRequest, _no_drain
         )  # fmt: skip

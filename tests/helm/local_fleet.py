@@ -16,8 +16,8 @@ from until import until
 from expertfleet.checkpoint.files import CheckpointFiles
 from expertfleet.cluster.controller import Controller
 from expertfleet.cluster.controller_thread import ControllerThread
-from expertfleet.cluster.plan import fleet_shape
-from expertfleet.cluster.wanted import Wanted
+from expertfleet.cluster.desired_state import DesiredState
+from expertfleet.cluster.resource_plan import fleet_shape
 from expertfleet.demo.bundled import NANO_K2
 from expertfleet.membership.client import MembershipClient
 
@@ -29,7 +29,7 @@ class LocalFleet:
         self._processes: dict[str, RoleProcess] = {}
         with CheckpointFiles.open(NANO_K2) as checkpoint:
             shape = fleet_shape(checkpoint, "bfloat16")
-        self._controller = ControllerThread(Controller(shape, Wanted((), (), 2.0), seats_are_offered=True))
+        self._controller = ControllerThread(Controller(shape, DesiredState((), (), 2.0), seats_are_offered=True))
         self._num_shards = 0
         self.scale(num_shards)
         self._controller.call(self._controller.controller.offer({"attention-0": "a"}))

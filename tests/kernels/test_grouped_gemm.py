@@ -4,7 +4,7 @@ import torch
 from expertfleet.kernels import int4
 from expertfleet.kernels.errors import KernelError
 from expertfleet.kernels.expert_layer import ExpertLayer, Projection
-from expertfleet.kernels.grouped_gemm import Backend, grouped_gemm, grouped_gemm_reference, make_backend
+from expertfleet.kernels.grouped_gemm import ExpertBackend, grouped_gemm, grouped_gemm_reference, make_backend
 from expertfleet.kernels.row_rule import bits_of
 
 Experts = dict[int, tuple[Projection, Projection, Projection]]
@@ -20,7 +20,7 @@ def _projection(num_out: int, num_in: int, group_size: int, largest: float = 0.0
     return int4.pack(torch.randint(0, 16, (num_out, num_in))), scales
 
 
-def _filled(backend: Backend, expert_ids: list[int], largest: float = 0.02) -> tuple[ExpertLayer, Experts]:
+def _filled(backend: ExpertBackend, expert_ids: list[int], largest: float = 0.02) -> tuple[ExpertLayer, Experts]:
     hidden, width, group = backend.shape.hidden, backend.shape.width, backend.shape.group_size
     experts = {
         expert_id: (

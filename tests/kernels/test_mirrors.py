@@ -15,7 +15,7 @@ from expertfleet import kernels
 from expertfleet.kernels import mirrors, native, native_lanes
 from expertfleet.kernels.errors import ForeignLibraryError
 from expertfleet.kernels.mirrors import check_mirrors
-from expertfleet.kernels.native_lanes import MIRRORS, Ask, Calls, Fence, WorkerEnd
+from expertfleet.kernels.native_lanes import MIRRORS, Calls, FanoutArgs, Fence, WorkerEnd
 
 FOLDER = Path(kernels.__path__[0])
 OTHER_LIBRARY = np._core._multiarray_umath.__file__  # type: ignore[attr-defined]
@@ -89,8 +89,10 @@ def test_a_changed_mirror_is_refused_and_the_field_named(
 
 
 def test_a_field_more_at_the_end_a_structure_more_and_one_less_are_refused(library: ctypes.CDLL) -> None:
-    with pytest.raises(ForeignLibraryError, match=r"^Ask\.added: .*here is Ask\.added, unsigned, 8 bytes"):
-        check_mirrors(library, changed(Ask, [*Ask._fields_, ("added", ctypes.c_uint64)]))
+    with pytest.raises(
+        ForeignLibraryError, match=r"^FanoutArgs\.added: .*here is FanoutArgs\.added, unsigned, 8 bytes"
+    ):
+        check_mirrors(library, changed(FanoutArgs, [*FanoutArgs._fields_, ("added", ctypes.c_uint64)]))
     more = type("More", (ctypes.Structure,), {"_fields_": [("one", ctypes.c_int64)]})
     with pytest.raises(ForeignLibraryError, match=r"^More\.one: .* has nothing"):
         check_mirrors(library, [*MIRRORS, more])

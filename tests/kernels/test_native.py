@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from expertfleet.kernels import int4, native
-from expertfleet.kernels.backend import make_backend
 from expertfleet.kernels.errors import KernelError
+from expertfleet.kernels.expert_backend import make_backend
 from expertfleet.kernels.expert_layer import ExpertLayer, Projection
 from expertfleet.kernels.grouped_gemm import grouped_gemm, grouped_gemm_reference
 from expertfleet.kernels.row_rule import bits_of

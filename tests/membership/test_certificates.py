@@ -12,7 +12,7 @@ from expertfleet.cluster.config import FleetConfig
 from expertfleet.cluster.head import HeadConfig
 from expertfleet.expert_workers.config import ExpertConfig
 from expertfleet.membership.certificates import find_fault
-from expertfleet.membership.wire import WireSettings
+from expertfleet.membership.security import WireSettings
 
 Certify = Callable[..., Path]
 

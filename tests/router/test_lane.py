@@ -185,7 +185,7 @@ def end(request: pytest.FixtureRequest, io: IoThread, monkeypatch: pytest.Monkey
 def misled(end: End, deliver: Callable[[Lie], object]) -> Iterator[list[Lie]]:
     """The first shard's lanes of now deliver so; what they were given is told."""
     handler = end.servers[0].lanes
-    at_once, handler.usual._at_once = handler.usual._at_once, lambda *asked: False
+    at_once, handler.fast_path._at_once = handler.fast_path._at_once, lambda *asked: False
     heard: list[Lie] = []
 
     def instead(lane: Any, job: Any, first: int, rows: Rows) -> None:
@@ -198,7 +198,7 @@ def misled(end: End, deliver: Callable[[Lie], object]) -> Iterator[list[Lie]]:
     try:
         yield heard
     finally:
-        handler.usual._at_once = at_once
+        handler.fast_path._at_once = at_once
         for lane in lanes:
             del lane.deliver
 
@@ -391,7 +391,7 @@ def test_nothing_of_a_connection_is_believed_after_its_fault(
 def test_without_a_replica_a_shard_that_goes_on_lying_is_named_when_the_layers_time_is_over(
     io: IoThread, plain_servers: list[ExpertServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plain_servers[0].lanes.usual, "_at_once", lambda *asked: False)
+    monkeypatch.setattr(plain_servers[0].lanes.fast_path, "_at_once", lambda *asked: False)
     monkeypatch.setattr(
         LocalLane, "deliver", lambda lane, job, first, rows: all_twice(Lie("local", lane, job, 1, rows.part(0, 1)))
     )

@@ -18,8 +18,8 @@ import trustme
 from expertfleet.expert_workers.config import ExpertConfig
 from expertfleet.expert_workers.handler import GrpcLane
 from expertfleet.expert_workers.server import ExpertServer
-from expertfleet.membership import wire
-from expertfleet.membership.wire import WireSecurity
+from expertfleet.membership import security
+from expertfleet.membership.security import WireSecurity
 from expertfleet.proto.errors import Code
 from expertfleet.proto.io_thread import IoThread
 from expertfleet.proto.layout import Kind
@@ -248,7 +248,7 @@ def test_over_tls_the_bits_are_the_same_and_a_stranger_gets_no_connection(
             end.ask(x, ids)
         server.stop(5)
     finally:
-        wire.secure(WireSecurity())
+        security.secure(WireSecurity())
 
 
 def eventually(condition: Callable[[], bool]) -> bool:

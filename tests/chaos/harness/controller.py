@@ -12,9 +12,9 @@ from pathlib import Path
 from expertfleet.checkpoint.files import CheckpointFiles
 from expertfleet.cluster.config import FleetConfig
 from expertfleet.cluster.controller import Controller
-from expertfleet.cluster.plan import make_plan
-from expertfleet.cluster.wanted import Wanted
-from expertfleet.membership.wire import WireSecurity, secure
+from expertfleet.cluster.desired_state import DesiredState
+from expertfleet.cluster.resource_plan import make_plan
+from expertfleet.membership.security import WireSecurity, secure
 
 
 async def serve(model: str, host: str, num_shards: str, replicas: str) -> None:
@@ -23,7 +23,7 @@ async def serve(model: str, host: str, num_shards: str, replicas: str) -> None:
         shape = make_plan(config, checkpoint, cores=1, nodes={}).shape
     tls_dir = os.environ.get("EXPERTFLEET_TLS_DIR")
     secure(WireSecurity(Path(tls_dir) if tls_dir else None, os.environ["EXPERTFLEET_CLUSTER_TOKEN"]))
-    controller = Controller(shape, Wanted.first(1, config.expert_shards, config.replicas), host)
+    controller = Controller(shape, DesiredState.first(1, config.expert_shards, config.replicas), host)
     await controller.start()
     print(f"listening {controller.address}", flush=True)
     ended = asyncio.Event()

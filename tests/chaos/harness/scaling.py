@@ -8,7 +8,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from expertfleet.cluster.wanted import Wanted
+from expertfleet.cluster.desired_state import DesiredState
 from expertfleet.settings.reader import within
 
 Change = int | str  # expert shards to scale to, or a seat to drain
@@ -36,7 +36,7 @@ class Scaling:
 
     def draw(self, rng: random.Random, expert_shards: int) -> Iterator[tuple[Change, ...]]:
         """The changes of each cycle."""
-        wanted = Wanted.first(1, expert_shards, 1)
+        wanted = DesiredState.first(1, expert_shards, 1)
         for _ in range(self.cycles):
             changes: list[Change] = [rng.randint(expert_shards + 1, self.most)]
             wanted = wanted.scaled("expert", int(changes[0]))

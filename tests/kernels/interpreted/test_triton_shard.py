@@ -12,7 +12,7 @@ from expertfleet.checkpoint.tensors import Checkpoint
 from expertfleet.expert_workers import device_memory
 from expertfleet.expert_workers.config import ExpertConfig
 from expertfleet.expert_workers.server import ExpertServer
-from expertfleet.kernels import backend, numerics
+from expertfleet.kernels import expert_backend, numerics
 from expertfleet.kernels.grouped_gemm import grouped_gemm_reference
 from expertfleet.kernels.triton_layer import TritonLayer
 from expertfleet.membership.epoch import Epoch, EpochId, Member
@@ -28,8 +28,10 @@ FREE_OF_GPU = 100_000
 @pytest.fixture
 def _interpreted_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a shard asks of a GPU is answered, and its tensors stay on the CPU."""
-    monkeypatch.setattr(backend, "check_triton", lambda *arguments: None)
-    monkeypatch.setattr(backend, "TritonLayer", lambda shape, device: TritonLayer(shape, {"cuda:0": "cpu"}[device]))
+    monkeypatch.setattr(expert_backend, "check_triton", lambda *arguments: None)
+    monkeypatch.setattr(
+        expert_backend, "TritonLayer", lambda shape, device: TritonLayer(shape, {"cuda:0": "cpu"}[device])
+    )
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: {"cuda:0": "NVIDIA H100 80GB HBM3"}[device])
     monkeypatch.setattr(numerics, "_COUNTS", (2, 9, 20))
     monkeypatch.setattr(device_memory, "_free_of_gpu", lambda device: {"cuda:0": FREE_OF_GPU}[device])
