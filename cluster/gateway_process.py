@@ -17,7 +17,7 @@ import httpx
 
 from ..gateway.config import GatewayConfig
 from ..gateway.keys import all_keys
-from ..proto.address import join_address
+from ..proto.address import family_of, is_every_address, join_address
 from ..settings.reader import ENV_PREFIX, to_flags
 from .errors import ClusterError
 from .launcher import Launcher
@@ -40,8 +40,10 @@ class GatewayProcess:
     @property
     def url(self) -> str:
         """The API as this machine reaches it."""
-        every = {"0.0.0.0": "127.0.0.1", "::": "::1"}
-        return http_url(every.get(self._config.host, self._config.host), self._config.port)
+        host = self._config.host
+        if is_every_address(host):
+            host = "::1" if ":" in host else "127.0.0.1"
+        return http_url(host, self._config.port)
 
     def start(self) -> None:
         command = [sys.executable, "-m", "expertfleet.gateway", *to_flags(self._config)]
@@ -115,14 +117,13 @@ def claim_port(host: str, port: int, flag: str) -> int:
 
 
 def _probe(host: str, port: int, flag: str) -> None:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
+    try:
+        with socket.socket(family_of(host), socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
-        except OSError as error:
-            what = f"{flag} {port}: {join_address(host, port)} cannot be bound ({error.strerror or error})"
-            raise ClusterError(f"{what}; stop what uses it or choose another {flag}") from error
+    except OSError as error:
+        what = f"{flag} {port}: {join_address(host, port)} cannot be bound ({error.strerror or error})"
+        raise ClusterError(f"{what}; stop what uses it or choose another {flag}") from error
 
 
 def error_message(text: str) -> str:

@@ -15,6 +15,7 @@ from ..checkpoint.files import CheckpointFiles
 from ..checkpoint.outline import Outline
 from ..membership.entrance import check_own
 from ..membership.security import WireSettings, secure
+from ..proto.address import addresses_of
 from ..settings.reader import check_host, option, within
 from .controller import Controller
 from .controller_thread import ControllerThread
@@ -73,7 +74,8 @@ def check_membership(settings: WireSettings, host: str) -> None:
     if not settings.cluster_token:
         raise ValueError("cluster_token: none is given, and machines of a fleet must know each other by one")
     check_host("host", host)
-    if host in ("127.0.0.1", "localhost", "::1", "0.0.0.0", "::"):
+    found = addresses_of(host)
+    if found and all(each.is_unspecified or str(each) in ("127.0.0.1", "::1") for each in found):
         raise ValueError(
             f"host: {host} is no address that other machines have for this one; give its own "
             "(to try a fleet on one machine: 127.0.0.2, 127.0.0.3, …)"

@@ -6,7 +6,7 @@ Knows nothing of HTTP, nor of what the admin port allows (``admin.py``).
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..membership.security import is_loopback
+from ..proto.address import is_loopback
 from ..settings.reader import check_host, option
 from .keys import all_keys
 
@@ -27,7 +27,7 @@ class AccessSettings:
     def check_access(self) -> None:
         """For ``__post_init__``."""
         check_host("host", self.host)
-        if any(not key for key in self.api_key):
+        if any(not key.strip() for key in self.api_key):
             raise ValueError("api_key: an empty key")
         has_keys = bool(all_keys(self.api_key, self.api_key_file))
         if self.open and has_keys:

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..membership.epoch import EpochId
-from ..membership.security import is_loopback
+from ..proto.address import is_loopback
 from ..proto.errors import FleetError, shown
 from ..proto.generated import membership_pb2 as pb
 from .app import new_app
@@ -26,6 +26,7 @@ _MOST = 4096
 
 def build_admin_app(service: Service) -> FastAPI:
     app = new_app(service)
+    is_private = is_loopback(service.config.admin_host)
 
     @app.get("/metrics")
     async def metrics() -> Response:
@@ -51,7 +52,7 @@ def build_admin_app(service: Service) -> FastAPI:
     @app.post("/scale")
     async def scale(request: Request) -> dict[str, Any]:
         """As many workers as the body says; what it does not name stays as it is."""
-        if not service.keys.any and not is_loopback(service.config.admin_host):
+        if not (service.keys.any or is_private):
             host = service.config.admin_host
             message = (
                 f"no API key guards the admin port on {host}; start the gateway with one to scale over the network"

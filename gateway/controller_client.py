@@ -17,7 +17,7 @@ from ..membership.channel import open_channel
 from ..membership.epoch import Epoch
 from ..membership.lease_client import LeaseClient
 from ..membership.watch import EpochWatch
-from ..proto.address import join_address, own_host
+from ..proto.address import is_every_address, join_address, own_host
 from ..proto.errors import Code, FleetError, from_call
 from ..proto.generated import membership_pb2 as pb
 from ..proto.generated import membership_pb2_grpc as rpc
@@ -26,8 +26,6 @@ from .backend import Backend, Worker
 _log = logging.getLogger(__name__)
 _TIMEOUT_S = 2.0
 _RETRY_S = 5.0
-# What others cannot reach: they are told the one from which this machine reaches the controller.
-EVERY_ADDRESS = ("0.0.0.0", "::")
 
 
 class ControllerClient:
@@ -120,7 +118,7 @@ class ControllerClient:
         try:
             while True:
                 try:
-                    if host in EVERY_ADDRESS:
+                    if is_every_address(host):  # where others cannot reach it; but what reaches the controller they can
                         self.address = join_address(await asyncio.to_thread(own_host, self.controller), port)
                     await keeper.register(self.address, os.getpid(), socket.gethostname())
                     await keeper.keep(self.report)

@@ -12,7 +12,7 @@ import socket
 import uvicorn
 
 from ..membership import security
-from ..proto.address import join_address
+from ..proto.address import family_of, join_address
 from .admin import build_admin_app
 from .app import build_app
 from .config import GatewayConfig
@@ -123,9 +123,9 @@ class _Server(uvicorn.Server):
 
 def _bind(name: str, host: str, port: int) -> socket.socket:
     """``::`` is every address of IPv4 as well, where the machine has both."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    both = host == "::" and socket.has_dualstack_ipv6()
     try:
+        family = family_of(host)
+        both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
         return socket.create_server((host, port), family=family, backlog=2048, dualstack_ipv6=both)
     except OSError as error:
         remedy = f"choose another with --{name.replace('_', '-')} (0 takes any free one)"

@@ -13,7 +13,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ..proto.address import join_address
+from ..proto.address import is_every_address, join_address
 from ..proto.errors import shown
 from .answer import Answer, Event
 from .backend import Backend
@@ -23,7 +23,7 @@ from .completion_format import CompletionFormat
 from .completions import completion_job
 from .config import GatewayConfig
 from .connection import EventStream, unless_gone
-from .controller_client import EVERY_ADDRESS, ControllerClient
+from .controller_client import ControllerClient
 from .drain import Drain
 from .errors import bad_value
 from .fields import IGNORED_HEADER, listed
@@ -75,7 +75,7 @@ class Service:
     def admin_url(self, asked_host: str | None = None) -> str:
         """``asked_host``: under which name the client knows this machine, for a port open on every address."""
         host, port = self.admin_address
-        return url_of(asked_host if asked_host and host in EVERY_ADDRESS else host, port)
+        return url_of(asked_host if asked_host and is_every_address(host) else host, port)
 
     async def chat(self, http: Request) -> Response:
         request, ignored = parse(ChatRequest, await self._read(http))

@@ -7,7 +7,6 @@ that certificates can be renewed while serving. The token travels with every cal
 """
 
 import hmac
-import ipaddress
 import logging
 import socket
 import ssl
@@ -19,7 +18,7 @@ from typing import Any, Self
 
 import grpc
 
-from ..proto.address import join_address
+from ..proto.address import is_loopback, join_address
 from ..proto.errors import Code, FleetError, abort
 from ..settings.reader import option
 from .certificates import find_fault
@@ -198,13 +197,6 @@ def _server_credentials(security: WireSecurity) -> grpc.ServerCredentials:
 
 def _named(options: Options) -> list[tuple[str, Any]]:
     return [*options, ("grpc.ssl_target_name_override", MEMBER_NAME)]
-
-
-def is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _with_token(channel: Any) -> Any:

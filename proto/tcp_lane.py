@@ -20,6 +20,7 @@ from typing import Protocol
 
 import numpy as np
 
+from .address import family_of
 from .errors import Code, FleetError
 from .io_thread import IoThread
 from .layout import Buffer
@@ -284,8 +285,7 @@ class TcpServer:
         secure: Callable[[], ssl.SSLContext | None],
     ) -> None:
         """Raises OSError where it cannot listen; port 0 takes any free one."""
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._listening = socket.create_server((host, port), family=family)
+        self._listening = socket.create_server((host, port), family=family_of(host))
         self._listening.setblocking(False)
         self.port: int = self._listening.getsockname()[1]
         self._reactor, self._io, self._on_ticket, self._secure = reactor, io, on_ticket, secure

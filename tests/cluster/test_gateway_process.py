@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from expertfleet.cluster.errors import ClusterError
-from expertfleet.cluster.gateway_process import claim_port, error_message, gateway_environment, http_url
+from expertfleet.cluster.gateway_process import GatewayProcess, claim_port, error_message, gateway_environment, http_url
+from expertfleet.cluster.launcher import Launcher
 from expertfleet.gateway.config import GatewayConfig
 
 
@@ -53,3 +54,18 @@ def test_urls_and_error_bodies_for_people() -> None:
     assert http_url("::1", 80) == "http://[::1]:80"
     assert error_message('{"error": {"message": "no such model"}}') == "no such model"
     assert error_message(" oh no ") == "oh no"
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        *((host, "http://127.0.0.1:80") for host in ("0.0.0.0", "0")),
+        *((host, "http://[::1]:80") for host in ("::", "::0")),
+        ("127.0.0.2", "http://127.0.0.2:80"),
+        ("localhost", "http://localhost:80"),
+        ("fd00::7", "http://[fd00::7]:80"),
+    ],
+)
+def test_a_gateway_at_every_address_is_asked_on_loopback(host: str, url: str, tmp_path: Path) -> None:
+    config = GatewayConfig(model=tmp_path, controller="h:1", host=host, port=80, open=True)
+    assert GatewayProcess(config, Launcher(tmp_path), {}).url == url

@@ -10,9 +10,9 @@ from expertfleet.gateway.access import AccessSettings
 
 BEYOND = (
     *("0.0.0.0", "::", "10.0.0.2", "192.168.1.7", "fd00::7", "2001:db8::1", "fe80::1%eth0"),
-    *("::ffff:10.0.0.2", "api.example.com", "a-machine", "localhost.example.com"),
+    *("::ffff:10.0.0.2", "0", "::0", "::ffff:0.0.0.0", "api.example.com", "a-machine", "localhost.example.com"),
 )
-LOOPBACK = ("127.0.0.1", "127.0.0.2", "127.255.255.254", "::1", "localhost")
+LOOPBACK = ("127.0.0.1", "127.0.0.2", "127.255.255.254", "::1", "::ffff:127.0.0.1", "localhost", "LOCALHOST")
 
 
 def check(**settings: Any) -> None:
@@ -49,10 +49,29 @@ def test_the_wish_and_keys_contradict_each_other(host: str, tmp_path: Path) -> N
         check(host=host, api_key_file=tmp_path / "keys", open=True)
 
 
-def test_a_file_without_keys_opens_nothing(tmp_path: Path) -> None:
-    (tmp_path / "keys").write_text(" ,\n")
-    with pytest.raises(ValueError, match=r"^api_key_file: .* holds no key"):
-        check(host="0.0.0.0", api_key_file=tmp_path / "keys")
+@pytest.mark.parametrize("text", [" ,\n", "", "\n\n"])
+def test_a_file_without_keys_opens_nothing(text: str, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text(text)
+    for host in ("0.0.0.0", "127.0.0.1"):
+        with pytest.raises(ValueError, match=r"^api_key_file: .* holds no key"):
+            check(host=host, api_key_file=tmp_path / "keys")
+
+
+def test_nor_does_one_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    for path, why in (
+        (tmp_path, "Is a directory"),
+        (tmp_path / "none", "No such file"),
+        (tmp_path / "binary", "utf-8"),
+    ):
+        with pytest.raises(ValueError, match=rf"^api_key_file: {path}: .*{why}"):
+            check(host="0.0.0.0", api_key_file=path)
+
+
+@pytest.mark.parametrize("key", ["", " ", "\t"])
+def test_a_key_that_nobody_can_show_is_refused(key: str) -> None:
+    with pytest.raises(ValueError, match=r"^api_key: an empty key"):
+        check(host="0.0.0.0", api_key=("secret", key))
 
 
 @pytest.mark.parametrize("host", ["", "[::1]", "0.0.0.0:8000", "a host", "http://a", "1::2::3"])

@@ -9,6 +9,7 @@ import pytest
 
 from expertfleet.gateway.config import GatewayConfig
 from expertfleet.gateway.server import GatewayServer
+from expertfleet.proto.address import is_loopback
 
 
 def port_of(rig: Any) -> int:
@@ -16,12 +17,21 @@ def port_of(rig: Any) -> int:
 
 
 @pytest.mark.parametrize(
-    ("host", "reached_at"), [("0.0.0.0", ["127.0.0.1"]), ("::", ["[::1]", "127.0.0.1"]), ("::1", ["[::1]"])]
+    ("host", "reached_at"),
+    [
+        ("0.0.0.0", ["127.0.0.1"]),
+        ("0", ["127.0.0.1"]),
+        ("::", ["[::1]", "127.0.0.1"]),
+        ("::0", ["[::1]", "127.0.0.1"]),
+        ("::1", ["[::1]"]),
+        ("localhost", ["localhost"]),
+        ("::ffff:127.0.0.1", ["[::ffff:127.0.0.1]"]),
+    ],
 )
 def test_it_answers_on_every_address_that_it_is_told(
     host: str, reached_at: list[str], model_dir: Any, scripts: Any
 ) -> None:
-    rig = scripts.Rig(model_dir, host=host, admin_host=host, open=host != "::1")
+    rig = scripts.Rig(model_dir, host=host, admin_host=host, open=not is_loopback(host))
     try:
         admin_port = rig.gateway.service.admin_address[1]
         for name in reached_at:
@@ -32,7 +42,7 @@ def test_it_answers_on_every_address_that_it_is_told(
         rig.close()
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "0", "::0"])
 def test_the_fleet_hears_of_an_address_that_it_can_reach(host: str, model_dir: Any, scripts: Any) -> None:
     """It is asked whether anybody is there when its stream breaks; nobody is at every address."""
     rig = scripts.Rig(model_dir, host=host, open=True)
