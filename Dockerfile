@@ -17,7 +17,7 @@ WORKDIR /source
 COPY constraints.txt ./
 RUN pip install --no-cache-dir -c constraints.txt setuptools
 COPY . .
-# Without its kernel for CPUs the package would install as well and be several times slower.
+# Without its kernel for CPUs the package would install as well and be some 100 times slower.
 RUN pip wheel --no-cache-dir --no-deps --no-build-isolation -w /wheels . \
     && python -m venv --without-pip /opt/venv \
     && pip --python /opt/venv/bin/python install --no-cache-dir --no-deps /wheels/*.whl \

@@ -58,11 +58,12 @@ class LocalActors:
         self._drained: dict[str, int] = {}  # by seat: the process whose actor was given up as it had left
 
     def site(self, seat: str) -> Site:
-        """One that was planned for; for a seat that came later, the smallest share of threads."""
+        """One that was planned for; for a seat that came later, the fewest threads of its role's others."""
         for share in self._plan.shares:
             if share.seat == seat:
                 return Site(share.threads, share.cpus)
-        return Site(self._config.threads or min(share.threads for share in self._plan.shares))
+        role = seat.partition("-")[0]
+        return Site(min(share.threads for share in self._plan.shares if share.seat.startswith(f"{role}-")))
 
     def hire_controller(self, port: int, state_file: Path) -> str:
         """The controller's address, once it answers."""

@@ -133,16 +133,21 @@ def make_plan(config: FleetConfig, checkpoint: CheckpointFiles, cores: int, node
     size, budget = config.size, make_budget(config, checkpoint)
     _check(budget, size)
     shape = fleet_shape(checkpoint, config.dtype)
-    threads = config.threads or threads_per_worker(cores, config.attention_workers + config.expert_shards)
+    attention_threads, shard_threads = threads_by_role(cores, config.attention_workers, config.expert_shards)
     attention = _attention_share(config, checkpoint)
-    shares = [WorkerResources(seat, threads, 0, *attention) for seat in config.attention_seats]
+    shares = [
+        WorkerResources(seat, config.threads or attention_threads, 0, *attention) for seat in config.attention_seats
+    ]
     bound = deal_processors(config, cores, nodes)
     num_held = _shares_of_experts(config.expert_seats, shape, budget.copies(size) / budget.num_experts)
     for seat, num_experts, cpus in zip(config.expert_seats, num_held, bound, strict=True):
         weights = num_experts * model.expert_bytes
         memory = weights + WORKER_BYTES
-        shares.append(WorkerResources(seat, len(cpus) or threads, num_experts, weights, memory, format_ranges(cpus)))
-    spin_us = spin_within(cores, [share.threads for share in shares]) if config.spin_us is None else config.spin_us
+        threads = len(cpus) or config.threads or shard_threads
+        shares.append(WorkerResources(seat, threads, num_experts, weights, memory, format_ranges(cpus)))
+    used = [share.threads for share in shares]
+    found = spin_within(cores, used[: config.attention_workers], used[config.attention_workers :])
+    spin_us = found if config.spin_us is None else config.spin_us
     return ResourcePlan(shape, tuple(shares), size, budget, spin_us)
 
 
@@ -191,14 +196,22 @@ def deal_processors(config: FleetConfig, cores: int, nodes: Nodes) -> list[tuple
     return bound
 
 
-def threads_per_worker(cores: int, num_workers: int) -> int:
-    """All workers at work at once fill the cores once; waiting threads sleep, so more would only take turns."""
-    return max(1, cores // num_workers)
+def threads_by_role(cores: int, attention_workers: int, expert_shards: int) -> tuple[int, int]:
+    """The threads of each attention worker and of each expert shard.
+
+    The two kinds take turns in every layer, so each shares out all cores. Where there are two cores and more for each worker,
+    one is left to every worker that waits, which then looks for its next work there instead of sleeping.
+    """
+    is_roomy = cores >= 2 * (attention_workers + expert_shards)
+    for_attention = cores - (expert_shards if is_roomy else 0)
+    for_shards = cores - (attention_workers if is_roomy else 0)
+    return max(1, for_attention // attention_workers), max(1, for_shards // expert_shards)
 
 
-def spin_within(cores: int, threads: list[int]) -> int:
-    """Who waits for an answer looks for it only if nobody waits for its processor: a worker's other threads carry its frames."""
-    return _SPIN_US if min(threads) > 1 and sum(threads) <= cores else 0
+def spin_within(cores: int, attention_threads: Sequence[int], shard_threads: Sequence[int]) -> int:
+    """How long a worker that waits looks for its next work: not at all where it would take a core from those that compute."""
+    busiest = max(sum(attention_threads) + len(shard_threads), sum(shard_threads) + len(attention_threads))
+    return _SPIN_US if min(*attention_threads, *shard_threads) > 1 and busiest <= cores else 0
 
 
 def _attention_share(config: FleetConfig, checkpoint: CheckpointFiles) -> tuple[int, int]:

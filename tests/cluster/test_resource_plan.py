@@ -15,7 +15,7 @@ from expertfleet.cluster.resource_plan import (
     fitting_plan,
     make_plan,
     spin_within,
-    threads_per_worker,
+    threads_by_role,
 )
 from expertfleet.expert_workers.config import ExpertConfig
 from expertfleet.expert_workers.memory import available_memory
@@ -79,17 +79,36 @@ def test_more_positions_than_the_checkpoint_has_are_refused(tiny: Path, checkpoi
         make_plan(config(tiny, max_model_len=limit + 1), checkpoint, 2, NODES)
 
 
-@pytest.mark.parametrize(("cores", "workers", "threads"), [(2, 2, 1), (2, 6, 1), (1, 3, 1), (64, 4, 16), (64, 5, 12)])
-def test_threads_fill_the_cores_once(cores: int, workers: int, threads: int) -> None:
-    assert threads_per_worker(cores, workers) == threads
+@pytest.mark.parametrize(
+    ("cores", "attention_workers", "expert_shards", "threads"),
+    [
+        *((2, 1, 1, (2, 2)), (2, 1, 2, (2, 1)), (2, 1, 3, (2, 1)), (2, 2, 2, (1, 1)), (1, 1, 2, (1, 1))),
+        *((4, 1, 1, (3, 3)), (5, 1, 2, (5, 2)), (6, 1, 2, (4, 2)), (64, 1, 2, (62, 31)), (64, 2, 4, (30, 15))),
+    ],
+)
+def test_each_kind_of_worker_shares_out_all_cores_but_those_on_which_the_other_waits(
+    cores: int, attention_workers: int, expert_shards: int, threads: tuple[int, int]
+) -> None:
+    assert threads_by_role(cores, attention_workers, expert_shards) == threads
+
+
+def test_a_plan_gives_each_role_its_threads(tiny: Path, checkpoint: CheckpointFiles) -> None:
+    plan = make_plan(config(tiny, attention_workers=2, expert_shards=4), checkpoint, 64, NODES)
+    assert [share.threads for share in plan.shares] == [30, 30, 15, 15, 15, 15]
+    assert plan.spin_us > 0
 
 
 @pytest.mark.parametrize(
     ("cores", "threads", "spins"),
-    [(8, [4, 4], True), (8, [2, 2, 2], True), (8, [5, 5], False), (2, [1, 1], False), (64, [1, 1], False)],
+    [
+        *((8, ([7], [7]), True), (8, ([6], [3, 3]), True), (8, ([8], [8]), False), (8, ([7], [4, 4]), False)),
+        *((2, ([2], [1, 1]), False), (64, ([1], [1]), False), (64, ([62], [31, 1]), False)),
+    ],
 )
-def test_workers_spin_where_their_threads_leave_processors(cores: int, threads: list[int], spins: bool) -> None:
-    assert (spin_within(cores, threads) > 0) == spins
+def test_workers_that_wait_spin_where_those_that_compute_leave_them_processors(
+    cores: int, threads: tuple[list[int], list[int]], spins: bool
+) -> None:
+    assert (spin_within(cores, *threads) > 0) == spins
 
 
 def test_an_explicit_spin_wins(tiny: Path, checkpoint: CheckpointFiles) -> None:
