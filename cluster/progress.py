@@ -49,7 +49,7 @@ class Progress:
             self._states[seat], self._said_at[seat] = worker.state, now
             if worker.state != "vacant":
                 self._write(self._line(worker, now))
-            if worker.state == "ready":
+            if worker.state == "ready" and worker.role == "expert":
                 self._tell_backend(worker.report.backend)
 
     def _tell_backend(self, backend: str) -> None:

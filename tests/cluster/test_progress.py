@@ -47,6 +47,15 @@ def test_each_way_of_computing_experts_is_said_once() -> None:
     assert told == ["experts: cpu-native bfloat16", "experts: reference bfloat16; it was not built"]
 
 
+def test_what_an_attention_worker_computes_with_is_not_told_as_experts() -> None:
+    lines: list[str] = []
+    report = pb.WorkerReport(backend="cpu torch")
+    Progress(lines.append).update(
+        pb.FleetStatus(workers=[pb.WorkerStatus(role="attention", seat="attention-0", state="ready", report=report)])
+    )
+    assert not [line for line in lines if line.startswith("experts: ")]
+
+
 def test_a_failure_comes_with_its_reason() -> None:
     lines: list[str] = []
     Progress(lines.append).update(worker("failed", error="no space"))
