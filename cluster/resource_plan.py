@@ -48,10 +48,6 @@ class ResourcePlan:
     def memory_bytes(self) -> int:
         return self.budget.needed_bytes(self.size)
 
-    def check_memory(self, available_bytes: int) -> None:
-        """Raises ClusterError."""
-        check_memory(self.size, self.budget, available_bytes)
-
     def memory_for_experts(self, available_bytes: int) -> float:
         """GiB of experts that each shard may hold when all of a machine's memory is shared out, lost shards' experts included."""
         experts = [share for share in self.shares if share.num_experts]

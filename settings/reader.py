@@ -73,10 +73,6 @@ def flag_name(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def env_name(name: str) -> str:
-    return ENV_PREFIX + name.upper()
-
-
 def add_flags(parser: argparse.ArgumentParser, config: type) -> None:
     """Adds one flag per field; absent flags stay out of the namespace."""
     hints = typing.get_type_hints(config)

@@ -12,6 +12,7 @@ from expertfleet.cluster.resource_plan import (
     GIB,
     WORKER_BYTES,
     available_cores,
+    check_memory,
     fitting_plan,
     make_plan,
     spin_within,
@@ -59,11 +60,11 @@ def test_attention_counts_everything_but_the_experts_and_its_cache(tiny: Path, c
 
 def test_too_little_memory_is_one_line_with_the_remedy(tiny: Path, checkpoint: CheckpointFiles) -> None:
     plan = make_plan(config(tiny), checkpoint, 2, NODES)
-    plan.check_memory(plan.memory_bytes)
+    check_memory(plan.size, plan.budget, plan.memory_bytes)
     with pytest.raises(
         ClusterError, match=r"too little memory: the plan needs 2\.\d GiB .* 1\.0 GiB are available; spread"
     ):
-        plan.check_memory(GIB)
+        check_memory(plan.size, plan.budget, GIB)
 
 
 def test_a_cache_too_small_for_one_sequence_names_what_would_do(tiny: Path, checkpoint: CheckpointFiles) -> None:
@@ -194,4 +195,4 @@ def test_copies_in_spare_memory_are_part_of_the_plan(tiny: Path, checkpoint: Che
     plan = make_plan(config(tiny, expert_shards=3, memory_gib=1.0, spare_memory=0.2), checkpoint, 2, NODES)
     assert sum(share.num_experts for share in plan.shares) == math.ceil(0.8 * 3 * 192)
     with pytest.raises(ClusterError, match="too little memory"):
-        plan.check_memory(plan.memory_bytes - 1)
+        check_memory(plan.size, plan.budget, plan.memory_bytes - 1)
