@@ -7,7 +7,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 TORCH := 2.13.0
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
-ROOMS := attention_workers checkpoint cluster demo expert_workers gateway kernels membership proto router settings
+PACKAGES := attention_workers checkpoint cluster demo expert_workers gateway kernels membership proto router settings transport
 
 .PHONY: dev proto test lint check demo bench-kernels clean
 
@@ -40,7 +40,7 @@ test: dev
 lint: dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy $(addprefix -p expertfleet.,$(ROOMS))
+	@$(BIN)/mypy $(addprefix -p expertfleet.,$(PACKAGES))
 
 check: lint
 	@$(BIN)/python -m expertfleet.proto.make_stubs --check

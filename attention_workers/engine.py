@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from ..proto.errors import Code, FleetError
-from ..proto.reactor import Reactor
-from ..router.dispatch import Dispatch
+from ..router.dispatch.layer_dispatch import Dispatch
+from ..transport.reactor import Reactor
 from .prefill_budget import PrefillBudget
 from .sampler import sample
 from .scheduler import Chunk, Scheduler

@@ -19,7 +19,7 @@ from ..kernels.norm import rms_norm
 from ..kernels.rope import RopeTable, rotate
 from ..kernels.row_rule import RowRule
 from ..proto.errors import FleetError
-from ..router.gate import Gate
+from ..router.dispatch.gate import Gate
 from ..router.router import Router
 from .kv_cache import PAGE, LatentCache, PageAllocator, slots_of
 from .scheduler import Chunk

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from .kv_cache import PAGE, PageAllocator
-from .prefix import PageNames
+from .prefix_hash import PageNames
 from .sequence import Sequence
 
 

@@ -20,7 +20,7 @@ from ..kernels.rope import rope_table, rotate, softmax_scale
 from ..kernels.row_rule import bits_of
 from ..kernels.self_test_inputs import canned
 from ..proto.rows import Rows
-from ..router.combine import Answers, combine
+from ..router.dispatch.combine import Answers, combine
 from .sampler import distribution, sample, uniform
 from .sequence import SamplingParams, Sequence, ThinkingBudget, TokenOut
 from .weights import attention_shapes, gate_choice

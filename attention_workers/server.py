@@ -19,11 +19,11 @@ from ..membership.watch import EpochWatch
 from ..proto.codec import DTYPE_NAMES, Hello
 from ..proto.errors import FleetError
 from ..proto.generated import generate_pb2_grpc, membership_pb2
-from ..proto.io_thread import IoThread
-from ..proto.pair_group import PairSettings
-from ..router.load import ExpertLoads
+from ..router.placement.expert_loads import ExpertLoads
 from ..router.router import Router
 from ..settings.heap import keep_large_blocks
+from ..transport.io_thread import IoThread
+from ..transport.pair_group import PairSettings
 from .config import AttentionConfig
 from .engine import Engine
 from .kv_cache import PAGE, LatentCache, PageAllocator

@@ -16,7 +16,7 @@ from ..kernels.mla import attention_rule
 from ..kernels.numerics import AttentionShapes
 from ..kernels.rope import RopeTable, rope_table, softmax_scale
 from ..kernels.row_rule import RuleBook
-from ..router.gate import Gate
+from ..router.dispatch.gate import Gate
 from .model import Attention, Layer, Mlp, Model
 
 # The products that take the normalised hidden row; the second is missing where queries have no low rank.

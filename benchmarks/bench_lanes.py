@@ -27,8 +27,8 @@ from shard_process import ShardProcess, cpu_seconds, members
 from expertfleet.checkpoint.make_tiny import make_tiny
 from expertfleet.checkpoint.tensors import Checkpoint
 from expertfleet.proto.codec import MAX_PIECE_BYTES
-from expertfleet.proto.io_thread import IoThread
-from expertfleet.proto.pair_group import PairSettings
+from expertfleet.transport.io_thread import IoThread
+from expertfleet.transport.pair_group import PairSettings
 
 _COLUMNS = "kind,tokens,shards,layers,median_us,p99_us,layers_per_s,router_cpu_us,shard_cpu_us,experts_us"
 _DRAWS = 16

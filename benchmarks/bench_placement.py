@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from expertfleet.router.copies import Objective
-from expertfleet.router.placement import Placement, Shard, place
-from expertfleet.router.routing_table import choose_replicas
+from expertfleet.router.dispatch.routing_table import choose_replicas
+from expertfleet.router.placement.placement import Placement, Shard, place
+from expertfleet.router.placement.replica_counts import Objective
 
 TOP_K, EXPERTS = 8, 384
 K2_LAYERS, K2_EXPERT_BYTES = 60, 24_772_608

@@ -30,7 +30,7 @@ from shard_reports import ShardReports
 
 from expertfleet.checkpoint.make_tiny import make_tiny
 from expertfleet.checkpoint.tensors import Checkpoint
-from expertfleet.proto.io_thread import IoThread
+from expertfleet.transport.io_thread import IoThread
 
 _COLUMNS = (
     "experts,lanes,shards,tokens,in_flight,rounds,layers_per_s,share_of_linear,busy_share,busiest_share,frames_per_layer"

@@ -22,8 +22,8 @@ from shard_process import ShardProcess
 from expertfleet.checkpoint.make_tiny import make_tiny
 from expertfleet.checkpoint.tensors import Checkpoint
 from expertfleet.proto.codec import Dispatch, Hello, Result, decode, encode_dispatch, encode_hello, short_fingerprint
-from expertfleet.proto.lane import PATH, channel_options
 from expertfleet.proto.rows import Rows
+from expertfleet.transport.lane import PATH, channel_options
 
 _LIMIT = 1 << 27
 _DEADLINE_US = 60_000_000

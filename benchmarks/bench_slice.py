@@ -39,8 +39,8 @@ from expertfleet.kernels.choice import Choice
 from expertfleet.kernels.exact_linear import ExactScores
 from expertfleet.kernels.row_rule import RuleBook
 from expertfleet.membership.epoch import ExpertSet, Member
-from expertfleet.proto.io_thread import IoThread
-from expertfleet.router.gate import Gate
+from expertfleet.router.dispatch.gate import Gate
+from expertfleet.transport.io_thread import IoThread
 
 _COLUMNS = "figure,lanes,tokens,count,median,p10,p90"
 _WARM_UP = 3

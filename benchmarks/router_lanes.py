@@ -17,12 +17,12 @@ from expertfleet.checkpoint.model_config import ModelConfig
 from expertfleet.checkpoint.tensors import Checkpoint
 from expertfleet.membership.epoch import Epoch, EpochId, Member
 from expertfleet.proto.codec import Hello
-from expertfleet.proto.io_thread import IoThread
-from expertfleet.proto.pair_group import ALL_ON_THE_LANE, PairSettings
-from expertfleet.proto.reactor import Reactor
-from expertfleet.router.dispatch import Dispatch
+from expertfleet.router.dispatch.layer_dispatch import Dispatch
 from expertfleet.router.router import Router
 from expertfleet.settings.heap import keep_large_blocks
+from expertfleet.transport.io_thread import IoThread
+from expertfleet.transport.pair_group import ALL_ON_THE_LANE, PairSettings
+from expertfleet.transport.reactor import Reactor
 
 KINDS = ("local", "tcp", "grpc")
 _LIMIT = 64 << 20

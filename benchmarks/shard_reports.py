@@ -12,7 +12,7 @@ import grpc
 
 from expertfleet.membership.channel import open_channel
 from expertfleet.proto.generated import expert_pb2, expert_pb2_grpc, membership_pb2
-from expertfleet.proto.io_thread import IoThread
+from expertfleet.transport.io_thread import IoThread
 
 _CALL_S = 30.0
 _AGAIN_S = 0.2

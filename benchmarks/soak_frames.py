@@ -43,7 +43,7 @@ from expertfleet.proto.codec import (
     encode_result,
 )
 from expertfleet.proto.errors import Code, FleetError
-from expertfleet.proto.layout import WIRE_VERSION, Kind
+from expertfleet.proto.frame_prefix import WIRE_VERSION, Kind
 from expertfleet.proto.rows import Rows, address_of
 
 _HIDDEN, _EXPERTS, _TOP_K, _LIMIT = 7168, 384, 8, 64 << 20

@@ -17,9 +17,9 @@ import numpy as np
 
 from .errors import CheckpointError
 from .files import CheckpointFiles
-from .layout import TensorSpec, all_tensors
 from .model_config import CODES_PER_WORD, CONFIG_FILE
 from .safetensors_header import TensorInfo
+from .tensor_names import TensorSpec, all_tensors
 from .texts import Texts
 
 _logger = logging.getLogger(__name__)

@@ -16,13 +16,13 @@ from types import TracebackType
 from typing import Self
 
 from .errors import CheckpointError
+from .file_headers import SAMPLE_BYTES, AskHeads
 from .folders import Folders
-from .heads import SAMPLE_BYTES, AskHeads
 from .json_object import optional, read_json_object
-from .layout import expert_projections
 from .mistakes import folder_lacks, folder_lacks_index, tensor_is
 from .model_config import CONFIG_FILE, ModelConfig
 from .safetensors_header import TensorInfo
+from .tensor_names import expert_projections
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"

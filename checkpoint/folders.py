@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .errors import CheckpointError
-from .heads import Head, RawHead, parse_head, read_head
+from .file_headers import Head, RawHead, parse_head, read_head
 
 _logger = logging.getLogger(__name__)
 

@@ -20,10 +20,10 @@ import numpy as np
 from . import tiny_vocabulary
 from .errors import CheckpointError
 from .files import INDEX_FILE
-from .layout import TensorSpec, all_tensors
 from .model_config import ModelConfig
 from .random_tensors import CHUNK_BYTES, RandomTensors
 from .safetensors_header import encode_header
+from .tensor_names import TensorSpec, all_tensors
 from .tiny_config import SHAPES, TinyShape, config_document, option_name
 
 MARKER_FILE = "make_tiny.json"

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .layout import TensorSpec
 from .model_config import ModelConfig
+from .tensor_names import TensorSpec
 
 CHUNK_BYTES = 16 << 20
 _BLOCK = 1 << 16  # values per step, so that the intermediate stays in the cache

@@ -17,16 +17,16 @@ from .. import __version__
 from ..checkpoint import command as checkpoint_command
 from ..gateway import command as gateway_command
 from ..settings.reader import SettingsError, add_flags, masked, read_file, resolve, within
-from .chat import Chat, first_model, typed_lines
-from .config import FleetConfig
-from .desired_state import MAX_SEATS
+from .commands.chat import Chat, first_model, typed_lines
+from .commands.config import FleetConfig
+from .commands.head import HeadConfig, run_head
+from .commands.node import add_node_flags, read_node_config, run_node
+from .commands.scale import scale
+from .commands.serve import dry_run, serve
+from .commands.statefulset import scale_statefulset
+from .commands.status import fetch_status, render
+from .controller.desired_state import MAX_SEATS
 from .errors import ClusterError
-from .head import HeadConfig, run_head
-from .node import add_node_flags, read_node_config, run_node
-from .scale import scale
-from .serve import dry_run, serve
-from .statefulset import scale_statefulset
-from .status import fetch_status, render
 
 _URL = "http://127.0.0.1:8000"
 

@@ -9,7 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from ..cluster.status import fetch_status, table
+from ..cluster.commands.status import fetch_status, table
 from .bundled import NANO_K2
 from .conversation import Client, Reply
 from .questions import DECIMALS, WEATHER, ask_decimals, ask_weather

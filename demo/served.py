@@ -11,7 +11,7 @@ import threading
 import time
 from pathlib import Path
 
-from ..cluster.guard import alive, descendants
+from ..cluster.ray.process_reaper import alive, descendants
 
 _READY_S = 120.0
 _END_S = 40.0

@@ -18,7 +18,7 @@ from ..membership.epoch import EpochId, ExpertSet
 from ..proto.codec import DTYPE_NAMES, Dispatch, short_fingerprint
 from ..proto.dispatch_header import Indices
 from ..proto.errors import Code, FleetError
-from ..proto.layout import DTYPE_CODES
+from ..proto.frame_prefix import DTYPE_CODES
 from ..proto.rows import address_of
 from ..settings.heap import return_free_memory
 from .sources import ExpertSources, NoSourceError

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
-from ..checkpoint.layout import expert_projections
 from ..checkpoint.model_config import CODES_PER_WORD, ModelConfig
+from ..checkpoint.tensor_names import expert_projections
 from ..kernels.expert_layer import Three
 from ..proto.errors import Code, FleetError
 from ..proto.generated import expert_pb2 as pb

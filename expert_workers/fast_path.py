@@ -10,11 +10,11 @@ from collections.abc import Callable
 from ..kernels import native_lanes
 from ..kernels.native_lanes import NOTHING, USUAL, Fence, ShardEnd, check
 from ..proto.codec import result_parts, result_rows
-from ..proto.layout import dtype_of
-from ..proto.local_lane import FrameSocket
+from ..proto.frame_prefix import dtype_of
 from ..proto.rows import Rows, address_of
-from ..proto.shared_memory import SharedMemory
-from ..proto.tcp_lane import TcpSocket
+from ..transport.local_lane import FrameSocket
+from ..transport.shared_memory import SharedMemory
+from ..transport.tcp_lane import TcpSocket
 from .runtime import MIN_SLICE_ROUTES
 
 

@@ -31,15 +31,15 @@ from ..proto.codec import (
     result_rows,
 )
 from ..proto.errors import Code, FleetError, abort
+from ..proto.frame_prefix import NO_PAIR, PAIRS_SINCE, Buffer, frame_id_of
 from ..proto.generated import expert_pb2, expert_pb2_grpc, membership_pb2
-from ..proto.layout import NO_PAIR, PAIRS_SINCE, Buffer, frame_id_of
-from ..proto.local_lane import FrameSocket
 from ..proto.pair_frames import PairFrame
-from ..proto.pair_group import PairSettings
-from ..proto.reactor import Reactor
 from ..proto.rows import Rows
-from ..proto.shared_memory import SharedMemory
-from ..proto.tcp_lane import METADATA_KEY, TcpSocket, Ticket
+from ..transport.local_lane import FrameSocket
+from ..transport.pair_group import PairSettings
+from ..transport.reactor import Reactor
+from ..transport.shared_memory import SharedMemory
+from ..transport.tcp_lane import METADATA_KEY, TcpSocket, Ticket
 from .expert_store import ExpertStore
 from .fast_path import FastPath
 from .pairs import ShardPairs

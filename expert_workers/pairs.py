@@ -12,10 +12,10 @@ import torch
 
 from ..proto.codec import Dispatch
 from ..proto.errors import Code, FleetError
-from ..proto.pair import Pair
 from ..proto.pair_frames import PairAt, Paired, PairedResult, PairFrame, Taken, encode_paired_result, encode_taken
-from ..proto.pair_group import PairSettings, join_pair
 from ..proto.rows import Rows
+from ..transport.pair import Pair
+from ..transport.pair_group import PairSettings, join_pair
 from .pool import Job
 
 Piece = Callable[[Job, int, Rows], None]

@@ -18,8 +18,8 @@ from ..kernels.native_lanes import ShardEnd
 from ..proto.codec import encode_error
 from ..proto.dispatch_header import Indices
 from ..proto.errors import Code, FleetError
-from ..proto.reactor import Reactor
 from ..proto.rows import Rows, address_of
+from ..transport.reactor import Reactor
 from .pool import Pool, Slice
 
 logger = logging.getLogger(__name__)

@@ -25,21 +25,21 @@ from ..membership.registration import Registration
 from ..proto.codec import DTYPE_NAMES, Hello
 from ..proto.errors import FleetError
 from ..proto.generated import expert_pb2_grpc, membership_pb2
-from ..proto.io_thread import IoThread
-from ..proto.lane import server_options, stream_handler
-from ..proto.local_lane import LocalServer
-from ..proto.pair_group import PairSettings
-from ..proto.reactor import Reactor
-from ..proto.tcp_lane import TcpServer
+from ..transport.io_thread import IoThread
+from ..transport.lane import server_options, stream_handler
+from ..transport.local_lane import LocalServer
+from ..transport.pair_group import PairSettings
+from ..transport.reactor import Reactor
+from ..transport.tcp_lane import TcpServer
 from .config import ExpertConfig, parse_experts
 from .device_memory import available_on
 from .expert_store import ExpertStore
 from .fast_path import FastPath
+from .fetch_headers import ask_heads
 from .handler import ControlService, LaneHandler, LocalLane, TcpLane
 from .memory import num_experts_in
 from .numa import keep_to
 from .orders import Orders
-from .outline import ask_heads
 from .peer_export import ExpertExporter
 from .peers import Peers
 from .pool import Pool

@@ -16,8 +16,8 @@ from ..proto.address import is_loopback
 from ..proto.errors import FleetError, shown
 from ..proto.generated import membership_pb2 as pb
 from .app import new_app
-from .errors import ApiError, bad_value, from_fleet
-from .json_body import read_object
+from .http.errors import ApiError, bad_value, from_fleet
+from .http.json_body import read_object
 from .service import Service
 
 _MAX_SCALE_BYTES = 1 << 16

@@ -10,8 +10,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from .connection import ClientGone
-from .errors import ApiError
+from .http.connection import ClientGone
+from .http.errors import ApiError
 from .middleware import GatewayMiddleware, error_response
 from .service import Service
 

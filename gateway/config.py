@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ..membership.security import WireSettings
 from ..settings.reader import check_address, check_host, check_seat, option, within
-from .access import AccessSettings
-from .resumption import ResumptionSettings
+from .access.access_settings import AccessSettings
+from .engine.failover_settings import ResumptionSettings
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import ApiError, shutting_down
+from .http.errors import ApiError, shutting_down
 from .service import Service
 
 _log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from ..proto.address import family_of, join_address
 from .admin import build_admin_app
 from .app import build_app
 from .config import GatewayConfig
-from .model import Model
+from .events.served_model import Model
 from .service import Service
 
 _log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ _CLOSE_S = 2.0
 class GatewayServer:
     def __init__(self, config: GatewayConfig) -> None:
         self.config = config
-        self.service = Service(config, Model.load(config))
+        self.service = Service(config, Model.load(config.model, config.model_names, config.max_model_len))
         self._servers: list[_Server] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._hurry = asyncio.Event()

@@ -8,40 +8,41 @@ import random
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ..proto.address import is_every_address, join_address
 from ..proto.errors import shown
-from .answer import Answer, Event
-from .backend import Backend
-from .chat import chat_job
-from .chat_format import ChatFormat
-from .completion_format import CompletionFormat
-from .completions import completion_job
+from .access.keys import ApiKeys
 from .config import GatewayConfig
-from .connection import EventStream, unless_gone
-from .controller_client import ControllerClient
-from .drain import Drain
-from .errors import bad_value
-from .fields import IGNORED_HEADER, listed
+from .engine.backend import Backend
+from .engine.controller_client import ControllerClient
+from .engine.drain import Drain
+from .engine.prepared_request import PreparedRequest
+from .engine.running_request import Run
+from .events.answer import Answer, Event
+from .events.served_model import Model
+from .http.connection import EventStream, unless_gone
+from .http.errors import bad_value
+from .http.json_body import read_object
+from .http.metrics import Metrics
+from .http.retry_after import RetryAfter
 from .idle_gc import Idle
-from .json_body import read_object
-from .keys import ApiKeys
-from .metrics import Metrics
-from .model import Model
-from .prepared_request import PreparedRequest
-from .retry_after import RetryAfter
-from .run import Run
-from .schemas import ChatRequest, CompletionRequest, parse
-from .stream import EventFrames
+from .openai.chat import chat_job
+from .openai.chat_format import ChatFormat
+from .openai.completion_format import CompletionFormat
+from .openai.completions import completion_job
+from .openai.fields import IGNORED_HEADER, listed
+from .openai.schemas import AnyRequest, ChatRequest, CompletionRequest, parse
+from .openai.sse_stream import EventFrames
 
 INEXACT_HEADER = "x-expertfleet-inexact-continuations"
 _DRAWN_SEATS = 10**8
 
 AnyFormat = ChatFormat | CompletionFormat
+_Asked = TypeVar("_Asked", ChatRequest, CompletionRequest)
 
 
 class Service:
@@ -104,15 +105,17 @@ class Service:
         return await read_object(http, self.config.max_body_mib << 20)
 
     async def _job(
-        self, http: Request, request: ChatRequest | CompletionRequest, make: Callable[[str], PreparedRequest]
-    ) -> PreparedRequest:
+        self, http: Request, request: AnyRequest, make: Callable[[str], PreparedRequest[_Asked]]
+    ) -> PreparedRequest[_Asked]:
         """Long prompts take long to encode, so that is done beside the event loop."""
         self.check_model(request.model)
         if request.request_id is not None and not http.state.has_own_id:
             http.state.request_id = request.request_id
         return await asyncio.to_thread(make, http.state.request_id)
 
-    async def _respond(self, http: Request, job: PreparedRequest, answers: list[Answer], form: AnyFormat) -> Response:
+    async def _respond(
+        self, http: Request, job: PreparedRequest[AnyRequest], answers: list[Answer], form: AnyFormat
+    ) -> Response:
         headers = {IGNORED_HEADER: listed(job.ignored)} if job.ignored else {}
         async with AsyncExitStack() as stack:
             run = Run(job, answers, self.backend, self.metrics, self.config.resumption)

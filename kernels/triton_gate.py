@@ -1,5 +1,5 @@
 # mypy: disable-error-code="import-not-found, import-untyped, untyped-decorator, no-untyped-def, no-untyped-call"
-"""The gate on an NVIDIA GPU: bf16 rows and gate weights to the best experts and their weights, as router/gate.py does it.
+"""The gate on an NVIDIA GPU: bf16 rows and gate weights to the best experts and their weights, as router/dispatch/gate.py does it.
 
 Knows nothing of shards, or of expert groups (K2 has one). Logits are sums of exact products in float32; a row's bits
 depend on the row alone: 1. ``logits_kernel`` sums stretches of SPLIT inputs on tensor cores, the same instruction for any

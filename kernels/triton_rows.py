@@ -2,7 +2,7 @@
 """What happens to rows around the experts on an NVIDIA GPU: gather, scatter, and the combine in the gate's rank order.
 
 Knows nothing of experts. The grouped GEMM gathers and scatters by itself; the two here serve frames, whose rows come
-sorted by shard. ``combine`` gives router/combine.py's bits: product and sum are rounded apart (no fused multiply-add).
+sorted by shard. ``combine`` gives router/dispatch/combine.py's bits: product and sum are rounded apart (no fused multiply-add).
 """
 
 import functools

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from ..proto.errors import FleetError
 from ..proto.generated import membership_pb2 as pb
-from ..proto.io_thread import IoThread
+from ..transport.io_thread import IoThread
 from .lease_client import LeaseClient
 
 logger = logging.getLogger(__name__)

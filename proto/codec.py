@@ -4,7 +4,7 @@ Knows nothing of gRPC, of placement or of who computes.
 1. Both sides send HELLO; 2. the worker sends DISPATCH (and CANCEL), 3. the shard answers each DISPATCH with RESULT
 pieces that cover its routes in their order, or with one ERROR.
 
-After the prefix that every frame has (``layout.py``), by kind (``pair_frames.py`` has more):
+After the prefix that every frame has (``frame_prefix.py``), by kind (``pair_frames.py`` has more):
 
 * HELLO     a msgpack map (see ``Hello``), at most 64 KiB
 * DISPATCH  44-byte header and 4 zero bytes, rows [R, H], route_rows int32 [N], route_experts int32 [N]
@@ -34,7 +34,7 @@ from .dispatch_header import (
     unpack_routes,
 )
 from .errors import Code, FleetError
-from .layout import (
+from .frame_prefix import (
     DTYPE_CODES,
     MAGIC,
     NO_PAIR,

@@ -11,7 +11,7 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
-from .layout import DTYPE_CODES, PREFIX, Buffer, at_least, bad, dtype_of, expect
+from .frame_prefix import DTYPE_CODES, PREFIX, Buffer, at_least, bad, dtype_of, expect
 
 DISPATCH_HEADER = struct.Struct("<8sQQHBBIIII4x")
 _FEW_ROUTES = 64  # as numbers they are looked through sooner than as an array

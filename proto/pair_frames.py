@@ -24,7 +24,7 @@ from .dispatch_header import (
     unpack_dispatch_header,
     unpack_routes,
 )
-from .layout import DTYPE_CODES, PAIRS_SINCE, PREFIX, Buffer, Kind, at_least, bad, dtype_of, expect, prefix
+from .frame_prefix import DTYPE_CODES, PAIRS_SINCE, PREFIX, Buffer, Kind, at_least, bad, dtype_of, expect, prefix
 
 MAX_ADDRESS_BYTES = 256
 _PAIR = struct.Struct("<I4x")

@@ -11,7 +11,7 @@ import warnings
 import numpy as np
 import torch
 
-from .layout import Buffer
+from .frame_prefix import Buffer
 
 _SMALL_BYTES = 128 << 10  # are zeroed, and copied, sooner than a tensor is made or looked at
 

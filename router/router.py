@@ -19,20 +19,20 @@ from ..membership.epoch import NO_EPOCH, Epoch, EpochId
 from ..proto.codec import Dispatch as Frame
 from ..proto.codec import Hello, dispatch_parts, short_fingerprint
 from ..proto.errors import FleetError
-from ..proto.io_thread import IoThread
-from ..proto.layout import Buffer
-from ..proto.pair_group import ALL_ON_THE_LANE, PairSettings
-from ..proto.reactor import Reactor
+from ..proto.frame_prefix import Buffer
 from ..proto.rows import Rows
-from .connection import Sent
-from .deadline_timers import DeadlineTimers
-from .dispatch import Dispatch
-from .fanout import FanoutResult, LayerFanout
-from .frame_in_flight import FrameInFlight
-from .lane import Lane
-from .load import ExpertLoads
-from .routing_table import NO_HOLDER, RoutingTable
-from .shard_requests import Routes, ShardRequest, partition_routes
+from ..transport.io_thread import IoThread
+from ..transport.pair_group import ALL_ON_THE_LANE, PairSettings
+from ..transport.reactor import Reactor
+from .dispatch.deadline_timers import DeadlineTimers
+from .dispatch.fanout import FanoutResult, LayerFanout
+from .dispatch.frame_in_flight import FrameInFlight
+from .dispatch.layer_dispatch import Dispatch
+from .dispatch.routing_table import NO_HOLDER, RoutingTable
+from .dispatch.shard_requests import Routes, ShardRequest, partition_routes
+from .lanes.connection import Sent
+from .lanes.lane import Lane
+from .placement.expert_loads import ExpertLoads
 
 logger = logging.getLogger(__name__)
 # Parts asked a second time because the first shard is slow: at most this share of all, but for a few.

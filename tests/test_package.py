@@ -13,18 +13,33 @@ import expertfleet
 ROOT = Path(__file__).parents[1]
 ROOMS = {
     "proto": set(),
+    "transport": {"proto"},
     "settings": set(),
     "checkpoint": {"proto"},
     "kernels": {"proto"},
-    "membership": {"proto", "settings"},
-    "router": {"kernels", "membership", "checkpoint", "proto"},
-    "expert_workers": {"router", "kernels", "membership", "checkpoint", "proto", "settings"},
-    "attention_workers": {"router", "kernels", "membership", "checkpoint", "proto", "settings"},
+    "membership": {"proto", "settings", "transport"},
+    "router": {"kernels", "membership", "checkpoint", "proto", "transport"},
+    "expert_workers": {"router", "kernels", "membership", "checkpoint", "proto", "transport", "settings"},
+    "attention_workers": {"router", "kernels", "membership", "checkpoint", "proto", "transport", "settings"},
     "gateway": {"checkpoint", "membership", "proto", "settings"},
     "cluster": {
         *("gateway", "attention_workers", "expert_workers", "router", "membership", "checkpoint", "proto", "settings"),
     },
     "demo": {"cluster", "checkpoint", "kernels"},
+}
+# Within a room: what each folder of it may import of its sisters.
+SUB_ROOMS = {
+    "cluster/controller": set(),
+    "cluster/ray": {"controller"},
+    "cluster/commands": {"controller", "ray"},
+    "gateway/http": set(),
+    "gateway/access": set(),
+    "gateway/events": set(),
+    "gateway/engine": {"http", "events"},
+    "gateway/openai": {"http", "events", "engine"},
+    "router/placement": set(),
+    "router/lanes": set(),
+    "router/dispatch": {"lanes"},
 }
 
 
@@ -53,6 +68,17 @@ def test_imports_run_one_way(room: str) -> None:
             if isinstance(node, ast.ImportFrom) and node.level == len(path.parts) and node.module:
                 other = node.module.split(".")[0]
                 assert other in ROOMS[room] | {"__version__"}, f"{path} imports {other}"
+
+
+@pytest.mark.parametrize("room", sorted(SUB_ROOMS))
+def test_imports_within_a_room_run_one_way(room: str) -> None:
+    parent, own = room.split("/")
+    sisters = {name.split("/")[1] for name in SUB_ROOMS if name.startswith(f"{parent}/")} - {own}
+    for path in tracked(f"{room}/*.py"):
+        for node in ast.walk(ast.parse((ROOT / path).read_text())):
+            if isinstance(node, ast.ImportFrom) and node.level == 2 and node.module:
+                other = node.module.split(".")[0]
+                assert other not in sisters - SUB_ROOMS[room], f"{path} imports {other}"
 
 
 def test_the_readme_has_a_caption_for_every_folder() -> None:

@@ -16,8 +16,8 @@ from typing import TypeVar
 from ..chat_template import TEMPLATE_FILE
 from ..files import INDEX_FILE, SINGLE_FILE, no_tensor, read_index
 from ..generation import FILE as GENERATION_FILE
-from ..layout import all_tensors
 from ..model_config import CONFIG_FILE, ModelConfig
+from ..tensor_names import all_tensors
 from ..texts import Texts
 from ..tokenizer import RANKS_FILE, TOKENIZER_FILE
 from .checksums import SUMS_FILE, file_sha256, parse_sums

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 
 from ...checkpoint import tiny_vocabulary
 from ...checkpoint.chat_template import ChatTemplate
-from ...checkpoint.layout import all_tensors, expert_projections
 from ...checkpoint.model_config import ModelConfig
+from ...checkpoint.tensor_names import all_tensors, expert_projections
 from ...checkpoint.tensors import Checkpoint
 from ...checkpoint.tiny_config import TinyShape, config_document
 from ...checkpoint.tokenizer import Tokenizer

@@ -22,8 +22,8 @@ from expertfleet.kernels.errors import KernelError
 from expertfleet.kernels.numerics import attention_self_test
 from expertfleet.kernels.row_rule import bits_of
 from expertfleet.kernels.self_test_inputs import canned
-from expertfleet.router import combine as combine_module
-from expertfleet.router.combine import Answers, combine
+from expertfleet.router.dispatch import combine as combine_module
+from expertfleet.router.dispatch.combine import Answers, combine
 
 DTYPES = [torch.bfloat16, torch.float32]
 VOCAB = 3000

@@ -13,7 +13,7 @@ import run as run_module
 from harness.plan_file import read_plan
 from until import until
 
-from expertfleet.cluster.guard import alive, descendants
+from expertfleet.cluster.ray.process_reaper import alive, descendants
 
 HERE = Path(__file__).parent
 KILL_SHARD = HERE / "plans" / "kill-shard.toml"

@@ -22,7 +22,7 @@ from harness.steps import Happened, Steps
 
 from expertfleet.benchmarks.networks.commands import NetworkError
 from expertfleet.benchmarks.networks.network import Network
-from expertfleet.cluster.desired_state import DesiredState
+from expertfleet.cluster.controller.desired_state import DesiredState
 
 
 class FakeFleet:

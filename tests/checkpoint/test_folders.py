@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from expertfleet.checkpoint.check import check
+from expertfleet.checkpoint.checkpoint_headers import Outline
 from expertfleet.checkpoint.errors import CheckpointError
+from expertfleet.checkpoint.file_headers import RawHead, read_head
 from expertfleet.checkpoint.files import CheckpointFiles
-from expertfleet.checkpoint.heads import RawHead, read_head
 from expertfleet.checkpoint.make_tiny import make_tiny
-from expertfleet.checkpoint.outline import Outline
 
 SECOND = "model-00002-of-000004.safetensors"
 THIRD = "model-00003-of-000004.safetensors"

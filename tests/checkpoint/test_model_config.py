@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from expertfleet.checkpoint.errors import CheckpointError
-from expertfleet.checkpoint.layout import all_tensors
 from expertfleet.checkpoint.model_config import ModelConfig, YarnConfig
+from expertfleet.checkpoint.tensor_names import all_tensors
 from expertfleet.checkpoint.tiny_config import KIMI_K2_THINKING, config_document
 
 ConfigData = Callable[[], dict[str, Any]]

@@ -3,9 +3,9 @@ import math
 import numpy as np
 import pytest
 
-from expertfleet.checkpoint.layout import TensorSpec, all_tensors
 from expertfleet.checkpoint.model_config import ModelConfig
 from expertfleet.checkpoint.random_tensors import CHUNK_BYTES, RandomTensors, random_bytes
+from expertfleet.checkpoint.tensor_names import TensorSpec, all_tensors
 from expertfleet.checkpoint.tiny_config import TinyShape, config_document
 
 CONFIG = ModelConfig.from_dict(config_document(TinyShape()))

@@ -16,7 +16,7 @@ from fleet_process import plain_environment
 from until import until
 
 from expertfleet.checkpoint.make_tiny import make_tiny
-from expertfleet.cluster.guard import alive, descendants
+from expertfleet.cluster.ray.process_reaper import alive, descendants
 
 FAKE_FLEET = Path(__file__).with_name("fake_fleet.py")
 

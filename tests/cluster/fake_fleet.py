@@ -13,8 +13,8 @@ from typing import Any
 import grpc
 
 from expertfleet.checkpoint.files import CheckpointFiles
-from expertfleet.cluster import actors
 from expertfleet.cluster.__main__ import main
+from expertfleet.cluster.ray import actors
 from expertfleet.membership.epoch import NO_EPOCH, Epoch, ExpertSet
 from expertfleet.membership.lease_client import LeaseClient
 from expertfleet.membership.security import make_server, secure

@@ -13,13 +13,13 @@ import trustme
 from fleet_process import plain_environment
 
 from expertfleet.checkpoint.files import CheckpointFiles
-from expertfleet.cluster.controller import Controller
-from expertfleet.cluster.controller_thread import ControllerThread
-from expertfleet.cluster.desired_state import DesiredState
-from expertfleet.cluster.gateway_process import claim_port
-from expertfleet.cluster.resource_plan import fleet_shape
-from expertfleet.gateway.backend import Backend
-from expertfleet.gateway.controller_client import ControllerClient
+from expertfleet.cluster.commands.gateway_process import claim_port
+from expertfleet.cluster.commands.resource_plan import fleet_shape
+from expertfleet.cluster.controller.controller import Controller
+from expertfleet.cluster.controller.controller_thread import ControllerThread
+from expertfleet.cluster.controller.desired_state import DesiredState
+from expertfleet.gateway.engine.backend import Backend
+from expertfleet.gateway.engine.controller_client import ControllerClient
 from expertfleet.membership import security
 from expertfleet.membership.entrance import EntranceError, check_entrance
 from expertfleet.membership.security import WireSecurity

@@ -20,7 +20,7 @@ from until import until
 
 from expertfleet.checkpoint.make_tiny import make_tiny
 from expertfleet.cluster.__main__ import main
-from expertfleet.cluster.gateway_process import claim_port
+from expertfleet.cluster.commands.gateway_process import claim_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 TOKEN = "a token of these tests alone"

@@ -12,10 +12,10 @@ import pytest
 from until import until
 
 from expertfleet.checkpoint.files import CheckpointFiles
-from expertfleet.cluster.controller import Controller
-from expertfleet.cluster.controller_thread import ControllerThread
-from expertfleet.cluster.desired_state import DesiredState
-from expertfleet.cluster.resource_plan import fleet_shape
+from expertfleet.cluster.commands.resource_plan import fleet_shape
+from expertfleet.cluster.controller.controller import Controller
+from expertfleet.cluster.controller.controller_thread import ControllerThread
+from expertfleet.cluster.controller.desired_state import DesiredState
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 NUM_TOKENS = 400

@@ -23,8 +23,8 @@ from expertfleet.proto.codec import (
     short_fingerprint,
 )
 from expertfleet.proto.generated import expert_pb2, expert_pb2_grpc
-from expertfleet.proto.lane import PATH, channel_options
 from expertfleet.proto.rows import Rows
+from expertfleet.transport.lane import PATH, channel_options
 
 LIMIT = 1 << 26
 

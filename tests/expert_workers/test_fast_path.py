@@ -31,9 +31,9 @@ from expertfleet.proto.codec import (
     short_fingerprint,
 )
 from expertfleet.proto.errors import FleetError
-from expertfleet.proto.layout import WIRE_VERSION
+from expertfleet.proto.frame_prefix import WIRE_VERSION
 from expertfleet.proto.rows import Rows, address_of
-from expertfleet.proto.shared_memory import Arena
+from expertfleet.transport.shared_memory import Arena
 
 HIDDEN, EXPERTS, TOP_K, MOST = 64, 8, 2, 64
 LIMIT, LENGTH = 1 << 20, 8

@@ -16,14 +16,14 @@ from expertfleet.checkpoint.tensors import Checkpoint
 from expertfleet.membership.epoch import Epoch, EpochId, ExpertSet, Member
 from expertfleet.proto.codec import Hello
 from expertfleet.proto.errors import Code, FleetError
-from expertfleet.proto.io_thread import IoThread
-from expertfleet.proto.pair import Pair
-from expertfleet.proto.pair_group import PairSettings
-from expertfleet.proto.reactor import Reactor
-from expertfleet.router.dispatch import Dispatch
-from expertfleet.router.grpc_connection import GrpcConnection
-from expertfleet.router.lane import Lane
+from expertfleet.router.dispatch.layer_dispatch import Dispatch
+from expertfleet.router.lanes.grpc_connection import GrpcConnection
+from expertfleet.router.lanes.lane import Lane
 from expertfleet.router.router import Router
+from expertfleet.transport.io_thread import IoThread
+from expertfleet.transport.pair import Pair
+from expertfleet.transport.pair_group import PairSettings
+from expertfleet.transport.reactor import Reactor
 
 LAYER, HIDDEN, TOKENS = 1, 4096, 800  # 6.5 MB of rows: more than sockets hold
 

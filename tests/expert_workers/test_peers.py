@@ -20,7 +20,7 @@ from expertfleet.membership.epoch import ExpertSet
 from expertfleet.membership.security import WireSecurity
 from expertfleet.proto.errors import Code, FleetError
 from expertfleet.proto.generated import expert_pb2, expert_pb2_grpc, membership_pb2, membership_pb2_grpc
-from expertfleet.proto.io_thread import IoThread
+from expertfleet.transport.io_thread import IoThread
 
 LAYER, EXPERT = 1, 3
 FILE = "a-file.safetensors"

@@ -16,9 +16,9 @@ from expertfleet.kernels.expert_layer import ExpertShape
 from expertfleet.kernels.native import tensor_at
 from expertfleet.proto.codec import MAX_PIECE_BYTES, Dispatch, Error, Result, decode
 from expertfleet.proto.errors import Code
-from expertfleet.proto.layout import WIRE_VERSION
-from expertfleet.proto.reactor import Reactor
+from expertfleet.proto.frame_prefix import WIRE_VERSION
 from expertfleet.proto.rows import Rows
+from expertfleet.transport.reactor import Reactor
 
 H = 256
 

@@ -38,10 +38,10 @@ from expertfleet.proto.codec import (
 )
 from expertfleet.proto.errors import Code, FleetError, from_call
 from expertfleet.proto.generated import expert_pb2, expert_pb2_grpc, membership_pb2
-from expertfleet.proto.lane import PATH, channel_options
-from expertfleet.proto.local_lane import MAX_MESSAGE_BYTES
 from expertfleet.proto.rows import Rows
-from expertfleet.proto.shared_memory import Arena
+from expertfleet.transport.lane import PATH, channel_options
+from expertfleet.transport.local_lane import MAX_MESSAGE_BYTES
+from expertfleet.transport.shared_memory import Arena
 
 T = TypeVar("T")
 LIMIT = 1 << 20

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from expertfleet.checkpoint.checkpoint_headers import Outline
 from expertfleet.checkpoint.make_tiny import make_tiny
-from expertfleet.checkpoint.outline import Outline
 from expertfleet.checkpoint.tensors import Checkpoint
 from expertfleet.expert_workers.expert_store import ExpertStore
 from expertfleet.expert_workers.peers import Failure, Peers

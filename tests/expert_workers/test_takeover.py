@@ -14,11 +14,11 @@ import grpc
 import pytest
 import torch
 
-from expertfleet.checkpoint.outline import Outline
+from expertfleet.checkpoint.checkpoint_headers import Outline
 from expertfleet.checkpoint.tensors import Checkpoint
-from expertfleet.cluster.controller import Controller
-from expertfleet.cluster.desired_state import DesiredState
-from expertfleet.cluster.resource_plan import fleet_shape
+from expertfleet.cluster.commands.resource_plan import fleet_shape
+from expertfleet.cluster.controller.controller import Controller
+from expertfleet.cluster.controller.desired_state import DesiredState
 from expertfleet.expert_workers.expert_stream import from_pieces
 from expertfleet.membership.client import MembershipClient
 from expertfleet.membership.epoch import NO_EPOCH, Epoch, EpochId, ExpertSet, Member
@@ -28,9 +28,9 @@ from expertfleet.proto.codec import Hello
 from expertfleet.proto.errors import Code, from_call
 from expertfleet.proto.generated import expert_pb2, expert_pb2_grpc
 from expertfleet.proto.generated import membership_pb2 as pb
-from expertfleet.proto.io_thread import IoThread
-from expertfleet.proto.reactor import Reactor
 from expertfleet.router.router import Router
+from expertfleet.transport.io_thread import IoThread
+from expertfleet.transport.reactor import Reactor
 
 TOKEN = "a token of these tests alone"
 

@@ -15,7 +15,7 @@ from until import until
 
 from expertfleet.checkpoint.make_tiny import make_tiny
 from expertfleet.gateway.config import GatewayConfig
-from expertfleet.gateway.model import Model
+from expertfleet.gateway.events.served_model import Model
 from expertfleet.gateway.server import GatewayServer
 from expertfleet.proto.admission import ADMITTED
 from expertfleet.proto.errors import Code, FleetError
@@ -283,8 +283,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def model(model_dir: Path) -> Model:
-    config = GatewayConfig(model=model_dir, controller="127.0.0.1:1", served_model_name=(NAME,), max_model_len=4096)
-    return Model.load(config)
+    return Model.load(model_dir, (NAME,), 4096)
 
 
 @pytest.fixture(scope="session")

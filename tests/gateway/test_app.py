@@ -240,7 +240,9 @@ def test_a_call_that_names_no_tool_is_told_counted_and_logged_without_its_text(
     assert "".join(chunk.delta.content or "" for chunk in chunks if chunk.index == 0) == 'Well.call_1{"secret": 1}'
     assert [chunk.finish_reason for chunk in chunks if chunk.finish_reason] == ["invalid_tool_call"] * 2
     assert counted() == before + 4
-    logged = [record.getMessage() for record in caplog.records if record.name == "expertfleet.gateway.run"]
+    logged = [
+        record.getMessage() for record in caplog.records if record.name == "expertfleet.gateway.engine.running_request"
+    ]
     assert len(logged) == 2
     assert all(message.endswith("tool calls that name no tool became content: 2") for message in logged)
     assert "secret" not in caplog.text

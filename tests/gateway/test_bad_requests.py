@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from expertfleet.gateway.inner_fields import CONTENT, REPEATED_IN_MESSAGES
-from expertfleet.gateway.schemas import ChatRequest, CompletionRequest
+from expertfleet.gateway.openai.inner_fields import CONTENT, REPEATED_IN_MESSAGES
+from expertfleet.gateway.openai.schemas import ChatRequest, CompletionRequest
 
 CHAT: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "x"}]}
 

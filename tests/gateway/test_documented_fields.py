@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from expertfleet.gateway.errors import ApiError
-from expertfleet.gateway.fields import ADVISORY
-from expertfleet.gateway.inner_fields import (
+from expertfleet.gateway.http.errors import ApiError
+from expertfleet.gateway.openai.fields import ADVISORY
+from expertfleet.gateway.openai.inner_fields import (
     CALL,
     CALLED,
     CONTENT,
@@ -24,7 +24,7 @@ from expertfleet.gateway.inner_fields import (
     Kind,
     check_keys,
 )
-from expertfleet.gateway.schemas import ChatRequest, CompletionRequest
+from expertfleet.gateway.openai.schemas import ChatRequest, CompletionRequest
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
 KINDS: dict[str, list[Kind]] = {

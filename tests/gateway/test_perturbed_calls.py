@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from expertfleet.gateway.answer import Answer, Ending, Event
-from expertfleet.gateway.model import Model
-from expertfleet.gateway.parser import Parser
+from expertfleet.gateway.events.answer import Answer, Ending, Event
+from expertfleet.gateway.events.output_parser import Parser
+from expertfleet.gateway.events.served_model import Model
 from expertfleet.proto.generated import generate_pb2 as pb
 
 SECTION, END_SECTION = "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"

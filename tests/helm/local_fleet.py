@@ -14,10 +14,10 @@ from fleet_process import RoleProcess, plain_environment
 from until import until
 
 from expertfleet.checkpoint.files import CheckpointFiles
-from expertfleet.cluster.controller import Controller
-from expertfleet.cluster.controller_thread import ControllerThread
-from expertfleet.cluster.desired_state import DesiredState
-from expertfleet.cluster.resource_plan import fleet_shape
+from expertfleet.cluster.commands.resource_plan import fleet_shape
+from expertfleet.cluster.controller.controller import Controller
+from expertfleet.cluster.controller.controller_thread import ControllerThread
+from expertfleet.cluster.controller.desired_state import DesiredState
 from expertfleet.demo.bundled import NANO_K2
 from expertfleet.membership.client import MembershipClient
 

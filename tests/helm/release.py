@@ -18,7 +18,7 @@ from local_pods import HEAD_IP, Place, Pod
 from secret_volume import mount_secret
 from until import until
 
-from expertfleet.cluster.gateway_process import claim_port
+from expertfleet.cluster.commands.gateway_process import claim_port
 
 GATEWAY = 8000
 QUESTION = "which one is bigger, 9.11 or 9.9? think carefully."

@@ -7,9 +7,9 @@ import pytest
 
 from expertfleet.attention_workers.config import AttentionConfig
 from expertfleet.cluster.__main__ import make_parser
-from expertfleet.cluster.head import HeadConfig
-from expertfleet.cluster.node import NodeConfig, read_node_config
-from expertfleet.cluster.offer import Offer
+from expertfleet.cluster.commands.head import HeadConfig
+from expertfleet.cluster.commands.node import NodeConfig, read_node_config
+from expertfleet.cluster.ray.offer import Offer
 from expertfleet.demo.bundled import NANO_K2
 from expertfleet.expert_workers.config import ExpertConfig
 from expertfleet.gateway.config import GatewayConfig

@@ -7,7 +7,7 @@ from typing import Any
 
 import fleet_chart as chart
 
-from expertfleet.gateway.metrics import Metrics
+from expertfleet.gateway.http.metrics import Metrics
 from expertfleet.proto.generated import membership_pb2 as pb
 
 REPORTERS = ("attention_workers/server.py", "expert_workers/server.py")

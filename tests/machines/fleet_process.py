@@ -8,7 +8,7 @@ from typing import Any
 
 from until import until
 
-from expertfleet.cluster.guard import alive, descendants
+from expertfleet.cluster.ray.process_reaper import alive, descendants
 
 
 class RoleProcess:

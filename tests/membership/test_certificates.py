@@ -8,8 +8,8 @@ import pytest
 import trustme
 from cryptography.hazmat.primitives import serialization
 
-from expertfleet.cluster.config import FleetConfig
-from expertfleet.cluster.head import HeadConfig
+from expertfleet.cluster.commands.config import FleetConfig
+from expertfleet.cluster.commands.head import HeadConfig
 from expertfleet.expert_workers.config import ExpertConfig
 from expertfleet.membership.certificates import find_fault
 from expertfleet.membership.security import WireSettings

@@ -10,7 +10,7 @@ from until import until
 from expertfleet.membership.registration import Registration
 from expertfleet.proto.errors import Code, FleetError
 from expertfleet.proto.generated import membership_pb2 as pb
-from expertfleet.proto.io_thread import IoThread
+from expertfleet.transport.io_thread import IoThread
 
 
 @pytest.fixture

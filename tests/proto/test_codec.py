@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from expertfleet.proto import codec
 from expertfleet.proto.errors import Code, FleetError
-from expertfleet.proto.layout import WIRE_VERSION, Kind, prefix
+from expertfleet.proto.frame_prefix import WIRE_VERSION, Kind, prefix
 from expertfleet.proto.rows import Rows
 
 LIMIT = 1 << 20

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from expertfleet.proto import codec, pair_frames
 from expertfleet.proto.errors import Code, FleetError
-from expertfleet.proto.layout import PAIRS_SINCE, PREFIX, Kind
+from expertfleet.proto.frame_prefix import PAIRS_SINCE, PREFIX, Kind
 
 LIMIT = 1 << 20
 

@@ -1,12 +1,11 @@
 """Dispatches through real streams: every row comes back, failures move elsewhere, and nothing is answered in part."""
 
 import dataclasses
-import importlib.util
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from pathlib import Path
 
+import fake_shard
 import numpy as np
 import pytest
 import torch
@@ -14,19 +13,13 @@ import torch
 from expertfleet.membership.epoch import Epoch, EpochId, ExpertSet, Member
 from expertfleet.proto.codec import Hello
 from expertfleet.proto.errors import Code, FleetError
-from expertfleet.proto.io_thread import IoThread
-from expertfleet.proto.reactor import Reactor
-from expertfleet.router.combine import combine
-from expertfleet.router.dispatch import Dispatch
-from expertfleet.router.lane import Lane, Sink
-from expertfleet.router.load import ExpertLoads
+from expertfleet.router.dispatch.combine import combine
+from expertfleet.router.dispatch.layer_dispatch import Dispatch
+from expertfleet.router.lanes.lane import Lane, Sink
+from expertfleet.router.placement.expert_loads import ExpertLoads
 from expertfleet.router.router import Router
-
-_spec = importlib.util.spec_from_file_location("fake_shard", Path(__file__).with_name("fake_shard.py"))
-assert _spec is not None
-assert _spec.loader is not None
-fake_shard = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(fake_shard)
+from expertfleet.transport.io_thread import IoThread
+from expertfleet.transport.reactor import Reactor
 
 E, L, H, K = 24, 3, 32, 8
 FINGERPRINT = "ab" * 32

@@ -16,7 +16,7 @@ from expertfleet.benchmarks.networks.emulator import Emulator
 from expertfleet.benchmarks.networks.link import Link
 from expertfleet.benchmarks.networks.network import Network, networked
 from expertfleet.benchmarks.networks.probe import Found, probe
-from expertfleet.cluster.guard import alive, descendants
+from expertfleet.cluster.ray.process_reaper import alive, descendants
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("ip") is None, reason="network namespaces need root and ip"

@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 from expertfleet.checkpoint.files import CheckpointFiles
-from expertfleet.cluster.config import FleetConfig
-from expertfleet.cluster.controller import Controller
-from expertfleet.cluster.desired_state import DesiredState
-from expertfleet.cluster.resource_plan import make_plan
+from expertfleet.cluster.commands.config import FleetConfig
+from expertfleet.cluster.commands.resource_plan import make_plan
+from expertfleet.cluster.controller.controller import Controller
+from expertfleet.cluster.controller.desired_state import DesiredState
 from expertfleet.membership.security import WireSecurity, secure
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 
-from expertfleet.cluster.guard import alive, descendants
+from expertfleet.cluster.ray.process_reaper import alive, descendants
 
 from .plan import HEAD
 

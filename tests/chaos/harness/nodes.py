@@ -10,8 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-from expertfleet.cluster.gateway_process import claim_port
-from expertfleet.cluster.guard import alive, descendants
+from expertfleet.cluster.commands.gateway_process import claim_port
+from expertfleet.cluster.ray.process_reaper import alive, descendants
 
 from .fleet import FleetError, named_below
 from .plan import HEAD, HEAD_NODE, RAYLET, FleetSize

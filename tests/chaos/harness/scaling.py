@@ -8,7 +8,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from expertfleet.cluster.desired_state import DesiredState
+from expertfleet.cluster.controller.desired_state import DesiredState
 from expertfleet.settings.reader import within
 
 Change = int | str  # expert shards to scale to, or a seat to drain

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from expertfleet.benchmarks.networks.commands import NetworkError
 from expertfleet.benchmarks.networks.network import Network
-from expertfleet.cluster.guard import alive
+from expertfleet.cluster.ray.process_reaper import alive
 
 from .disk import Disk
 from .fleet import FleetError, picture, seats

@@ -4,7 +4,7 @@ import torch
 from expertfleet.kernels.choice import Choice
 from expertfleet.kernels.row_rule import bits_of
 from expertfleet.kernels.triton_gate import gate_top_k, gate_top_k_reference
-from expertfleet.router.gate import Gate
+from expertfleet.router.dispatch.gate import Gate
 
 
 @pytest.mark.parametrize(("tokens", "experts", "hidden"), [(1, 48, 64), (9, 30, 600)])

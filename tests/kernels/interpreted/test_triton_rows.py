@@ -3,7 +3,7 @@ import torch
 
 from expertfleet.kernels.row_rule import bits_of
 from expertfleet.kernels.triton_rows import combine_rows, combine_rows_reference, gather_rows, scatter_rows
-from expertfleet.router.combine import combine
+from expertfleet.router.dispatch.combine import combine
 
 
 @pytest.mark.parametrize("hidden", [32, 1056])

@@ -17,9 +17,9 @@ from expertfleet.kernels.grouped_gemm import grouped_gemm_reference
 from expertfleet.kernels.triton_layer import TritonLayer
 from expertfleet.membership.epoch import Epoch, EpochId, Member
 from expertfleet.proto.codec import Hello
-from expertfleet.proto.io_thread import IoThread
-from expertfleet.proto.reactor import Reactor
 from expertfleet.router.router import Router
+from expertfleet.transport.io_thread import IoThread
+from expertfleet.transport.reactor import Reactor
 
 LAYER = 1
 FREE_OF_GPU = 100_000

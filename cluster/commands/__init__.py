@@ -1,0 +1,1 @@
+"""What the ``expertfleet`` command does, verb by verb."""

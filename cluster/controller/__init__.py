@@ -1,0 +1,1 @@
+"""The controller: who is a member, who holds which expert, and what the fleet should be."""

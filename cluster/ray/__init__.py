@@ -1,0 +1,1 @@
+"""Ray's processes and the actors that workers are."""

@@ -1,0 +1,1 @@
+"""Where the API listens, and which keys it takes."""

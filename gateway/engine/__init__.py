@@ -1,0 +1,1 @@
+"""The engine's side: attention workers, and how a request survives them."""

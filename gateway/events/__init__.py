@@ -1,0 +1,1 @@
+"""A model's tokens read into one stream of events."""

@@ -1,0 +1,1 @@
+"""What every HTTP endpoint of the gateway shares."""

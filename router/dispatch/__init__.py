@@ -1,0 +1,1 @@
+"""One layer's rows on their way to expert shards and back."""

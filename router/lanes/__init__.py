@@ -1,0 +1,1 @@
+"""The lanes to expert shards."""

@@ -1,0 +1,1 @@
+"""Sockets, shared memory and process groups that carry frames, and the threads that watch them."""
