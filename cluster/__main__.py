@@ -17,7 +17,8 @@ from .. import __version__
 from ..checkpoint import command as checkpoint_command
 from ..gateway import command as gateway_command
 from ..settings.reader import SettingsError, add_flags, masked, read_file, resolve, within
-from .commands.chat import Chat, first_model, typed_lines
+from .commands.chat import Chat, line_editor
+from .commands.chat_client import ChatClient
 from .commands.config import FleetConfig
 from .commands.head import HeadConfig, run_head
 from .commands.node import add_node_flags, read_node_config, run_node
@@ -112,9 +113,14 @@ def _add_admin_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_chat(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "question", nargs="?", help="one question; without it, standard input is one where it is not a terminal"
+    )
     parser.add_argument("--url", default=_URL, help=f"address of the API (default: {_URL})")
     parser.add_argument("--model", help="name of the model; the first one served if not given")
     parser.add_argument("--api-key", default="", help="key of the API")
+    parser.add_argument("--system", default="", help="the system message")
+    parser.add_argument("--temperature", type=float, help="0 takes the likeliest token (default: the model's own)")
     parser.add_argument("--max-tokens", type=int, help="most tokens of one answer")
     parser.set_defaults(run=_chat)
 
@@ -188,10 +194,18 @@ def _drain(arguments: argparse.Namespace) -> int:
 
 
 def _chat(arguments: argparse.Namespace) -> int:
-    url = arguments.url.rstrip("/")
-    model = arguments.model or first_model(url, arguments.api_key)
-    dims = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    Chat(url, model, sys.stdout, dims, arguments.api_key, arguments.max_tokens).converse(typed_lines())
+    client = ChatClient(arguments.url.rstrip("/"), arguments.api_key)
+    options = {name: value for name in ("temperature", "max_tokens") if (value := getattr(arguments, name)) is not None}
+    is_terminal = sys.stdout.isatty()
+    aside = sys.stdout if is_terminal else sys.stderr
+    dims = is_terminal and "NO_COLOR" not in os.environ
+    chat = Chat(client, arguments.model or client.first_model(), sys.stdout, aside, dims, arguments.system, options)
+    if (question := arguments.question) is None and sys.stdin.isatty():
+        chat.converse(line_editor())
+        return 0
+    if not (question := sys.stdin.read() if question is None else question).strip():
+        raise ClusterError("no question: give it as an argument or on standard input")
+    chat.turn(question)
     return 0
 
 
