@@ -1,4 +1,4 @@
-"""The ``expertfleet`` command: serve, head, node, gateway, status, scale, drain, chat, checkpoint.
+"""The ``expertfleet`` command: serve, head, node, gateway, status, scale, drain, chat, certs, checkpoint.
 
 Knows nothing of what they do. It alone reads flags, file and environment. A user's mistake is one line on standard error
 and exit status 1, a wrong command line is status 2; neither is ever a traceback.
@@ -56,6 +56,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_scale(commands.add_parser("scale", help="change the size of a running fleet"))
     _add_drain(commands.add_parser("drain", help="have one worker of a running fleet leave"))
     _add_chat(commands.add_parser("chat", help="talk to a running fleet"))
+    _add_certs(commands.add_parser("certs", help="make a test authority and a certificate for mutual TLS"))
     checkpoint_command.add_parser(commands)
     return parser
 
@@ -123,6 +124,12 @@ def _add_chat(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, help="0 takes the likeliest token (default: the model's own)")
     parser.add_argument("--max-tokens", type=int, help="most tokens of one answer")
     parser.set_defaults(run=_chat)
+
+
+def _add_certs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("directory", type=Path, metavar="DIR", help="where the files go; members take it as --tls-dir")
+    parser.add_argument("--days", type=int, default=365, help="days that the certificate is good for (default: 365)")
+    parser.set_defaults(run=_certs)
 
 
 def read_fleet_config(arguments: argparse.Namespace) -> FleetConfig:
@@ -206,6 +213,13 @@ def _chat(arguments: argparse.Namespace) -> int:
     if not (question := sys.stdin.read() if question is None else question).strip():
         raise ClusterError("no question: give it as an argument or on standard input")
     chat.turn(question)
+    return 0
+
+
+def _certs(arguments: argparse.Namespace) -> int:
+    from .commands.certs import issue
+
+    print(issue(arguments.directory, arguments.days))
     return 0
 
 

@@ -25,7 +25,8 @@ from .certificates import find_fault
 from .renewed_channel import KINDS_OF_CALLS, Files, RenewedAioChannel, RenewedChannel
 
 _log = logging.getLogger(__name__)
-_FILES = ("ca.crt", "tls.crt", "tls.key")
+# What a directory of TLS holds: the authority, this member's certificate, and its key.
+TLS_FILES = ("ca.crt", "tls.crt", "tls.key")
 # What every member's certificate names.
 MEMBER_NAME = "expertfleet"
 _TOKEN_KEY = "expertfleet-token"
@@ -54,7 +55,7 @@ class WireSecurity:
         """Of files of one and the same renewal."""
         while True:
             files = self.read()
-            authority, certificate, key = (folder / name for name in _FILES)
+            authority, certificate, key = (folder / name for name in TLS_FILES)
             fault = find_fault(authority, certificate, key, MEMBER_NAME)
             if not fault or self.read() == files:
                 return fault
@@ -69,10 +70,10 @@ class WireSecurity:
     def _read_once(self) -> Files:
         assert self.tls_dir is not None
         try:
-            authority, certificate, key = ((self.tls_dir / name).read_bytes() for name in _FILES)
+            authority, certificate, key = ((self.tls_dir / name).read_bytes() for name in TLS_FILES)
         except OSError as error:
             told = f"{error.filename}: {error.strerror}"
-            raise ValueError(f"tls_dir: {told}; the directory must hold {', '.join(_FILES)}") from error
+            raise ValueError(f"tls_dir: {told}; the directory must hold {', '.join(TLS_FILES)}") from error
         return authority, certificate, key
 
     @property
@@ -152,7 +153,7 @@ def socket_context(server_side: bool) -> ssl.SSLContext | None:
     """
     if _security.tls_dir is None:
         return None
-    authority, certificate, key = (str(_security.tls_dir / name) for name in _FILES)
+    authority, certificate, key = (str(_security.tls_dir / name) for name in TLS_FILES)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server_side else ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.verify_mode = ssl.CERT_REQUIRED
