@@ -21,7 +21,7 @@ COPY . .
 RUN pip wheel --no-cache-dir --no-deps --no-build-isolation -w /wheels . \
     && python -m venv --without-pip /opt/venv \
     && pip --python /opt/venv/bin/python install --no-cache-dir --no-deps /wheels/*.whl \
-    && ls /opt/venv/lib/python3.*/site-packages/expertfleet/kernels/cpu_experts*.so \
+    && ls /opt/venv/lib/python3.*/site-packages/expertfleet/kernels/native_library*.so \
     && mkdir /opt/expertfleet \
     && ln -s "$(/opt/venv/bin/python -c 'from expertfleet.demo.bundled import NANO_K2; print(NANO_K2)')" \
         /opt/expertfleet/nano-k2

@@ -41,14 +41,14 @@ class Counters:
 
 
 @dataclass(slots=True, eq=False)
-class Flight:
-    """One micro-batch under way; ``alone`` if it has one token for each answer and no prompt is read beside it."""
+class MicroBatch:
+    """One micro-batch under way; ``is_decode_only`` if it has one token for each answer and no prompt is read beside it."""
 
     chunks: list[Chunk]
     forward: Coroutine[Dispatch, None, torch.Tensor]
     num_prompt_tokens: int  # of new prompts,
-    limited: bool  # if answers were under way
-    alone: bool
+    beside_answers: bool  # if answers were under way
+    is_decode_only: bool
     started_at: float
 
 
@@ -66,12 +66,12 @@ class Engine:
     ) -> None:
         self.counters = Counters()
         self._scheduler = scheduler
-        self._pace = pace
+        self._prefill_budget = pace
         self._forward = forward
         self._max_micro_batches = max_micro_batches
         self._threads = threads
         self.reactor = Reactor(spin_s)
-        self._flights: set[Flight] = set()
+        self._micro_batches: set[MicroBatch] = set()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -98,7 +98,7 @@ class Engine:
     def _run(self) -> None:
         torch.set_num_threads(self._threads)
         with torch.inference_mode():
-            while not self._stopping or self._flights:
+            while not self._stopping or self._micro_batches:
                 self.reactor.step()
                 self._launch()
         for sequence in list(self._scheduler.sequences()):
@@ -108,50 +108,52 @@ class Engine:
         self._stopping = True
 
     def _launch(self) -> None:
-        while not self._stopping and len(self._flights) < self._max_micro_batches:
+        while not self._stopping and len(self._micro_batches) < self._max_micro_batches:
             for sequence in [each for each in self._scheduler.sequences() if each.expired and not each.in_flight]:
                 self._fail(sequence, FleetError(Code.DEADLINE, "the request's deadline passed"))
-            chunks = self._scheduler.schedule(self._pace.limit)
+            chunks = self._scheduler.schedule(self._prefill_budget.limit)
             if not chunks:
                 return
             self._count(chunks)
-            flight = self._flight(chunks)
-            self._flights.add(flight)
-            self._step(flight)
+            batch = self._micro_batch(chunks)
+            self._micro_batches.add(batch)
+            self._step(batch)
 
-    def _flight(self, chunks: list[Chunk]) -> Flight:
+    def _micro_batch(self, chunks: list[Chunk]) -> MicroBatch:
         num_prompt_tokens = sum(chunk.count for chunk in chunks if not chunk.sequence.num_generated)
         if num_prompt_tokens:
-            for other in self._flights:
-                other.alone = False
-        beside = num_prompt_tokens or any(other.num_prompt_tokens for other in self._flights)
-        alone = not beside and all(chunk.count == 1 for chunk in chunks)
-        limited = self._scheduler.answering
-        return Flight(chunks, self._forward(chunks), num_prompt_tokens, limited, alone, time.monotonic())
+            for other in self._micro_batches:
+                other.is_decode_only = False
+        beside = num_prompt_tokens or any(other.num_prompt_tokens for other in self._micro_batches)
+        is_decode_only = not beside and all(chunk.count == 1 for chunk in chunks)
+        beside_answers = self._scheduler.answering
+        return MicroBatch(
+            chunks, self._forward(chunks), num_prompt_tokens, beside_answers, is_decode_only, time.monotonic()
+        )
 
-    def _step(self, flight: Flight) -> None:
+    def _step(self, batch: MicroBatch) -> None:
         try:
-            dispatch = flight.forward.send(None)
+            dispatch = batch.forward.send(None)
         except StopIteration as result:
-            self._land(flight, result.value)
+            self._complete(batch, result.value)
         except FleetError as error:
-            self._crash(flight, error)
+            self._abort(batch, error)
         except Exception:
-            logger.exception("a forward step of %d sequences failed", len(flight.chunks))
-            self._crash(flight, FleetError(Code.INTERNAL, "a forward step failed; see the worker's log"))
+            logger.exception("a forward step of %d sequences failed", len(batch.chunks))
+            self._abort(batch, FleetError(Code.INTERNAL, "a forward step failed; see the worker's log"))
         else:
-            dispatch.when_done(lambda: self.reactor.post(self._step, flight))
+            dispatch.when_done(lambda: self.reactor.post(self._step, batch))
 
-    def _land(self, flight: Flight, logits: torch.Tensor) -> None:
-        self._flights.discard(flight)
-        seconds = time.monotonic() - flight.started_at
-        if flight.alone:
-            self._pace.took_alone(seconds)
-        elif flight.num_prompt_tokens:
-            self._pace.took(flight.num_prompt_tokens, seconds, flight.limited)
+    def _complete(self, batch: MicroBatch, logits: torch.Tensor) -> None:
+        self._micro_batches.discard(batch)
+        seconds = time.monotonic() - batch.started_at
+        if batch.is_decode_only:
+            self._prefill_budget.took_decode_only(seconds)
+        elif batch.num_prompt_tokens:
+            self._prefill_budget.took(batch.num_prompt_tokens, seconds, batch.beside_answers)
         rows = iter(logits)
-        for chunk in flight.chunks:
-            self._scheduler.landed(chunk)
+        for chunk in batch.chunks:
+            self._scheduler.complete(chunk)
             row = next(rows) if chunk.samples else None
             if chunk.sequence.cancelled:
                 self._scheduler.remove(chunk.sequence)
@@ -179,9 +181,9 @@ class Engine:
             self._scheduler.remove(sequence)
         sequence.publish(([token], reason))
 
-    def _crash(self, flight: Flight, error: FleetError) -> None:
-        self._flights.discard(flight)
-        for chunk in flight.chunks:
+    def _abort(self, batch: MicroBatch, error: FleetError) -> None:
+        self._micro_batches.discard(batch)
+        for chunk in batch.chunks:
             chunk.sequence.in_flight = False
             self._fail(chunk.sequence, error)
         self._keep_going()

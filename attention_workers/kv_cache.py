@@ -1,4 +1,4 @@
-"""The latent cache: one page is one attention split of one sequence, or of several that begin alike.
+"""Paged KV cache of MLA latents: a page is one attention split of one sequence, or of several that begin alike.
 
 Knows nothing of sequences beyond the pages they hold. A position stores kv_lora_rank + qk_rope_head_dim values a layer:
 the normalised latent, then the rotated shared key. A page is zeroed before its first position is written, so that the
@@ -10,89 +10,89 @@ from collections.abc import Iterable
 
 import torch
 
-PAGE = 256
+PAGE_SIZE = 256
 
 
 class PageAllocator:
-    """Hands out page numbers; the lowest blank ones first, so that a small load touches little memory.
+    """Hands out page numbers; the lowest free ones first, so that a small load touches little memory.
 
-    A page whose content has been given a name stays known by it, and may be shared, even after its last holder; it is handed
-    out as a new one when no blank page is left, the longest unused first.
+    A registered page is found by the hash of its content and shared, even after its last sequence has ended. Such a page is evicted,
+    the longest unused first, when no other page is free.
     """
 
     def __init__(self, num_pages: int) -> None:
         self.num_pages = num_pages
-        self._blank = list(range(num_pages - 1, -1, -1))
-        self._holders = [0] * num_pages
-        self._page_of: dict[bytes, int] = {}
-        self._name_of: dict[int, bytes] = {}
-        self._idle: OrderedDict[int, None] = OrderedDict()  # named, without a holder
+        self._free = list(range(num_pages - 1, -1, -1))
+        self._ref_counts = [0] * num_pages
+        self._page_by_hash: dict[bytes, int] = {}
+        self._hash_by_page: dict[int, bytes] = {}
+        self._evictable: OrderedDict[int, None] = OrderedDict()  # registered, used by no sequence
 
     @property
     def num_free(self) -> int:
-        return len(self._blank) + len(self._idle)
+        return len(self._free) + len(self._evictable)
 
     @property
-    def num_idle(self) -> int:
-        """Of the free ones, those that are still known by a name."""
-        return len(self._idle)
+    def num_evictable(self) -> int:
+        """Of the free pages, those that a prompt may still match."""
+        return len(self._evictable)
 
     @staticmethod
     def needed(num_positions: int) -> int:
-        return -(-num_positions // PAGE)
+        return -(-num_positions // PAGE_SIZE)
 
     def take(self, count: int) -> list[int]:
-        """New pages, each with one holder."""
+        """New pages, each with a reference count of one."""
         assert count <= self.num_free, (count, self.num_free)
-        pages = [self._blank.pop() if self._blank else self._forget() for _ in range(count)]
+        pages = [self._free.pop() if self._free else self._evict() for _ in range(count)]
         for page in pages:
-            self._holders[page] = 1
+            self._ref_counts[page] = 1
         return pages
 
-    def share(self, names: Iterable[bytes]) -> list[int]:
-        """The pages known by the first of ``names``, up to the first that is not; each has a holder more."""
+    def match(self, hashes: Iterable[bytes]) -> list[int]:
+        """The registered pages of ``hashes``, up to the first hash without one; each page's reference count grows by one."""
         pages: list[int] = []
-        for name in names:
-            if (page := self._page_of.get(name)) is None:
+        for page_hash in hashes:
+            if (page := self._page_by_hash.get(page_hash)) is None:
                 break
-            self._holders[page] += 1
-            self._idle.pop(page, None)
+            self._ref_counts[page] += 1
+            self._evictable.pop(page, None)
             pages.append(page)
         return pages
 
-    def name(self, page: int, name: bytes) -> None:
-        """The page is whole, and what it holds is called ``name``; where another page is called so, that one stays it."""
-        if name not in self._page_of and page not in self._name_of:
-            self._page_of[name], self._name_of[page] = page, name
+    def register(self, page: int, page_hash: bytes) -> None:
+        """Makes a full page findable by its content's hash; a page that is registered with that hash already stays the one."""
+        if page_hash not in self._page_by_hash and page not in self._hash_by_page:
+            self._page_by_hash[page_hash], self._hash_by_page[page] = page, page_hash
 
-    def unname(self, pages: list[int]) -> None:
-        """Held pages that nobody else shall share from now on."""
+    def unregister(self, pages: list[int]) -> None:
+        """No further prompt matches these pages."""
         for page in pages:
-            if (name := self._name_of.pop(page, None)) is not None:
-                del self._page_of[name]
+            if (page_hash := self._hash_by_page.pop(page, None)) is not None:
+                del self._page_by_hash[page_hash]
 
     def give_back(self, pages: list[int]) -> None:
         for page in reversed(pages):
-            self._holders[page] -= 1
-            if self._holders[page]:
+            self._ref_counts[page] -= 1
+            if self._ref_counts[page]:
                 continue
-            if page in self._name_of:
-                self._idle[page] = None
+            if page in self._hash_by_page:
+                self._evictable[page] = None
             else:
-                self._blank.append(page)
+                self._free.append(page)
 
-    def _forget(self) -> int:
-        page, _ = self._idle.popitem(last=False)
-        del self._page_of[self._name_of.pop(page)]
+    def _evict(self) -> int:
+        page, _ = self._evictable.popitem(last=False)
+        del self._page_by_hash[self._hash_by_page.pop(page)]
         return page
 
 
 class LatentCache:
-    """[num_layers, num_pages, PAGE, width], in the worker's dtype."""
+    """[num_layers, num_pages, PAGE_SIZE, width], in the worker's dtype."""
 
     def __init__(self, num_layers: int, num_pages: int, width: int, dtype: torch.dtype) -> None:
-        self._pages = torch.zeros(num_layers, num_pages, PAGE, width, dtype=dtype)
-        self._flat = self._pages.view(num_layers, num_pages * PAGE, width)
+        self._pages = torch.zeros(num_layers, num_pages, PAGE_SIZE, width, dtype=dtype)
+        self._flat = self._pages.view(num_layers, num_pages * PAGE_SIZE, width)
 
     def clear(self, pages: list[int]) -> None:
         """Zeroes pages, in all layers."""
@@ -100,25 +100,25 @@ class LatentCache:
             self._pages[:, pages] = 0
 
     def write(self, layer: int, slots: torch.Tensor, latents: torch.Tensor) -> None:
-        """``latents`` [T, width] to slot ids [T] int64 (page × PAGE + offset)."""
+        """``latents`` [T, width] to slot ids [T] int64 (page × PAGE_SIZE + offset)."""
         self._flat[layer].index_copy_(0, slots, latents)
 
     def pages(self, layer: int, pages: torch.Tensor | slice) -> torch.Tensor:
-        """[P, PAGE, width]: a copy of the pages [P] int64, or a view of a slice of them."""
+        """[P, PAGE_SIZE, width]: a copy of the pages [P] int64, or a view of a slice of them."""
         return self._pages[layer, pages]
 
     def gather(self, layer: int, pages: list[int], num_positions: int) -> torch.Tensor:
         """[S, width] contiguous, S ≥ ``num_positions``: a view where the pages lie side by side, else a copy."""
         used = pages[: PageAllocator.needed(num_positions)]
         if used == list(range(used[0], used[0] + len(used))):
-            return self._flat[layer, used[0] * PAGE : (used[-1] + 1) * PAGE]
-        return self._pages[layer, torch.tensor(used)].view(len(used) * PAGE, -1)
+            return self._flat[layer, used[0] * PAGE_SIZE : (used[-1] + 1) * PAGE_SIZE]
+        return self._pages[layer, torch.tensor(used)].view(len(used) * PAGE_SIZE, -1)
 
     @staticmethod
     def page_bytes(num_layers: int, width: int, dtype: torch.dtype) -> int:
-        return num_layers * PAGE * width * dtype.itemsize
+        return num_layers * PAGE_SIZE * width * dtype.itemsize
 
 
 def slots_of(pages: list[int], first: int, count: int) -> list[int]:
     """Slot ids of ``count`` positions from ``first`` on."""
-    return [pages[position // PAGE] * PAGE + position % PAGE for position in range(first, first + count)]
+    return [pages[position // PAGE_SIZE] * PAGE_SIZE + position % PAGE_SIZE for position in range(first, first + count)]

@@ -13,7 +13,7 @@ import torch
 
 from ..checkpoint.model_config import ModelConfig
 from ..kernels.activation import silu_mul
-from ..kernels.exact_linear import ExactHeads, ExactLinear
+from ..kernels.batch_invariant_linear import BatchInvariantLinear, ExactHeads
 from ..kernels.mla import DecodePlan, mla_attend, mla_decode
 from ..kernels.norm import rms_norm
 from ..kernels.rope import RopeTable, rotate
@@ -21,7 +21,7 @@ from ..kernels.row_rule import RowRule
 from ..proto.errors import FleetError
 from ..router.dispatch.gate import Gate
 from ..router.router import Router
-from .kv_cache import PAGE, LatentCache, PageAllocator, slots_of
+from .kv_cache import PAGE_SIZE, LatentCache, PageAllocator, slots_of
 from .scheduler import Chunk
 
 Watcher = Callable[[int, torch.Tensor], None]
@@ -76,7 +76,7 @@ class Batch:
             torch.tensor(token_ids),
             torch.tensor(positions),
             torch.tensor(slots),
-            [slot // PAGE for slot in slots if slot % PAGE == 0],
+            [slot // PAGE_SIZE for slot in slots if slot % PAGE_SIZE == 0],
             _decode_group(together, dtype),
             alone,
             torch.tensor(sampled, dtype=torch.int64),
@@ -118,13 +118,13 @@ class Attention:
 
     config: ModelConfig
     layer: int
-    down: ExactLinear  # [kv_lora_rank + rope + q_lora_rank, H]: latent, shared key, and low-rank query if there is one
+    down: BatchInvariantLinear  # [kv_lora_rank + rope + q_lora_rank, H]: latent, shared key, and low-rank query if there is one
     kv_norm: torch.Tensor  # [kv_lora_rank]
     q_norm: torch.Tensor | None  # [q_lora_rank]; None: q_up takes the hidden row itself
-    q_up: ExactLinear  # [heads · (nope + rope), q_lora_rank or H]
+    q_up: BatchInvariantLinear  # [heads · (nope + rope), q_lora_rank or H]
     absorb_key: ExactHeads  # W_UK [heads, nope, kv_lora_rank]
     absorb_value: ExactHeads  # W_UV transposed [heads, kv_lora_rank, v]
-    out: ExactLinear  # [H, heads · v]
+    out: BatchInvariantLinear  # [H, heads · v]
     scale: float  # of the scores before softmax
     rule: RowRule  # counts of query rows that give a row the same bits
 
@@ -172,8 +172,8 @@ class Attention:
 class Mlp:
     """SwiGLU: the dense layers' MLP, and the shared expert."""
 
-    gate_up: ExactLinear  # [2F, H]
-    down: ExactLinear  # [H, F]
+    gate_up: BatchInvariantLinear  # [2F, H]
+    down: BatchInvariantLinear  # [H, F]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         both = self.gate_up(x)
@@ -200,7 +200,7 @@ class Model:
         embedding: torch.Tensor,  # [V, H]
         layers: list[Layer],
         norm: torch.Tensor,  # [H]
-        head: ExactLinear,  # [V, H]
+        head: BatchInvariantLinear,  # [V, H]
         rope: RopeTable,
     ) -> None:
         self.config = config
@@ -224,7 +224,7 @@ class Model:
             if layer.gate is None:
                 x = x + layer.mlp(normed)
             else:
-                routed, faults = await mixture(index, layer, layer.gate, normed, router, batch.priority)
+                routed, faults = await moe_forward(index, layer, layer.gate, normed, router, batch.priority)
                 x = x + routed
                 if faults:
                     batch.fail(faults)
@@ -234,7 +234,7 @@ class Model:
         return self._head(rms_norm(x[batch.sampled_rows], self._norm, eps)).float()
 
 
-async def mixture(
+async def moe_forward(
     index: int, layer: Layer, gate: Gate, x: torch.Tensor, router: Router, priority: int
 ) -> tuple[torch.Tensor, Mapping[int, FleetError]]:
     """Routed experts plus shared expert [T, H], computed while the routed rows travel; and rows that have no output."""

@@ -21,7 +21,7 @@ class PrefillBudget:
     def limit(self) -> int:
         return int(self._limit)
 
-    def took_alone(self, seconds: float) -> None:
+    def took_decode_only(self, seconds: float) -> None:
         """A step of one token for each answer, beside which no prompt was read."""
         before = self._alone_s or seconds
         counted = min(seconds, 2 * before)  # one that waited for a shard says little

@@ -9,8 +9,8 @@ is computed again later: by contract its tokens come out the same.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from .kv_cache import PAGE, PageAllocator
-from .prefix_hash import PageNames
+from .kv_cache import PAGE_SIZE, PageAllocator
+from .prefix_hash import PageHasher
 from .sequence import Sequence
 
 
@@ -36,14 +36,14 @@ class Scheduler:
         pages: PageAllocator,
         max_num_seqs: int,
         max_num_batched_tokens: int,
-        bits: Callable[[], int | None] = lambda: None,
+        generation: Callable[[], int | None] = lambda: None,
     ) -> None:
-        """``bits`` gives a number that grows whenever tokens come out with other bits than before; while it gives None no page is shared."""
+        """``generation`` gives a number that grows whenever tokens come out with other bits than before; while it gives None no page is shared."""
         self.num_preemptions = 0
         self.num_looked_up = self.num_reused = 0  # tokens
         self._pages = pages
-        self._bits = bits
-        self._names = PageNames()
+        self._numerics_generation = generation
+        self._hasher = PageHasher()
         self._max_num_seqs = max_num_seqs
         self._max_num_batched_tokens = max_num_batched_tokens
         self._waiting: list[Sequence] = []
@@ -73,7 +73,7 @@ class Scheduler:
         """Frees a sequence's pages, which nobody else shall begin with if ``spoilt``; one in flight must have come back first."""
         assert not sequence.in_flight, sequence.request_id
         if spoilt:
-            self._pages.unname(sequence.pages)
+            self._pages.unregister(sequence.pages)
         self._release(sequence)
         if sequence in self._running:
             self._running.remove(sequence)
@@ -97,24 +97,30 @@ class Scheduler:
                 continue
             if not self._extend(sequence, sequence.num_cached + count, {chunk.sequence for chunk in chunks}):
                 continue
-            if sequence.bits != self._bits():
-                sequence.bits = None
+            if sequence.numerics_generation != self._numerics_generation():
+                sequence.numerics_generation = None
             chunks.append(Chunk(sequence, sequence.num_cached, count))
             sequence.in_flight = True
             room -= count
             prompt_room -= 0 if sequence.num_generated else count
         return chunks
 
-    def landed(self, chunk: Chunk) -> None:
+    def complete(self, chunk: Chunk) -> None:
         """The chunk's latents are in the cache."""
         sequence = chunk.sequence
         sequence.in_flight = False
         sequence.num_cached = chunk.first + chunk.count
-        if sequence.bits is not None and sequence.bits == self._bits() and sequence.fault is None:
-            whole = range(chunk.first // PAGE, sequence.num_cached // PAGE)
-            self._names.extend(sequence.page_names, self._root(sequence, sequence.bits), sequence.tokens, whole.stop)
+        if (
+            sequence.numerics_generation is not None
+            and sequence.numerics_generation == self._numerics_generation()
+            and sequence.fault is None
+        ):
+            whole = range(chunk.first // PAGE_SIZE, sequence.num_cached // PAGE_SIZE)
+            self._hasher.extend(
+                sequence.page_hashes, self._root(sequence, sequence.numerics_generation), sequence.tokens, whole.stop
+            )
             for index in whole:
-                self._pages.name(sequence.pages[index], sequence.page_names[index])
+                self._pages.register(sequence.pages[index], sequence.page_hashes[index])
 
     def _admit(self) -> None:
         while self._waiting and len(self._running) < self._max_num_seqs:
@@ -126,22 +132,22 @@ class Scheduler:
                 return
             self._running.append(self._waiting.pop(0))
             sequence.pages = shared + self._pages.take(needed)
-            sequence.num_cached = len(shared) * PAGE
+            sequence.num_cached = len(shared) * PAGE_SIZE
             self._count(sequence)
 
     def _share(self, sequence: Sequence) -> list[int]:
         """Pages of others that hold how the sequence begins; at least its last token is left to compute."""
-        bits = self._bits()
-        if sequence.bits != bits:
-            sequence.bits, sequence.page_names = bits, []
-        if bits is None:
+        generation = self._numerics_generation()
+        if sequence.numerics_generation != generation:
+            sequence.numerics_generation, sequence.page_hashes = generation, []
+        if generation is None:
             return []
-        num_pages = (len(sequence.tokens) - 1) // PAGE
-        self._names.extend(sequence.page_names, self._root(sequence, bits), sequence.tokens, num_pages)
-        return self._pages.share(sequence.page_names[:num_pages])
+        num_pages = (len(sequence.tokens) - 1) // PAGE_SIZE
+        self._hasher.extend(sequence.page_hashes, self._root(sequence, generation), sequence.tokens, num_pages)
+        return self._pages.match(sequence.page_hashes[:num_pages])
 
-    def _root(self, sequence: Sequence, bits: int) -> bytes:
-        return self._names.root(sequence.salt, bits)
+    def _root(self, sequence: Sequence, generation: int) -> bytes:
+        return self._hasher.root(sequence.salt, generation)
 
     def _count(self, sequence: Sequence) -> None:
         if sequence.num_reused is None:

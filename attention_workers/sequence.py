@@ -110,8 +110,8 @@ class Sequence:
     num_cached: int = 0
     num_reused: int | None = None  # prompt tokens whose latents were there already when it was first admitted
     pages: list[int] = field(default_factory=list)
-    page_names: list[bytes] = field(default_factory=list)  # of its first pages
-    bits: int | None = None  # the number of the bits that its pages hold; None where they may be mixed
+    page_hashes: list[bytes] = field(default_factory=list)  # of its first pages
+    numerics_generation: int | None = None  # of the bits that its pages hold; None where they may be mixed
     in_flight: bool = False
     cancelled: bool = False
     fault: FleetError | None = None  # a row of the step under way has no output

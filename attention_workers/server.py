@@ -26,7 +26,7 @@ from ..transport.io_thread import IoThread
 from ..transport.pair_group import PairSettings
 from .config import AttentionConfig
 from .engine import Engine
-from .kv_cache import PAGE, LatentCache, PageAllocator
+from .kv_cache import PAGE_SIZE, LatentCache, PageAllocator
 from .model import Batch, Model
 from .prefill_budget import PrefillBudget
 from .scheduler import Chunk, Scheduler
@@ -57,7 +57,9 @@ class AttentionServer:
         num_pages = cache_pages(config.cache_gib, page_bytes, self.max_model_len)
         self.pages = PageAllocator(num_pages)
         self.cache = LatentCache(model.num_layers, num_pages, model.latent_width, self.dtype)
-        self.scheduler = Scheduler(self.pages, config.max_num_seqs, config.max_num_batched_tokens, self._bits)
+        self.scheduler = Scheduler(
+            self.pages, config.max_num_seqs, config.max_num_batched_tokens, self._numerics_generation
+        )
         pace = PrefillBudget(config.step_target_ms / 1e3, config.max_num_batched_tokens)
         self.engine = Engine(
             self.scheduler, self._forward, pace, config.max_micro_batches, config.threads, config.spin_us / 1e6
@@ -76,7 +78,7 @@ class AttentionServer:
         config = self.config
         security.secure(config.wire)
         self._io = IoThread("attention-io")
-        self.tenancy = Registration(
+        self.registration = Registration(
             self._io, config.seat, config.controller, self._fill, self._on_order, config.node, self._offer
         )
         hello = Hello(
@@ -105,7 +107,7 @@ class AttentionServer:
     @property
     def failure(self) -> str:
         """Why it cannot work; empty while it can."""
-        return self.tenancy.failure
+        return self.registration.failure
 
     def wait(self) -> None:
         """Blocks until the server has stopped."""
@@ -116,9 +118,9 @@ class AttentionServer:
         return self._ending.run(self.config.drain_s if drain_s is None else drain_s)
 
     def _drain(self, drain_s: float) -> bool:
-        self.tenancy.give_up()
+        self.registration.give_up()
         self.service.draining = True
-        self.tenancy.enter("draining")
+        self.registration.enter("draining")
         deadline = time.monotonic() + drain_s
         while self.service.num_open and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -130,7 +132,7 @@ class AttentionServer:
             self.engine.stop()
         self._io.submit(self._server.stop(grace=1.0))
         self.router.close()
-        self.tenancy.close()
+        self.registration.close()
         self._io.stop()
 
     def _on_order(self, order: membership_pb2.Order) -> None:
@@ -142,11 +144,11 @@ class AttentionServer:
         config = self.config
         torch.set_num_threads(config.threads)
         try:
-            self.tenancy.take(self.address, self.checkpoint.fingerprint, config.dtype)
+            self.registration.take(self.address, self.checkpoint.fingerprint, config.dtype)
             report = self_test(self.checkpoint.config, self.dtype)
             self.numerics = report.class_name
             logger.info("%s: numerics %s", config.seat, self.numerics)
-            self.tenancy.enter("loading")
+            self.registration.enter("loading")
             self._loader = Loader(
                 self.checkpoint, report.rules, self.dtype, self.max_model_len, self._ending.begun.is_set
             )
@@ -154,19 +156,19 @@ class AttentionServer:
         except InterruptedError:
             return
         except (FleetError, RuntimeError, ValueError, OSError, MemoryError) as error:
-            self.tenancy.enter("failed", str(error) or type(error).__name__)
+            self.registration.enter("failed", str(error) or type(error).__name__)
             return
         keep_large_blocks()  # not before: what loading frees is never needed again
         self.engine.start()
         self._io.post(self._follow)
-        self.tenancy.enter("ready")
+        self.registration.enter("ready")
 
     async def _forward(self, chunks: list[Chunk]) -> torch.Tensor:
         assert self._model is not None
         return await self._model.forward(Batch.of(chunks, self.dtype), self.cache, self.router)
 
-    def _bits(self) -> int | None:
-        return self.router.plan.bits if self.config.prefix_caching else None
+    def _numerics_generation(self) -> int | None:
+        return self.router.plan.numerics_generation if self.config.prefix_caching else None
 
     def _sequence_numerics(self) -> str:
         """The class of a token's bits: this worker's and its shards'; empty while no shard is known."""
@@ -177,7 +179,7 @@ class AttentionServer:
         config = self.config
         limits = Limits(self.checkpoint.config.vocab_size, self.max_model_len, config.max_open)
         self.service = GenerateService(
-            config.seat, self.engine, limits, self._sequence_numerics, self.tenancy.report, self._ending.asked
+            config.seat, self.engine, limits, self._sequence_numerics, self.registration.report, self._ending.asked
         )
         self._server = security.make_server(SERVER_OPTIONS)
         generate_pb2_grpc.add_AttentionWorkerServicer_to_server(self.service, self._server)
@@ -195,7 +197,7 @@ class AttentionServer:
         try:
             epoch = await describe_shards(self.config.shards, self.checkpoint, self.config.dtype)
         except FleetError as error:
-            self.tenancy.enter("failed", str(error))
+            self.registration.enter("failed", str(error))
         else:
             self.router.set_epoch(epoch)
 
@@ -223,7 +225,7 @@ class AttentionServer:
             "sequences_waiting": self.scheduler.num_waiting,
             "cache_pages_total": self.pages.num_pages,
             "cache_pages_free": self.pages.num_free,
-            "cache_pages_idle": self.pages.num_idle,
+            "cache_pages_evictable": self.pages.num_evictable,
             "prefix_cache_queries_total": self.scheduler.num_looked_up,
             "prefix_cache_hits_total": self.scheduler.num_reused,
             "max_model_len": self.max_model_len,
@@ -252,7 +254,7 @@ def cache_pages(cache_gib: float | None, page_bytes: int, max_model_len: int) ->
     num_pages = int(cache_gib * _GIB) // page_bytes
     if num_pages < needed:
         raise ValueError(
-            f"cache_gib: {cache_gib:g} GiB holds {num_pages * PAGE} positions, max_model_len is {max_model_len}; "
+            f"cache_gib: {cache_gib:g} GiB holds {num_pages * PAGE_SIZE} positions, max_model_len is {max_model_len}; "
             f"give --cache-gib {needed * page_bytes / _GIB:.2f} or a smaller --max-model-len"
         )
     return num_pages

@@ -10,12 +10,18 @@ import torch
 
 from ..checkpoint.model_config import ModelConfig
 from ..checkpoint.tensors import Checkpoint
-from ..kernels.choice import Choice
-from ..kernels.exact_linear import ExactHeads, ExactLinear, ExactScores, heads_rule, linear_rule
+from ..kernels.batch_invariant_linear import (
+    BatchInvariantLinear,
+    BatchInvariantScores,
+    ExactHeads,
+    heads_rule,
+    linear_rule,
+)
 from ..kernels.mla import attention_rule
 from ..kernels.numerics import AttentionShapes
 from ..kernels.rope import RopeTable, rope_table, softmax_scale
-from ..kernels.row_rule import RuleBook
+from ..kernels.row_rule import RuleCache
+from ..kernels.top_k_gate import TopKGate
 from ..router.dispatch.gate import Gate
 from .model import Attention, Layer, Mlp, Model
 
@@ -29,7 +35,7 @@ class Loader:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        rules: RuleBook,
+        rules: RuleCache,
         dtype: torch.dtype,
         max_model_len: int,
         stop: Callable[[], bool],
@@ -90,7 +96,7 @@ class Loader:
 
     def _gate(self, name: str) -> Gate:
         return Gate(
-            ExactScores(self._stored(f"{name}.weight"), self._rules),
+            BatchInvariantScores(self._stored(f"{name}.weight"), self._rules),
             self._tensor(f"{name}.e_score_correction_bias", torch.float32),
             gate_choice(self._config),
         )
@@ -99,13 +105,13 @@ class Loader:
         config = self._config
         return rope_table(self._max_model_len, config.qk_rope_head_dim, config.rope_theta, config.yarn)
 
-    def _linear(self, *names: str) -> ExactLinear:
+    def _linear(self, *names: str) -> BatchInvariantLinear:
         """One linear of the named weights, one below the other: products of the same rows cost one call."""
         return self._exact(torch.cat([self._tensor(name) for name in names]))
 
-    def _exact(self, weight: torch.Tensor) -> ExactLinear:
+    def _exact(self, weight: torch.Tensor) -> BatchInvariantLinear:
         num_out, num_in = weight.shape
-        return ExactLinear(weight, linear_rule(self._rules, num_out, num_in, weight.dtype))
+        return BatchInvariantLinear(weight, linear_rule(self._rules, num_out, num_in, weight.dtype))
 
     def _heads(self, weight: torch.Tensor) -> ExactHeads:
         num_heads, num_in, num_out = weight.shape
@@ -131,9 +137,11 @@ def dense_tensors(checkpoint: Checkpoint) -> list[str]:
     return [name for name in checkpoint.tensors if name.startswith(layers) and ".mlp.experts." not in name] + outer
 
 
-def gate_choice(config: ModelConfig) -> Choice:
+def gate_choice(config: ModelConfig) -> TopKGate:
     """What each gate chooses."""
-    return Choice(config.top_k, config.n_group, config.topk_group, config.norm_topk_prob, config.routed_scaling_factor)
+    return TopKGate(
+        config.top_k, config.n_group, config.topk_group, config.norm_topk_prob, config.routed_scaling_factor
+    )
 
 
 def attention_shapes(config: ModelConfig) -> AttentionShapes:

@@ -26,7 +26,7 @@ from typing import Any, Protocol
 import scoreboard
 import torch
 from safetensors.torch import save_file
-from scoreboard import Load, Three
+from scoreboard import ExpertWeights, Load
 from shard_process import Bf16Layer
 from torch_int4 import TorchInt4Layer
 
@@ -46,7 +46,7 @@ Call = Callable[[torch.Tensor, Load], torch.Tensor]  # x [tokens, H] → [N, H]
 class Kernel(Protocol):
     def seconds(self, x: torch.Tensor, load: Load) -> float: ...
 
-    def error(self, x: torch.Tensor, load: Load, experts: Sequence[Three]) -> float: ...
+    def error(self, x: torch.Tensor, load: Load, experts: Sequence[ExpertWeights]) -> float: ...
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -93,7 +93,7 @@ def _measure(
     kernels: dict[str, Kernel],
     readers: "Readers",
     shape: ExpertShape,
-    experts: Sequence[Three],
+    experts: Sequence[ExpertWeights],
     tokens: int,
     options: argparse.Namespace,
 ) -> None:
@@ -143,11 +143,11 @@ class _Here:
         self._call(x, load)
         return time.perf_counter() - start
 
-    def error(self, x: torch.Tensor, load: Load, experts: Sequence[Three]) -> float:
+    def error(self, x: torch.Tensor, load: Load, experts: Sequence[ExpertWeights]) -> float:
         return scoreboard.relative_error(self._call(x, load), x, load, experts)
 
 
-def _call(name: str, shape: ExpertShape, experts: Sequence[Three]) -> Call:
+def _call(name: str, shape: ExpertShape, experts: Sequence[ExpertWeights]) -> Call:
     layer = _OTHERS[name](shape) if name in _OTHERS else _new_layer(name, shape)
     began = time.perf_counter()
     for expert_id, three in enumerate(experts):
@@ -178,7 +178,7 @@ class _Rival:
     """
 
     def __init__(
-        self, text: str, shape: ExpertShape, experts: Sequence[Three], options: argparse.Namespace, folder: Path
+        self, text: str, shape: ExpertShape, experts: Sequence[ExpertWeights], options: argparse.Namespace, folder: Path
     ) -> None:
         self.name, _, command = text.partition("=")
         if not command:
@@ -206,7 +206,7 @@ class _Rival:
         """A rival's threads spin while they wait; it is stopped unless it is asked something."""
         self._process.send_signal(signal.SIGCONT if awake else signal.SIGSTOP)
 
-    def error(self, x: torch.Tensor, load: Load, experts: Sequence[Three]) -> float:
+    def error(self, x: torch.Tensor, load: Load, experts: Sequence[ExpertWeights]) -> float:
         result = self._folder / "y.pt"
         self._ask(self._job(x, load) | {"result": str(result)})
         found = torch.load(result)[:1].double()
@@ -239,7 +239,7 @@ class _Rival:
         sys.exit(f"bench_experts_cpu: {self.name} ended with status {self._process.wait()}")
 
 
-def _write_checkpoint(experts: Sequence[Three], folder: Path) -> None:
+def _write_checkpoint(experts: Sequence[ExpertWeights], folder: Path) -> None:
     tensors = {}
     for index, three in enumerate(experts):
         for name, (words, scales) in zip(("gate", "up", "down"), three, strict=True):

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import scoreboard
 import torch
-from scoreboard import Load, Three
+from scoreboard import ExpertWeights, Load
 
 from expertfleet.kernels import int4
 from expertfleet.kernels.expert_layer import ExpertShape
@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _scoreboard(
-    table: scoreboard.Table, shape: ExpertShape, experts: Sequence[Three], options: argparse.Namespace
+    table: scoreboard.Table, shape: ExpertShape, experts: Sequence[ExpertWeights], options: argparse.Namespace
 ) -> None:
     limit = bandwidth_limit()
     for name in [*options.kernels, *options.rival]:
@@ -84,7 +84,7 @@ def _scoreboard(
         del call  # the next kernel's weights need its memory
 
 
-def _kernel(name: str, shape: ExpertShape, experts: Sequence[Three]) -> Call:
+def _kernel(name: str, shape: ExpertShape, experts: Sequence[ExpertWeights]) -> Call:
     if name.startswith("ours"):
         return _ours(shape, experts, {"ours": "auto", "ours-routes": "routes", "ours-blocks": "blocks"}[name], None)
     if name == "bf16":
@@ -101,7 +101,7 @@ def _kernel(name: str, shape: ExpertShape, experts: Sequence[Three]) -> Call:
     return call
 
 
-def _ours(shape: ExpertShape, experts: Sequence[Three], schedule: str, config: Config | None) -> Call:
+def _ours(shape: ExpertShape, experts: Sequence[ExpertWeights], schedule: str, config: Config | None) -> Call:
     from expertfleet.kernels.triton_experts import ExpertTable, grouped_experts  # NOTE: not on machines without Triton
 
     layout = ExpertLayout(shape)
@@ -114,7 +114,7 @@ def _ours(shape: ExpertShape, experts: Sequence[Three], schedule: str, config: C
     return call
 
 
-def _bf16(experts: Sequence[Three]) -> Call:
+def _bf16(experts: Sequence[ExpertWeights]) -> Call:
     """torch's own grouped product on dequantised weights (3.6 × the bytes): what INT4 has to beat."""
     first, second = (_dequantized(experts, parts).transpose(1, 2) for parts in ((0, 1), (2,)))
 
@@ -129,7 +129,7 @@ def _bf16(experts: Sequence[Three]) -> Call:
     return call
 
 
-def _dequantized(experts: Sequence[Three], parts: Sequence[int]) -> torch.Tensor:
+def _dequantized(experts: Sequence[ExpertWeights], parts: Sequence[int]) -> torch.Tensor:
     """[E, out, in], the parts' outputs one after another. Filled in place: of K2's layer a GPU does not hold two."""
     scales = [experts[0][part][1] for part in parts]
     num_out, num_in = sum(map(len, scales)), experts[0][parts[0]][0].shape[1] * 8
@@ -150,7 +150,7 @@ def _line(
     call: Call,
     limit: float,
     shape: ExpertShape,
-    experts: Sequence[Three],
+    experts: Sequence[ExpertWeights],
     load: Load,
     options: argparse.Namespace,
 ) -> str:
@@ -210,7 +210,7 @@ def bandwidth_limit() -> float:
     return max(num_bytes / statistics.median(timed(run, 10)) / 1e9 for run, num_bytes in readers)
 
 
-def _tune(shape: ExpertShape, experts: Sequence[Three], options: argparse.Namespace) -> None:
+def _tune(shape: ExpertShape, experts: Sequence[ExpertWeights], options: argparse.Namespace) -> None:
     """Times every tile of one projection while the other keeps its default; the best of each by rows a block."""
     best: dict[tuple[str, int], tuple[float, Tile]] = {}
     for rows, tile in itertools.product(ROWS, _tiles()):

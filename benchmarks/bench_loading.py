@@ -150,8 +150,8 @@ def read_on_demand(options: argparse.Namespace) -> None:
     for line in sys.stdin:
         before = _bytes_from_disk()
         if line.strip() == "load":
-            holdings = ExpertStore(checkpoint, "bfloat16", ExpertSources(checkpoint))
-            holdings.become(wanted, backend, lambda layer, experts: None, lambda: False)
+            store = ExpertStore(checkpoint, "bfloat16", ExpertSources(checkpoint))
+            store.apply_assignment(wanted, backend, lambda layer, experts: None, lambda: False)
         else:
             _read_directly(options.model, blocks)
         print(_bytes_from_disk() - before, flush=True)

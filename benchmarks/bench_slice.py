@@ -35,9 +35,9 @@ from shard_reports import ShardReports
 
 from expertfleet.checkpoint.make_tiny import make_tiny
 from expertfleet.checkpoint.tensors import Checkpoint
-from expertfleet.kernels.choice import Choice
-from expertfleet.kernels.exact_linear import ExactScores
-from expertfleet.kernels.row_rule import RuleBook
+from expertfleet.kernels.batch_invariant_linear import BatchInvariantScores
+from expertfleet.kernels.row_rule import RuleCache
+from expertfleet.kernels.top_k_gate import TopKGate
 from expertfleet.membership.epoch import ExpertSet, Member
 from expertfleet.router.dispatch.gate import Gate
 from expertfleet.transport.io_thread import IoThread
@@ -119,9 +119,9 @@ def figures_of(times: list[float], shards: list[float]) -> dict[str, float]:
 def read_gate(checkpoint: Checkpoint, layer: int) -> Gate:
     config, name = checkpoint.config, f"model.layers.{layer}.mlp.gate"
     return Gate(
-        ExactScores(checkpoint.read(f"{name}.weight"), RuleBook()),
+        BatchInvariantScores(checkpoint.read(f"{name}.weight"), RuleCache()),
         checkpoint.read(f"{name}.e_score_correction_bias").float(),
-        Choice(config.top_k, config.n_group, config.topk_group, config.norm_topk_prob, config.routed_scaling_factor),
+        TopKGate(config.top_k, config.n_group, config.topk_group, config.norm_topk_prob, config.routed_scaling_factor),
     )
 
 

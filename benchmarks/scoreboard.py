@@ -26,7 +26,7 @@ COLUMNS = (
 )
 CHECKED_ROUTES = 4
 
-Three = tuple[Projection, Projection, Projection]
+ExpertWeights = tuple[Projection, Projection, Projection]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return made
 
 
-def random_experts(shape: ExpertShape, held: int, distinct: int, device: str = "cpu") -> list[Three]:
+def random_experts(shape: ExpertShape, held: int, distinct: int, device: str = "cpu") -> list[ExpertWeights]:
     def projection(num_out: int, num_in: int) -> Projection:
         scales = torch.rand(num_out, num_in // shape.group_size, device=device).mul_(0.01).add_(0.001).bfloat16()
         return torch.randint(-(2**31), 2**31, (num_out, num_in // 8), device=device).int(), scales
@@ -80,7 +80,7 @@ def draw_load(tokens: int, held: int, options: argparse.Namespace, draw: int = 0
     return Load(tokens, rows[mine], chosen[mine])
 
 
-def exact(x: torch.Tensor, load: Load, experts: Sequence[Three]) -> torch.Tensor:
+def exact(x: torch.Tensor, load: Load, experts: Sequence[ExpertWeights]) -> torch.Tensor:
     """The result of every route [N, H] in float64, on exactly dequantised weights."""
     results = []
     for row, expert in zip(load.rows.tolist(), load.experts.tolist(), strict=True):
@@ -90,7 +90,7 @@ def exact(x: torch.Tensor, load: Load, experts: Sequence[Three]) -> torch.Tensor
     return torch.stack(results)
 
 
-def relative_error(found: torch.Tensor, x: torch.Tensor, load: Load, experts: Sequence[Three]) -> float:
+def relative_error(found: torch.Tensor, x: torch.Tensor, load: Load, experts: Sequence[ExpertWeights]) -> float:
     """Of some routes' ``found`` [N, H] for x [tokens, H]."""
     some = Load(load.tokens, load.rows[:CHECKED_ROUTES], load.experts[:CHECKED_ROUTES])
     wanted = exact(x, some, experts)
@@ -174,5 +174,5 @@ def _commit() -> str:
     return f"commit {told.stdout.strip() or 'unknown'}"
 
 
-def bytes_of(expert: Three) -> int:
+def bytes_of(expert: ExpertWeights) -> int:
     return sum(part.nbytes for projection in expert for part in projection)

@@ -24,13 +24,13 @@ from expertfleet.expert_workers.config import ExpertConfig
 from expertfleet.expert_workers.server import ExpertServer
 from expertfleet.kernels import int4
 from expertfleet.kernels.activation import silu_mul
+from expertfleet.kernels.batch_invariant_linear import BatchInvariantLinear, linear_rule
 from expertfleet.kernels.errors import KernelError
-from expertfleet.kernels.exact_linear import ExactLinear, linear_rule
-from expertfleet.kernels.expert_layer import ByExpertLayer, ExpertLayer, ExpertShape, Projection, Three
-from expertfleet.kernels.row_rule import RuleBook
+from expertfleet.kernels.expert_layer import ByExpertLayer, ExpertLayer, ExpertShape, Projection, ExpertWeights
+from expertfleet.kernels.row_rule import RuleCache
 from expertfleet.membership.epoch import ExpertSet, Member
 
-BOOK = RuleBook()
+BOOK = RuleCache()
 
 
 class EchoLayer(ExpertLayer):
@@ -52,7 +52,7 @@ class EchoLayer(ExpertLayer):
     def _drop(self, expert_id: int) -> None:
         self._held.discard(expert_id)
 
-    def _turn_back(self, expert_id: int) -> Three:
+    def _unpack_to_checkpoint(self, expert_id: int) -> ExpertWeights:
         raise KernelError("there are no weights")
 
     def holds(self, expert_id: int) -> bool:
@@ -88,17 +88,17 @@ class Bf16Layer(ByExpertLayer):
         super().__init__(shape, torch.bfloat16)
         self._gate_up_rule = linear_rule(BOOK, 2 * shape.width, shape.hidden, self.dtype)
         self._down_rule = linear_rule(BOOK, shape.hidden, shape.width, self.dtype)
-        self._experts: dict[int, tuple[ExactLinear, ExactLinear]] = {}
+        self._experts: dict[int, tuple[BatchInvariantLinear, BatchInvariantLinear]] = {}
 
     def _keep(self, expert_id: int, gate: Projection, up: Projection, down: Projection) -> None:
         both = torch.cat([int4.dequantize(*projection, self.dtype) for projection in (gate, up)])
-        last = ExactLinear(int4.dequantize(*down, self.dtype), self._down_rule)
-        self._experts[expert_id] = ExactLinear(both, self._gate_up_rule), last
+        last = BatchInvariantLinear(int4.dequantize(*down, self.dtype), self._down_rule)
+        self._experts[expert_id] = BatchInvariantLinear(both, self._gate_up_rule), last
 
     def _drop(self, expert_id: int) -> None:
         del self._experts[expert_id]
 
-    def _turn_back(self, expert_id: int) -> Three:
+    def _unpack_to_checkpoint(self, expert_id: int) -> ExpertWeights:
         raise KernelError("rounded weights cannot be turned back")
 
     def holds(self, expert_id: int) -> bool:
@@ -186,10 +186,10 @@ def main() -> None:
     for server in servers:
         server.start()
     for server in servers:
-        while server.tenancy.state not in ("ready", "failed"):
+        while server.registration.state not in ("ready", "failed"):
             time.sleep(0.05)
-        if server.tenancy.state == "failed":
-            sys.exit(f"{server.config.seat}: {server.tenancy.error}")
+        if server.registration.state == "failed":
+            sys.exit(f"{server.config.seat}: {server.registration.error}")
     print(*(server.address for server in servers), flush=True)
     for _ in sys.stdin:
         print(cpu_seconds(), sum(server.runtime.counters.compute_s for server in servers), flush=True)

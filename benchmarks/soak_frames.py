@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from expertfleet.kernels import native_lanes
-from expertfleet.kernels.native_lanes import Fence, ShardEnd, WorkerEnd
+from expertfleet.kernels.native_lanes import AdmissionFilter, ShardEnd, WorkerEnd
 from expertfleet.proto.codec import (
     Dispatch,
     Filled,
@@ -67,7 +67,7 @@ class Compiled:
         self._held = bytearray(b"\1" * 4 * _EXPERTS)
         self._memory = torch.zeros(1 << 22, dtype=torch.uint8)
         shape = {"num_layers": 4, "num_experts": _EXPERTS, "hidden": _HIDDEN, "dtype": 1, "item_bytes": 2}
-        self._fence = Fence(held=address_of(self._held), **shape)
+        self._fence = AdmissionFilter(held=address_of(self._held), **shape)
         self._results = torch.zeros(self._ROUTES * _HIDDEN + 2 * self._GUARD, dtype=torch.bfloat16)
         self._routes = torch.arange(self._ROUTES)
         self._places = torch.zeros(self._ROUTES + 2 * self._GUARD, dtype=torch.int64)
@@ -78,7 +78,7 @@ class Compiled:
         self._shards, self._workers = [], []
         for _, near in self._pairs:
             shard = ShardEnd(socket=near.fileno(), version=WIRE_VERSION, most_routes=64)
-            shard.fence = ctypes.pointer(self._fence)
+            shard.filter = ctypes.pointer(self._fence)
             self._shards.append(shard)
             self._workers.append(WorkerEnd())
             native_lanes.open_end(self._workers[-1], near.fileno(), WIRE_VERSION, self._clear)
@@ -101,7 +101,7 @@ class Compiled:
     def _take_asked(self, stream: int, frame: bytes) -> None:
         self._send(stream, frame)
         call = self._calls.take_dispatch if stream else self._calls.take_placed
-        self.num_handled += call(ctypes.addressof(self._shards[stream]), *self._into) == native_lanes.USUAL
+        self.num_handled += call(ctypes.addressof(self._shards[stream]), *self._into) == native_lanes.HANDLED
 
     def _take_answer(self, stream: int, frame: bytes, frame_id: int, num_routes: int) -> None:
         worker = self._workers[stream]

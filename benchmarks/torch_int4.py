@@ -11,7 +11,7 @@ import torch
 from expertfleet.kernels import int4
 from expertfleet.kernels.activation import silu_mul
 from expertfleet.kernels.errors import KernelError
-from expertfleet.kernels.expert_layer import ByExpertLayer, ExpertShape, Projection, Three
+from expertfleet.kernels.expert_layer import ByExpertLayer, ExpertShape, Projection, ExpertWeights
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class TorchInt4Layer(ByExpertLayer):
     def _drop(self, expert_id: int) -> None:
         del self._experts[expert_id]
 
-    def _turn_back(self, expert_id: int) -> Three:
+    def _unpack_to_checkpoint(self, expert_id: int) -> ExpertWeights:
         raise KernelError("the operator's own order cannot be turned back")
 
     def holds(self, expert_id: int) -> bool:

@@ -12,7 +12,7 @@ import torch
 
 from ..checkpoint.model_config import CODES_PER_WORD, ModelConfig
 from ..checkpoint.tensor_names import expert_projections
-from ..kernels.expert_layer import Three
+from ..kernels.expert_layer import ExpertWeights
 from ..proto.errors import Code, FleetError
 from ..proto.generated import expert_pb2 as pb
 
@@ -20,7 +20,7 @@ PIECE_BYTES = 1 << 20
 _DTYPES = {"I32": torch.int32, "BF16": torch.bfloat16}
 
 
-def to_pieces(config: ModelConfig, layer: int, expert: int, weights: Three) -> Iterator[pb.ExpertPiece]:
+def to_pieces(config: ModelConfig, layer: int, expert: int, weights: ExpertWeights) -> Iterator[pb.ExpertPiece]:
     content = b"".join(_bytes_of(part) for projection in weights for part in projection)
     header = pb.ExpertPiece(tensors=_tensors(config, layer, expert), sha256=hashlib.sha256(content).digest())
     yield header
@@ -28,7 +28,7 @@ def to_pieces(config: ModelConfig, layer: int, expert: int, weights: Three) -> I
         yield pb.ExpertPiece(data=content[start : start + PIECE_BYTES])
 
 
-def from_pieces(config: ModelConfig, layer: int, expert: int, pieces: Iterable[pb.ExpertPiece]) -> Three:
+def from_pieces(config: ModelConfig, layer: int, expert: int, pieces: Iterable[pb.ExpertPiece]) -> ExpertWeights:
     """Raises FleetError BAD_FRAME for anything that is not this expert of this model, whole."""
     stream = iter(pieces)
     header = next(stream, pb.ExpertPiece())
@@ -60,7 +60,7 @@ def _tensors(config: ModelConfig, layer: int, expert: int) -> list[pb.ExpertTens
     return tensors
 
 
-def _taken_apart(tensors: Sequence[pb.ExpertTensor], content: bytearray) -> Three:
+def _taken_apart(tensors: Sequence[pb.ExpertTensor], content: bytearray) -> ExpertWeights:
     parts, start = [], 0
     for tensor in tensors:
         dtype, count = _DTYPES[tensor.dtype], math.prod(tensor.shape)

@@ -8,7 +8,7 @@ import ctypes
 from collections.abc import Callable
 
 from ..kernels import native_lanes
-from ..kernels.native_lanes import NOTHING, USUAL, Fence, ShardEnd, check
+from ..kernels.native_lanes import HANDLED, NOTHING, AdmissionFilter, ShardEnd, check
 from ..proto.codec import result_parts, result_rows
 from ..proto.frame_prefix import dtype_of
 from ..proto.rows import Rows, address_of
@@ -21,9 +21,11 @@ from .runtime import MIN_SLICE_ROUTES
 class FastPath:
     """``at_once(asked, results, answer)`` computes them to an address, calls ``answer`` and says so, or leaves them to the pool."""
 
-    def __init__(self, fence: Fence, at_once: Callable[[ShardEnd, int, Callable[[], None]], bool]) -> None:
-        self._fence, self._at_once = fence, at_once
-        self._hidden, self._dtype = fence.hidden, dtype_of(fence.dtype)
+    def __init__(
+        self, admission: AdmissionFilter, at_once: Callable[[ShardEnd, int, Callable[[], None]], bool]
+    ) -> None:
+        self._admission, self._at_once = admission, at_once
+        self._hidden, self._dtype = admission.hidden, dtype_of(admission.dtype)
         self._calls = native_lanes.calls()
 
     def read_local(
@@ -45,7 +47,7 @@ class FastPath:
         def receive() -> int:
             assert mapped is not None  # stays until this has returned, even if the lane ends meanwhile
             size: int = calls.take_placed(end_at, buffer_at, room)
-            if size != USUAL:
+            if size != HANDLED:
                 return check(size)
             return NOTHING if self._at_once(end, end.results, answer) else end.size
 
@@ -73,7 +75,7 @@ class FastPath:
 
         def receive(room: int) -> int:
             size: int = calls.take_dispatch(end_at, scratch_at, room)
-            if size != USUAL:
+            if size != HANDLED:
                 return check(size)
             if self._at_once(end, kept.address, answer):
                 return NOTHING
@@ -83,7 +85,7 @@ class FastPath:
 
     def _end(self, socket_number: int, version: int, most_routes: int) -> ShardEnd:
         end = ShardEnd(socket=socket_number, version=version, most_routes=most_routes)
-        end.fence = ctypes.pointer(self._fence)
+        end.filter = ctypes.pointer(self._admission)
         return end
 
     def _room_for(self, num_routes: int) -> Rows:

@@ -217,7 +217,7 @@ class LaneHandler:
 
     def __init__(
         self,
-        holdings: ExpertStore,
+        store: ExpertStore,
         pool: Pool,
         reactor: Reactor,
         hello: Hello,
@@ -234,7 +234,7 @@ class LaneHandler:
         self.tcp_lanes: set[TcpLane] = set()
         self.tcp_port = 0
         self._tickets: dict[str, GrpcLane] = {}
-        self._holdings = holdings
+        self._store = store
 
     async def stream(self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> None:
         """A lane over gRPC, from greeting to end."""
@@ -297,7 +297,7 @@ class LaneHandler:
 
     def admit(self, lane: Lane, frame: Dispatch, results: Rows | None = None) -> None:
         """Queues what was asked. Raises FleetError."""
-        self._holdings.admit(frame)
+        self._store.admit(frame)
         self.pool.put(Job(frame, lane, time.monotonic() + frame.timeout_us / 1e6, results))
 
 
@@ -329,12 +329,12 @@ class ControlService(expert_pb2_grpc.ExpertShardServicer):
 
     def __init__(
         self,
-        holdings: ExpertStore,
+        store: ExpertStore,
         giver: ExpertExporter,
         describe: Callable[[], membership_pb2.WorkerReport],
         drain: Callable[[float], Awaitable[bool]],
     ) -> None:
-        self._holdings = holdings
+        self._store = store
         self._giver = giver
         self._describe = describe
         self._drain = drain
@@ -347,7 +347,7 @@ class ControlService(expert_pb2_grpc.ExpertShardServicer):
     async def RaiseMinEpoch(
         self, request: expert_pb2.RaiseMinEpochRequest, context: grpc.aio.ServicerContext
     ) -> expert_pb2.RaiseMinEpochReply:
-        minimum = self._holdings.raise_min_epoch(EpochId.from_proto(request.min_epoch))
+        minimum = self._store.raise_min_epoch(EpochId.from_proto(request.min_epoch))
         return expert_pb2.RaiseMinEpochReply(min_epoch=minimum.to_proto())
 
     async def ReadExpert(

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 
 from ..kernels.errors import KernelError
-from ..kernels.expert_layer import Three
+from ..kernels.expert_layer import ExpertWeights
 from ..proto.errors import Code, FleetError
 from ..proto.generated import expert_pb2 as pb
 from .expert_store import ExpertStore
@@ -17,15 +17,15 @@ from .sources import ExpertSources, NoSourceError
 
 
 class ExpertExporter:
-    def __init__(self, holdings: ExpertStore, sources: ExpertSources) -> None:
-        self._holdings = holdings
+    def __init__(self, store: ExpertStore, sources: ExpertSources) -> None:
+        self._store = store
         self._sources = sources
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="expert-giver")
         self.num_given = 0
 
     async def give(self, request: pb.ReadExpertRequest) -> AsyncIterator[pb.ExpertPiece]:
         """Raises FleetError: FOREIGN_CHECKPOINT or NOT_HELD."""
-        checkpoint = self._holdings.checkpoint
+        checkpoint = self._store.checkpoint
         layer, expert = request.layer, request.expert
         if request.fingerprint != checkpoint.fingerprint:
             theirs, ours = request.fingerprint[:16] or "none", checkpoint.fingerprint[:16]
@@ -42,11 +42,11 @@ class ExpertExporter:
 
     def _pieces(self, layer: int, expert: int) -> list[pb.ExpertPiece]:
         weights = self._find(layer, expert)
-        return list(to_pieces(self._holdings.checkpoint.config, layer, expert, weights))
+        return list(to_pieces(self._store.checkpoint.config, layer, expert, weights))
 
-    def _find(self, layer: int, expert: int) -> Three:
+    def _find(self, layer: int, expert: int) -> ExpertWeights:
         try:
-            return self._holdings.weights(layer, expert)
+            return self._store.weights(layer, expert)
         except KernelError as error:
             try:
                 return self._sources.read_files(layer, expert)

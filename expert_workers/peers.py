@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..checkpoint.model_config import ModelConfig
-from ..kernels.expert_layer import Three
+from ..kernels.expert_layer import ExpertWeights
 from ..membership import security
 from ..membership.epoch import ExpertSet
 from ..proto.errors import Code, FleetError, from_call
@@ -68,7 +68,7 @@ class Peers:
         self._avoided: dict[tuple[str, str], _Avoided] = {}  # address, and the file that it lacks or ""
         self._closed = False
 
-    def read(self, layer: int, expert: int, file: str) -> Three | Failure:
+    def read(self, layer: int, expert: int, file: str) -> ExpertWeights | Failure:
         """The weights of an expert that the checkpoint has in ``file``."""
         failure, give_up = Failure(), time.monotonic() + _EXPERT_S
         for peer in self._in_order(layer, expert):
@@ -141,7 +141,7 @@ class Peers:
             self._channels.pop(address).close()
         self._avoided = {key: avoided for key, avoided in self._avoided.items() if key[0] in known}
 
-    def _read_from(self, peer: Peer, layer: int, expert: int, timeout_s: float) -> Three:
+    def _read_from(self, peer: Peer, layer: int, expert: int, timeout_s: float) -> ExpertWeights:
         if peer.address not in self._channels:
             self._channels[peer.address] = security.open_blocking_channel(peer.address, _OPTIONS)
         stub = expert_pb2_grpc.ExpertShardStub(self._channels[peer.address])

@@ -1,4 +1,4 @@
-"""One expert shard as a running server: composes holdings, pool, runtime and handlers, and keeps the seat.
+"""One expert shard as a running server: composes store, pool, runtime and handlers, and keeps the seat.
 
 Knows nothing of Ray. ``start`` returns when the port is bound; a loader thread then takes the seat, runs the numerics
 self-test, loads what it is told to hold, reports ready, and from then on loads and gives back experts as orders change. A shard that
@@ -37,9 +37,9 @@ from .expert_store import ExpertStore
 from .fast_path import FastPath
 from .fetch_headers import ask_heads
 from .handler import ControlService, LaneHandler, LocalLane, TcpLane
+from .latest_assignment import LatestAssignment
 from .memory import num_experts_in
 from .numa import keep_to
-from .orders import Orders
 from .peer_export import ExpertExporter
 from .peers import Peers
 from .pool import Pool
@@ -67,17 +67,17 @@ class ExpertServer:
         if config.memory_gib is not None:
             num_experts_in(config.memory_gib, model.expert_bytes)
         self.sources = ExpertSources(self.checkpoint, self._find_peers())
-        self.holdings = ExpertStore(self.checkpoint, config.dtype, self.sources)
-        self.giver = ExpertExporter(self.holdings, self.sources)
+        self.store = ExpertStore(self.checkpoint, config.dtype, self.sources)
+        self.giver = ExpertExporter(self.store, self.sources)
         self.reactor = Reactor(config.spin_us / 1e6)
         self.pool = Pool(config.max_queued_frames, self.reactor.wake)
-        self.runtime = Runtime(self.reactor, self.pool, self.holdings.layers, config.threads, config.slice_ms)
+        self.runtime = Runtime(self.reactor, self.pool, self.store.layers, config.threads, config.slice_ms)
         self._pair = PairSettings(config.pair_transport, config.pair_min_bytes, config.device)
         self._pair.check()
         self.address = ""
         self.numerics = ""
         self.backend: ExpertBackend | None = None
-        self._orders = Orders()
+        self._assignment = LatestAssignment()
         self._relieved = threading.Event()  # nobody needs this shard any more
         self._alone = ExpertSet.from_pairs(
             [(layer, e) for layer in model.moe_layers for e in parse_experts(config.experts, model.num_experts)],
@@ -94,7 +94,7 @@ class ExpertServer:
                 library.pin(processors)
         self._io = IoThread("expert-io")
         config = self.config
-        self.tenancy = Registration(
+        self.registration = Registration(
             self._io, config.seat, config.controller, self._fill, self._on_order, config.node, self._offer
         )
         self._io.submit(self._bind())
@@ -106,7 +106,7 @@ class ExpertServer:
     @property
     def failure(self) -> str:
         """Why it cannot work; empty while it can."""
-        return self.tenancy.failure
+        return self.registration.failure
 
     def wait(self) -> None:
         """Blocks until the server has stopped."""
@@ -121,12 +121,12 @@ class ExpertServer:
 
     def _drain(self, drain_s: float) -> bool:
         ends_at = time.monotonic() + drain_s
-        self.tenancy.give_up()
-        if self.tenancy.has_controller and self.tenancy.state == "ready" and not self._relieved.is_set():
-            self.tenancy.enter("leaving")
+        self.registration.give_up()
+        if self.registration.has_controller and self.registration.state == "ready" and not self._relieved.is_set():
+            self.registration.enter("leaving")
             self._relieved.wait(drain_s)
-        self.tenancy.enter("draining")
-        self._orders.close()
+        self.registration.enter("draining")
+        self._assignment.close()
         self.sources.close()
         self.pool.close()
         return self.runtime.join(max(0.0, ends_at - time.monotonic()))
@@ -141,7 +141,7 @@ class ExpertServer:
         for lane in lanes:
             lane.close()
         self._io.submit(self._close())
-        self.tenancy.close()
+        self.registration.close()
         self._io.stop()
 
     async def _close(self) -> None:
@@ -173,21 +173,21 @@ class ExpertServer:
             self._relieved.set()
             threading.Thread(target=self.stop, name="leave", daemon=True).start()
         elif order.HasField("hold"):
-            self._orders.put(ExpertSet.from_proto(order.hold))
+            self._assignment.put(ExpertSet.from_proto(order.hold))
 
     def _load(self) -> None:
         torch.set_num_threads(self.config.threads)
-        if not self.tenancy.has_controller:
-            self._orders.put(self._alone)
+        if not self.registration.has_controller:
+            self._assignment.put(self._alone)
         try:
-            self.tenancy.take(self.address, self.checkpoint.fingerprint, self.config.dtype, self._capacity())
+            self.registration.take(self.address, self.checkpoint.fingerprint, self.config.dtype, self._capacity())
             backend = self._test_backend()
-            self.tenancy.enter("loading")
+            self.registration.enter("loading")
             self._obey(backend)
         except InterruptedError:
             return
         except (FleetError, RuntimeError, ValueError, OSError, MemoryError) as error:
-            self.tenancy.enter("failed", str(error) or type(error).__name__)
+            self.registration.enter("failed", str(error) or type(error).__name__)
 
     def _capacity(self) -> int:
         """How many experts fit into the memory that there is where they will lie, or may be taken."""
@@ -197,35 +197,35 @@ class ExpertServer:
 
     def _obey(self, backend: ExpertBackend) -> None:
         """Order after order, until there will be no more. Raises what keeps the shard from being ready for the first time."""
-        while (wanted := self._orders.take()) is not None:
-            while not self._carry_out(wanted, backend) and not self._orders.wait_until_stale(_RETRY_S):
+        while (wanted := self._assignment.take()) is not None:
+            while not self._carry_out(wanted, backend) and not self._assignment.wait_until_stale(_RETRY_S):
                 pass
 
     def _carry_out(self, wanted: ExpertSet, backend: ExpertBackend) -> bool:
         """Whether that is over; what went wrong in a shard that serves is reported, and tried again."""
         try:
-            if not self.holdings.become(wanted, backend, self._give_back, self._orders.is_stale):
+            if not self.store.apply_assignment(wanted, backend, self._give_back, self._assignment.is_stale):
                 return True
         except (RuntimeError, ValueError, OSError, MemoryError) as error:
             what = str(error) or type(error).__name__
-            if self.tenancy.state == "loading":
+            if self.registration.state == "loading":
                 self._begin_with_less(error, what)
             logger.exception("%s could not do as it was told, and serves what it holds", self.config.seat)
-            self.tenancy.error = what
+            self.registration.error = what
             return False
-        self.tenancy.error = ""
-        if self.tenancy.state == "loading":
-            self.tenancy.enter("ready")
+        self.registration.error = ""
+        if self.registration.state == "loading":
+            self.registration.enter("ready")
         else:
-            self.tenancy.report_soon()
+            self.registration.report_soon()
         return True
 
     def _begin_with_less(self, error: Exception, what: str) -> None:
         """A shard that lacks files serves what it could get: others may come who have the rest. Raises ``error`` in any other case."""
         if not (isinstance(error, NoSourceError) and self.checkpoint.is_partial):
             raise error
-        if self.holdings.held.count:
-            self.tenancy.enter("ready", what)
+        if self.store.held.count:
+            self.registration.enter("ready", what)
 
     def _find_peers(self) -> Peers | None:
         config, checkpoint = self.config, self.checkpoint
@@ -260,25 +260,25 @@ class ExpertServer:
         hello = Hello(
             config.seat, self.checkpoint.fingerprint, config.dtype, config.max_frame_bytes, pair=config.pair_transport
         )
-        fast_path = FastPath(self.holdings.fence, self.runtime.at_once)
-        self.lanes = LaneHandler(self.holdings, self.pool, self.reactor, hello, self._pair, fast_path)
+        fast_path = FastPath(self.store.admission, self.runtime.at_once)
+        self.lanes = LaneHandler(self.store, self.pool, self.reactor, hello, self._pair, fast_path)
         self._server = security.make_server(server_options(config.max_frame_bytes))
         self._server.add_generic_rpc_handlers((stream_handler(self.lanes.stream),))
-        control = ControlService(self.holdings, self.giver, self.tenancy.report, self._ending.asked)
+        control = ControlService(self.store, self.giver, self.registration.report, self._ending.asked)
         expert_pb2_grpc.add_ExpertShardServicer_to_server(control, self._server)
         self._tcp = self._listen_beside()
         self.address = await listen(self._server, config.host, config.port)
 
     def _fill(self, report: membership_pb2.WorkerReport) -> None:
-        counters, holdings = self.runtime.counters, self.holdings
+        counters, store = self.runtime.counters, self.store
         report.numerics = self.numerics
         report.backend = self.backend.description if self.backend is not None else ""
         report.fingerprint = self.checkpoint.fingerprint
-        report.held.CopyFrom(holdings.held.to_proto())
-        report.bytes_loaded, report.bytes_total = holdings.bytes_loaded, holdings.bytes_total
+        report.held.CopyFrom(store.held.to_proto())
+        report.bytes_loaded, report.bytes_total = store.bytes_loaded, store.bytes_total
         report.tokens = counters.routes
-        report.epoch.CopyFrom(holdings.newest_epoch.to_proto())
-        report.min_epoch.CopyFrom(holdings.min_epoch.to_proto())
+        report.epoch.CopyFrom(store.newest_epoch.to_proto())
+        report.min_epoch.CopyFrom(store.min_epoch.to_proto())
         metrics = {
             "routes_total": counters.routes,
             "batches_total": counters.batches,
@@ -290,7 +290,7 @@ class ExpertServer:
             "queued_frames": self.pool.num_queued(),
             "expert_loads_failed_total": self.sources.counters.failed,
             "experts_given_total": self.giver.num_given,
-            "expert_bytes_held": sum(layer.bytes_held for layer in list(holdings.layers.values())),
+            "expert_bytes_held": sum(layer.bytes_held for layer in list(store.layers.values())),
         }
         expert_bytes = self.checkpoint.config.expert_bytes
         for source, num_loads in self.sources.counters.loads.items():

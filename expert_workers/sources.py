@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ..checkpoint.errors import CheckpointError
 from ..checkpoint.tensors import Checkpoint
-from ..kernels.expert_layer import Three
+from ..kernels.expert_layer import ExpertWeights
 from .peers import Failure, Peers
 
 _logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class ExpertSources:
         self._has_told_of_peers = False
         self.counters = Counters()
 
-    def read(self, layer: int, expert: int) -> Three:
+    def read(self, layer: int, expert: int) -> ExpertWeights:
         """Raises NoSourceError."""
         weights, source = self._read(layer, expert)
         self.counters.loads[source] += 1
@@ -52,7 +52,7 @@ class ExpertSources:
             for name in names:
                 self._checkpoint.expect(name)
 
-    def read_files(self, layer: int, expert: int) -> Three:
+    def read_files(self, layer: int, expert: int) -> ExpertWeights:
         """From this machine's folders alone. Raises NoSourceError."""
         return self._read_files(layer, expert)[0]
 
@@ -68,7 +68,7 @@ class ExpertSources:
         if self._peers is not None:
             self._peers.close()
 
-    def _read(self, layer: int, expert: int) -> tuple[Three, Source]:
+    def _read(self, layer: int, expert: int) -> tuple[ExpertWeights, Source]:
         try:
             return self._read_files(layer, expert)
         except NoSourceError as error:
@@ -85,7 +85,7 @@ class ExpertSources:
             self._has_told_of_peers = True
         return found, "peer"
 
-    def _read_files(self, layer: int, expert: int) -> tuple[Three, Source]:
+    def _read_files(self, layer: int, expert: int) -> tuple[ExpertWeights, Source]:
         """All of an expert from one folder."""
         said: list[str] = []
         for folder in range(self._checkpoint.num_folders):

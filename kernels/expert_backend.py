@@ -11,10 +11,10 @@ from typing import Literal, assert_never
 import torch
 
 from . import native
+from .batch_invariant_linear import LinearRule, linear_rule
 from .errors import KernelError
-from .exact_linear import LinearRule, linear_rule
 from .expert_layer import ExpertLayer, ExpertShape, NativeLayer, ReferenceLayer
-from .row_rule import RuleBook
+from .row_rule import RuleCache
 from .triton_layer import TritonLayer, check_triton
 
 BackendName = Literal["cpu-native", "reference", "triton"]
@@ -91,7 +91,7 @@ def make_backend(
     width: int,
     group_size: int,
     *,
-    rules: RuleBook | None = None,
+    rules: RuleCache | None = None,
     instruction_set: str | None = None,
 ) -> ExpertBackend:
     """The backend ``name`` (or what ``auto`` means here), its rules tested with these shapes and today's threads.
@@ -104,7 +104,7 @@ def make_backend(
         raise KernelError(f"dtype: {dtype} is not served, only bfloat16 and float32")
     shape = ExpertShape(hidden, width, group_size)
     _check_multiples(shape)
-    book = RuleBook() if rules is None else rules
+    book = RuleCache() if rules is None else rules
     found = _find_native(shape)
     chosen = _resolve(name, device, isinstance(found, native.Native))
     remark = _slow(found) if isinstance(found, str) and name == "auto" else ""

@@ -13,13 +13,13 @@ import torch
 
 from . import int4
 from .activation import silu_mul
+from .batch_invariant_linear import BatchInvariantLinear, LinearRule
 from .errors import KernelError
-from .exact_linear import ExactLinear, LinearRule
 from .native import Blocks, Native, tensor_at
-from .native_layout import turn_back
+from .native_layout import unpack_to_checkpoint
 
 Projection = tuple[torch.Tensor, torch.Tensor]  # words int32 [out, in / 8], scales bf16 [out, in / group]
-Three = tuple[Projection, Projection, Projection]  # gate, up, down
+ExpertWeights = tuple[Projection, Projection, Projection]  # gate, up, down
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,13 @@ class ExpertLayer(ABC):
             raise KernelError(f"expert {expert_id} is not held")
         self._drop(expert_id)
 
-    def weights(self, expert_id: int) -> Three:
+    def weights(self, expert_id: int) -> ExpertWeights:
         """The checkpoint's own gate, up and down, turned back from how they are kept; also while others apply experts.
 
         Raises KernelError for an expert that is not held, and where they cannot be turned back.
         """
         try:
-            return self._turn_back(expert_id)
+            return self._unpack_to_checkpoint(expert_id)
         except KeyError:
             raise KernelError(f"expert {expert_id} is not held") from None
 
@@ -83,7 +83,7 @@ class ExpertLayer(ABC):
     def _drop(self, expert_id: int) -> None: ...
 
     @abstractmethod
-    def _turn_back(self, expert_id: int) -> Three:
+    def _unpack_to_checkpoint(self, expert_id: int) -> ExpertWeights:
         """Finds what is kept in one step, as another thread may drop it at any time. Raises KeyError for what is not held."""
 
     @abstractmethod
@@ -140,9 +140,9 @@ class NativeLayer(ExpertLayer):
             self._places.forget(expert_id)  # this is the thread that applies
             del self._blocks[expert_id]
 
-    def _turn_back(self, expert_id: int) -> Three:
+    def _unpack_to_checkpoint(self, expert_id: int) -> ExpertWeights:
         gate_up, down = self._blocks[expert_id]
-        return turn_back(gate_up, down, self.shape.width, self.shape.hidden, self.shape.group_size)
+        return unpack_to_checkpoint(gate_up, down, self.shape.width, self.shape.hidden, self.shape.group_size)
 
     def holds(self, expert_id: int) -> bool:
         return expert_id in self._blocks
@@ -191,7 +191,7 @@ class ReferenceLayer(ByExpertLayer):
         super().__init__(shape, dtype)
         self._gate_up_rule = gate_up_rule
         self._down_rule = down_rule
-        self._experts: dict[int, Three] = {}
+        self._experts: dict[int, ExpertWeights] = {}
 
     def _keep(self, expert_id: int, gate: Projection, up: Projection, down: Projection) -> None:
         self._experts[expert_id] = (gate, up, down)
@@ -199,7 +199,7 @@ class ReferenceLayer(ByExpertLayer):
     def _drop(self, expert_id: int) -> None:
         del self._experts[expert_id]
 
-    def _turn_back(self, expert_id: int) -> Three:
+    def _unpack_to_checkpoint(self, expert_id: int) -> ExpertWeights:
         return self._experts[expert_id]
 
     def holds(self, expert_id: int) -> bool:
@@ -213,10 +213,10 @@ class ReferenceLayer(ByExpertLayer):
         pairs = zip(expert_ids, rows, strict=True)
         return torch.cat([self._apply_one(self._experts[expert_id], x) for expert_id, x in pairs])
 
-    def _apply_one(self, expert: Three, x: torch.Tensor) -> torch.Tensor:
+    def _apply_one(self, expert: ExpertWeights, x: torch.Tensor) -> torch.Tensor:
         """[R, H] → [R, H]."""
         gate, up, down = expert
         x32 = x.float()
-        first = ExactLinear(int4.dequantize(*gate), self._gate_up_rule)(x32)
-        second = ExactLinear(int4.dequantize(*up), self._gate_up_rule)(x32)
-        return ExactLinear(int4.dequantize(*down), self._down_rule)(silu_mul(first, second)).to(x.dtype)
+        first = BatchInvariantLinear(int4.dequantize(*gate), self._gate_up_rule)(x32)
+        second = BatchInvariantLinear(int4.dequantize(*up), self._gate_up_rule)(x32)
+        return BatchInvariantLinear(int4.dequantize(*down), self._down_rule)(silu_mul(first, second)).to(x.dtype)

@@ -16,7 +16,7 @@ from functools import partial
 
 import torch
 
-from .row_rule import RowCall, RowRule, RuleBook, choose_rule
+from .row_rule import RowCall, RowRule, RuleCache, choose_rule
 from .self_test_inputs import cancelling
 
 SplitCall = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], tuple[torch.Tensor, torch.Tensor]]
@@ -29,7 +29,7 @@ _SMALL_TILE = 32
 _NOISE_SCALE = 1000.0  # makes rounding noise in scores as large as scores are
 
 
-def attention_rule(book: RuleBook, num_latent: int, num_rope: int, dtype: torch.dtype) -> RowRule:
+def attention_rule(book: RuleCache, num_latent: int, num_rope: int, dtype: torch.dtype) -> RowRule:
     """The counts of query rows (tokens × heads) to run, for latents of this width."""
     width = num_latent + num_rope
     name = str(dtype).removeprefix("torch.")

@@ -22,7 +22,7 @@ import torch
 from .errors import KernelError
 
 GROUP = 32  # inputs and outputs come in multiples of this, and group sizes as well
-_LIBRARY = "cpu_experts"
+_LIBRARY = "native_library"
 _WORTH_THREADS = 1 << 20
 _DTYPES = (torch.bfloat16, torch.float32)
 _WRITABLE = 0x200  # PyBUF_WRITE

@@ -15,12 +15,12 @@ from .mirrors import check_mirrors
 from .native import Native, load, older
 
 _log = logging.getLogger(__name__)
-NOTHING, USUAL = -1, -2  # where a call would say a size
+NOTHING, HANDLED = -1, -2  # where a call would say a size
 LENGTH_BYTES = 8  # before a frame over TCP
 _POINTER, _COUNT, _ID = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint64
 
 
-class Fence(ctypes.Structure):
+class AdmissionFilter(ctypes.Structure):
     """What a shard lets in; ``held`` is the address of bool [layers, experts]."""
 
     fingerprint: int
@@ -60,7 +60,7 @@ class ShardEnd(ctypes.Structure):
     results: int
     _fields_: ClassVar = [
         *((name, _COUNT) for name in ("socket", "version", "most_routes")),
-        ("fence", ctypes.POINTER(Fence)),
+        ("filter", ctypes.POINTER(AdmissionFilter)),
         ("memory", _POINTER),
         ("memory_bytes", _COUNT),
         ("size", _COUNT),
@@ -167,11 +167,11 @@ class FanoutArgs(ctypes.Structure):
     ]
 
 
-MIRRORS = (Fence, ShardEnd, Expected, Came, WorkerEnd, FanoutArgs)
+MIRRORS = (AdmissionFilter, ShardEnd, Expected, Came, WorkerEnd, FanoutArgs)
 
 
 class Calls:
-    """Each ``take`` and ``give`` returns a size, NOTHING, USUAL, or what ``check`` raises; ``cpp/lanes.cpp`` says what each does."""
+    """Each ``take`` and ``give`` returns a size, NOTHING, HANDLED, or what ``check`` raises; ``cpp/lanes.cpp`` says what each does."""
 
     def __init__(self, native: Native) -> None:
         """Raises ForeignLibraryError where a structure is another one there, and AttributeError for what is not there."""
@@ -218,8 +218,8 @@ def close_end(end: WorkerEnd) -> None:
 
 def check(size: int) -> int:
     """Raises OSError where the kernel said so."""
-    if size < USUAL:
-        error = USUAL - size
+    if size < HANDLED:
+        error = HANDLED - size
         raise OSError(error, os.strerror(error))
     return size
 

@@ -14,7 +14,7 @@ _WORDS = _INPUTS // 8
 Projection = tuple[torch.Tensor, torch.Tensor]  # words int32 [out, in / 8], scales bf16 [out, in / group]
 
 
-def turn_back(
+def unpack_to_checkpoint(
     gate_up: torch.Tensor, down: torch.Tensor, width: int, hidden: int, group_size: int
 ) -> tuple[Projection, Projection, Projection]:
     """Two blocks of bytes → gate and up [F, H], down [H, F]."""

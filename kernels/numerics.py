@@ -19,17 +19,17 @@ import torch
 
 from . import int4
 from .activation import silu_mul
-from .choice import Choice
+from .batch_invariant_linear import BatchInvariantLinear, BatchInvariantScores, ExactHeads, heads_rule, linear_rule
 from .errors import KernelError
-from .exact_linear import ExactHeads, ExactLinear, ExactScores, heads_rule, linear_rule
 from .expert_backend import ExpertBackend, TritonRules, make_backend
 from .expert_layer import ExpertLayer, Projection
 from .grouped_gemm import grouped_gemm
 from .mla import SPLIT, DecodePlan, attention_rule, mla_attend, mla_decode
 from .norm import rms_norm
 from .processor import bf16_instructions
-from .row_rule import RuleBook, bits_of
+from .row_rule import RuleCache, bits_of
 from .self_test_inputs import cancelling, cancelling_row, canned, scattered_pairs
+from .top_k_gate import TopKGate
 
 KERNEL_VERSION = 1  # raised whenever a change of the code changes bits
 _COUNTS = (2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 31, 32, 33, 63, 64, 65, 128, 300)
@@ -41,7 +41,7 @@ _SCALE_STEP = 1 / 64
 @dataclass(frozen=True)
 class NumericsReport:
     class_name: str  # what a worker registers
-    rules: RuleBook
+    rules: RuleCache
     details: dict[str, str]  # what was found, for people
 
 
@@ -63,7 +63,7 @@ def expert_self_test(
     backend: str, device: str, dtype: torch.dtype, hidden: int, width: int, group_size: int
 ) -> tuple[ExpertBackend, NumericsReport]:
     """The backend with its rules and the report; KernelError if rows are not exact."""
-    rules = RuleBook()
+    rules = RuleCache()
     made = make_backend(backend, device, dtype, hidden, width, group_size, rules=rules)
     layer = made.new_layer()
     layer.add(0, *_canned_expert(made, 21))
@@ -82,12 +82,12 @@ def attention_self_test(shapes: AttentionShapes, dtype: torch.dtype, beside: Ite
 
     ``beside`` are results of what no kernel knows of and the class shall depend on as well.
     """
-    rules = RuleBook()
+    rules = RuleCache()
     digest = hashlib.sha256()
     for num_out, num_in in shapes.linears:
         for piece in sorted({stop - start for start, stop, _ in linear_rule(rules, num_out, num_in, dtype).pieces}):
             row, weight = cancelling(piece, num_in, dtype, salt=piece)
-            linear = ExactLinear(weight, linear_rule(rules, piece, num_in, dtype))
+            linear = BatchInvariantLinear(weight, linear_rule(rules, piece, num_in, dtype))
             digest.update(bits_of(linear(row[None])).numpy().tobytes())
     for result in _gates_results(shapes, dtype, rules):
         digest.update(bits_of(result).numpy().tobytes())
@@ -102,11 +102,11 @@ def attention_self_test(shapes: AttentionShapes, dtype: torch.dtype, beside: Ite
     )
 
 
-def _gates_results(shapes: AttentionShapes, dtype: torch.dtype, rules: RuleBook) -> list[torch.Tensor]:
+def _gates_results(shapes: AttentionShapes, dtype: torch.dtype, rules: RuleCache) -> list[torch.Tensor]:
     results = []
     for (num_out, num_in), stored in itertools.product(shapes.gates, (torch.bfloat16, torch.float32)):
         row, weight = cancelling(num_out, num_in, stored, salt=num_out)
-        scores = ExactScores(weight, rules)
+        scores = BatchInvariantScores(weight, rules)
         x = canned((_COUNTS[-1], num_in), 71).to(dtype)
         _require_exact("gate", scores, x, _COUNTS)
         results.append(scores(row[None].to(dtype)))
@@ -118,10 +118,10 @@ def _gates_results(shapes: AttentionShapes, dtype: torch.dtype, rules: RuleBook)
 
 
 def _weights_of_all(logits: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    return Choice(len(bias))(logits, bias)[1]
+    return TopKGate(len(bias))(logits, bias)[1]
 
 
-def _heads_results(shapes: AttentionShapes, dtype: torch.dtype, rules: RuleBook) -> list[torch.Tensor]:
+def _heads_results(shapes: AttentionShapes, dtype: torch.dtype, rules: RuleCache) -> list[torch.Tensor]:
     results = []
     for num_in, num_out in ((shapes.nope_width, shapes.num_latent), (shapes.num_latent, shapes.value_width)):
         row, flat = cancelling(shapes.num_heads * num_out, num_in, dtype, salt=num_in)
@@ -131,7 +131,7 @@ def _heads_results(shapes: AttentionShapes, dtype: torch.dtype, rules: RuleBook)
     return results
 
 
-def _attention_result(shapes: AttentionShapes, dtype: torch.dtype, rules: RuleBook) -> torch.Tensor:
+def _attention_result(shapes: AttentionShapes, dtype: torch.dtype, rules: RuleCache) -> torch.Tensor:
     """A chunk over two split borders, proved against each of its rows alone with the latents that row may see."""
     heads, num_latent, num_rope = shapes.num_heads, shapes.num_latent, shapes.num_rope
     rule = attention_rule(rules, num_latent, num_rope, dtype)

@@ -75,7 +75,7 @@ class RowRule:
         return f"{self.form}: rows {counts}"
 
 
-class RuleBook:
+class RuleCache:
     """The rules found so far in this process, by what they are for and the number of threads they were found with."""
 
     def __init__(self) -> None:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from .errors import KernelError
-from .expert_layer import ExpertLayer, ExpertShape, Projection, Three
-from .triton_layout import ExpertLayout, lay_out, turn_back
+from .expert_layer import ExpertLayer, ExpertShape, ExpertWeights, Projection
+from .triton_layout import ExpertLayout, lay_out, unpack_to_checkpoint
 
 if TYPE_CHECKING:
     from .triton_experts import ExpertTable
@@ -68,8 +68,8 @@ class TritonLayer(ExpertLayer):
         with self._changing:
             self._held = self._held.without(expert_id)
 
-    def _turn_back(self, expert_id: int) -> Three:
-        return turn_back(self._layout, self._held.blocks[expert_id].cpu())
+    def _unpack_to_checkpoint(self, expert_id: int) -> ExpertWeights:
+        return unpack_to_checkpoint(self._layout, self._held.blocks[expert_id].cpu())
 
     def holds(self, expert_id: int) -> bool:
         return expert_id in self._held.blocks

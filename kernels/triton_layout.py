@@ -62,7 +62,7 @@ def lay_out(layout: ExpertLayout, gate: Projection, up: Projection, down: Projec
     return block
 
 
-def turn_back(layout: ExpertLayout, block: torch.Tensor) -> tuple[Projection, Projection, Projection]:
+def unpack_to_checkpoint(layout: ExpertLayout, block: torch.Tensor) -> tuple[Projection, Projection, Projection]:
     """The checkpoint's gate, up and down, as ``lay_out`` was given them."""
     width, hidden = layout.shape.width, layout.shape.hidden
     gate_codes, up_codes, down_codes, gate_scales, up_scales, down_scales = _parts(layout, block)

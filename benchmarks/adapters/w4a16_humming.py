@@ -22,7 +22,7 @@ from humming.forward import humming_forward, may_process_input
 from humming.schema import BaseWeightSchema
 from humming.transform import prepare_and_transform_humming_tensors, prepare_layer_config
 from humming.tune import get_heuristics_config
-from scoreboard import Three
+from scoreboard import ExpertWeights
 
 _CHECKPOINT = {
     "quant_method": "compressed-tensors",
@@ -54,7 +54,7 @@ class Weight:
         return result
 
 
-def prepare(experts: Sequence[Three], hidden: int, width: int, device: str) -> Callable[..., torch.Tensor]:
+def prepare(experts: Sequence[ExpertWeights], hidden: int, width: int, device: str) -> Callable[..., torch.Tensor]:
     gate_up = _weight([three[:2] for three in experts], 2 * width, hidden, device)
     down = _weight([three[2:] for three in experts], hidden, width, device)
 

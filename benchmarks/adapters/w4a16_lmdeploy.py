@@ -20,12 +20,12 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from scoreboard import Three
+from scoreboard import ExpertWeights
 
 _KERNELS = "lmdeploy.pytorch.kernels.cuda.compressed_tensors_w4a16"
 
 
-def prepare(experts: Sequence[Three], hidden: int, width: int, device: str) -> Callable[..., torch.Tensor]:
+def prepare(experts: Sequence[ExpertWeights], hidden: int, width: int, device: str) -> Callable[..., torch.Tensor]:
     kernels = _kernels()
     gate_up, down = _stacked(experts, 0, 1), _stacked(experts, 2)
 
@@ -66,7 +66,7 @@ def _sorted(
     return order, dict(zip(names, places, strict=True)) | {"num_tokens": num_tokens, "block_m": rows}
 
 
-def _stacked(experts: Sequence[Three], *parts: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _stacked(experts: Sequence[ExpertWeights], *parts: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Words [E, out, in / 8] and scales [E, out, in / 32] of every expert, the parts' outputs one after another."""
     words, scales = (
         torch.stack([torch.cat([three[part][kind] for part in parts]) for three in experts]) for kind in (0, 1)

@@ -28,7 +28,7 @@ from unittest.mock import MagicMock
 import torch
 import triton
 import triton.language as tl
-from scoreboard import Three
+from scoreboard import ExpertWeights
 
 from expertfleet.kernels import int4
 from expertfleet.kernels.triton_blocks import block_list
@@ -46,7 +46,7 @@ class Rival:
     silu_mul: Callable[[torch.Tensor], torch.Tensor]  # [N, 2F] → [N, F]
 
 
-def prepare(experts: Sequence[Three], hidden: int, width: int, device: str) -> Callable[..., torch.Tensor]:
+def prepare(experts: Sequence[ExpertWeights], hidden: int, width: int, device: str) -> Callable[..., torch.Tensor]:
     rival = _from_checkout(Path(os.environ["VLLM"])) if "VLLM" in os.environ else _installed()
     gate_up, down = _stacked(experts, 0, 1), _stacked(experts, 2)
 
@@ -115,7 +115,7 @@ def pad_kernel(
     tl.store(places, (block + 1) * BLOCK, mask=(count > 0) & (following == 0))
 
 
-def _stacked(experts: Sequence[Three], *parts: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _stacked(experts: Sequence[ExpertWeights], *parts: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes uint8 [E, out, in / 2] and scales [E, out, in / 32], the parts' outputs one after another."""
     words, scales = (
         torch.stack([torch.cat([three[part][kind] for part in parts]) for three in experts]) for kind in (0, 1)

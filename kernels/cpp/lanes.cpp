@@ -105,19 +105,19 @@ bool lets_in(const ShardEnd& end, const uint8_t* frame, int64_t size, Asked* ask
   if (size < fixed) return false;
   if (!is_of(read_at<Prefix>(frame), end.version, end.memory ? kPlaced : kDispatch)) return false;
   *asked = read_at<Asked>(frame + sizeof(Prefix));
-  const Fence& fence = *end.fence;
+  const AdmissionFilter& filter = *end.filter;
   const uint64_t epoch[2] = {asked->incarnation, asked->counter};
-  return asked->fingerprint == fence.fingerprint && !is_older(epoch, fence.min_epoch) && asked->layer < fence.num_layers &&
-         asked->dtype == fence.dtype && asked->hidden == fence.hidden && asked->timeout_us && asked->num_routes &&
+  return asked->fingerprint == filter.fingerprint && !is_older(epoch, filter.min_epoch) && asked->layer < filter.num_layers &&
+         asked->dtype == filter.dtype && asked->hidden == filter.hidden && asked->timeout_us && asked->num_routes &&
          asked->num_routes <= end.most_routes && asked->num_rows && asked->num_rows <= asked->num_routes;
 }
 
 // Whether the routes, which end the frame, name rows that there are and experts that are held.
-bool are_held(const Fence& fence, const Asked& asked, const uint8_t* routes) {
-  const uint8_t* held = fence.held + asked.layer * fence.num_experts;
+bool are_held(const AdmissionFilter& filter, const Asked& asked, const uint8_t* routes) {
+  const uint8_t* held = filter.held + asked.layer * filter.num_experts;
   for (uint32_t i = 0; i < asked.num_routes; ++i) {
     const uint32_t row = read_at<uint32_t>(routes + 4 * i), expert = read_at<uint32_t>(routes + 4 * (asked.num_routes + i));
-    if (row >= asked.num_rows || expert >= fence.num_experts || !held[expert]) return false;
+    if (row >= asked.num_rows || expert >= filter.num_experts || !held[expert]) return false;
   }
   return true;
 }
@@ -126,8 +126,8 @@ bool are_held(const Fence& fence, const Asked& asked, const uint8_t* routes) {
 bool take(ShardEnd* end, uint8_t* frame, int64_t size) {
   Asked asked;
   if (!lets_in(*end, frame, size, &asked)) return false;
-  Fence* fence = end->fence;
-  const int64_t row_bytes = fence->hidden * fence->item_bytes, routes_bytes = 8 * int64_t(asked.num_routes);
+  AdmissionFilter* filter = end->filter;
+  const int64_t row_bytes = filter->hidden * filter->item_bytes, routes_bytes = 8 * int64_t(asked.num_routes);
   const uint8_t* after = frame + sizeof(Prefix) + sizeof(Asked);
   const uint8_t* routes;
   if (end->memory) {
@@ -146,7 +146,7 @@ bool take(ShardEnd* end, uint8_t* frame, int64_t size) {
     end->rows = after;
     end->results = nullptr;
   }
-  if (!are_held(*fence, asked, routes)) return false;
+  if (!are_held(*filter, asked, routes)) return false;
   end->size = size;
   end->frame_id = read_at<Prefix>(frame).frame_id;
   end->layer = asked.layer;
@@ -155,7 +155,7 @@ bool take(ShardEnd* end, uint8_t* frame, int64_t size) {
   end->route_rows = routes;
   end->route_experts = routes + routes_bytes / 2;
   const uint64_t epoch[2] = {asked.incarnation, asked.counter};
-  if (is_older(fence->newest_epoch, epoch)) std::memcpy(fence->newest_epoch, epoch, sizeof epoch);
+  if (is_older(filter->newest_epoch, epoch)) std::memcpy(filter->newest_epoch, epoch, sizeof epoch);
   return true;
 }
 
@@ -278,13 +278,13 @@ int64_t expertfleet_give_filled(const ShardEnd* end) {
 
 // Sends all results of what was asked, [num_routes, hidden], after the frame's length: the bytes that the kernel did not take, or an error.
 int64_t expertfleet_give_result(const ShardEnd* end, uint8_t* results) {
-  const Fence& fence = *end->fence;
-  const int64_t bytes = end->num_routes * fence.hidden * fence.item_bytes;
+  const AdmissionFilter& filter = *end->filter;
+  const int64_t bytes = end->num_routes * filter.hidden * filter.item_bytes;
   struct { uint64_t length; Prefix prefix; Result result; } head = {0, prefix_of(end->version, kResult, end->frame_id), {}};
   head.length = sizeof(Prefix) + sizeof(Result) + uint64_t(bytes);
   head.result.count = head.result.num_routes = uint32_t(end->num_routes);
-  head.result.hidden = uint32_t(fence.hidden);
-  head.result.dtype = uint8_t(fence.dtype);
+  head.result.hidden = uint32_t(filter.hidden);
+  head.result.dtype = uint8_t(filter.dtype);
   iovec parts[2] = {{&head, sizeof head}, {results, size_t(bytes)}};
   return send_parts(end->socket, parts, 2);
 }

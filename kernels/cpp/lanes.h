@@ -8,7 +8,7 @@
 namespace expertfleet {
 
 // What a shard lets in (expert_workers/expert_store.py).
-struct Fence {
+struct AdmissionFilter {
   uint64_t fingerprint, min_epoch[2], newest_epoch[2];
   const uint8_t* held;  // [layers, experts]
   int64_t num_layers, num_experts, hidden, dtype, item_bytes;
@@ -17,7 +17,7 @@ struct Fence {
 // A shard's end of a lane.
 struct ShardEnd {
   int64_t socket, version, most_routes;
-  Fence* fence;
+  AdmissionFilter* filter;
   uint8_t* memory;  // shared with the worker; null where rows come with their frames
   int64_t memory_bytes;
   // What is asked, once a usual frame has come, of so many bytes.

@@ -1,11 +1,11 @@
 """The gate: hidden rows to the experts they go to and the weights their answers get.
 
-Knows nothing of shards. What is chosen, and the formula's source, is ``kernels/choice.py``'s.
+Knows nothing of shards. What is chosen, and the formula's source, is ``kernels/top_k_gate.py``'s.
 """
 
 import torch
 
-from ...kernels.choice import Choice, Linear
+from ...kernels.top_k_gate import Linear, TopKGate
 
 
 class Gate:
@@ -15,7 +15,7 @@ class Gate:
         self,
         linear: Linear,
         bias: torch.Tensor,  # [E] fp32, e_score_correction_bias
-        choice: Choice,
+        choice: TopKGate,
     ) -> None:
         self._call = choice.after(linear, bias)
 

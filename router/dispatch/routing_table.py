@@ -53,7 +53,9 @@ class RoutingTable:
         self._is_shared: list[bool] = (self._replicas.sum(0) > 1).any(1).tolist()  # by layer, whether some expert is
         self.numerics = self._name()
         # Grows whenever tokens come out with other bits than under the plan before.
-        self.bits: int = before.bits + (before.numerics != self.numerics) if before is not None else 0
+        self.numerics_generation: int = (
+            before.numerics_generation + (before.numerics != self.numerics) if before is not None else 0
+        )
 
     def holders(self, layer: int) -> tuple[int | None, int, int]:
         """As ``assign`` chooses from: the address of bool [S, stride], None where no expert is shared, the stride, and the address of

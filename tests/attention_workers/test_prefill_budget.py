@@ -17,7 +17,7 @@ def step_s(answers: int, prompt_tokens: int, fixed_s: float, token_s: float) -> 
 def test_a_step_with_answers_takes_the_target_or_twice_one_without(fixed_s: float, token_s: float) -> None:
     pace = PrefillBudget(0.1, 512)
     for _ in range(10):
-        pace.took_alone(step_s(4, 0, fixed_s, token_s))
+        pace.took_decode_only(step_s(4, 0, fixed_s, token_s))
     aim = max(0.1, 2 * (fixed_s + 4 * token_s))
     taken = []
     for _ in range(60):
@@ -41,7 +41,7 @@ def test_a_step_of_prompts_alone_already_says_what_is_too_many() -> None:
 def test_a_step_that_waited_for_a_shard_changes_little() -> None:
     pace = PrefillBudget(0.1, 512)
     for seconds in (0.1, 0.1, 60.0):
-        pace.took_alone(seconds)
+        pace.took_decode_only(seconds)
     pace.took(512, 0.5, limited=True)
     assert pace.limit == 256
 

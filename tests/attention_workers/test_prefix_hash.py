@@ -2,34 +2,34 @@
 
 import random
 
-from expertfleet.attention_workers.kv_cache import PAGE
-from expertfleet.attention_workers.prefix_hash import PageNames
+from expertfleet.attention_workers.kv_cache import PAGE_SIZE
+from expertfleet.attention_workers.prefix_hash import PageHasher
 
 
-def names_of(names: PageNames, tokens: list[int], salt: str = "", bits: int = 0) -> list[bytes]:
+def names_of(names: PageHasher, tokens: list[int], salt: str = "", generation: int = 0) -> list[bytes]:
     made: list[bytes] = []
-    names.extend(made, names.root(salt, bits), tokens, len(tokens) // PAGE)
+    names.extend(made, names.root(salt, generation), tokens, len(tokens) // PAGE_SIZE)
     return made
 
 
 def test_names_agree_up_to_the_first_page_with_another_token() -> None:
-    names = PageNames()
-    tokens = [random.randrange(1 << 18) for _ in range(4 * PAGE + 7)]
+    names = PageHasher()
+    tokens = [random.randrange(1 << 18) for _ in range(4 * PAGE_SIZE + 7)]
     other = list(tokens)
-    other[2 * PAGE + 5] += 1
+    other[2 * PAGE_SIZE + 5] += 1
     mine, theirs = names_of(names, tokens), names_of(names, other)
     assert [a == b for a, b in zip(mine, theirs, strict=True)] == [True, True, False, False]
     assert len({*mine, *theirs}) == 6
 
 
 def test_names_differ_by_salt_by_bits_and_between_workers() -> None:
-    names, tokens = PageNames(), list(range(PAGE))
-    made = [names_of(names, tokens, salt, bits)[0] for salt, bits in (("", 0), ("a", 0), ("", 1), ("a", 1))]
-    assert len({*made, names_of(PageNames(), tokens)[0]}) == 5
+    names, tokens = PageHasher(), list(range(PAGE_SIZE))
+    made = [names_of(names, tokens, salt, generation)[0] for salt, generation in (("", 0), ("a", 0), ("", 1), ("a", 1))]
+    assert len({*made, names_of(PageHasher(), tokens)[0]}) == 5
 
 
 def test_names_made_in_steps_are_those_made_at_once() -> None:
-    names, tokens = PageNames(), list(range(3 * PAGE))
+    names, tokens = PageHasher(), list(range(3 * PAGE_SIZE))
     root, stepwise = names.root("s", 3), []
     for count in (0, 1, 1, 3):
         names.extend(stepwise, root, tokens, count)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from expertfleet.attention_workers.kv_cache import PAGE, PageAllocator, slots_of
+from expertfleet.attention_workers.kv_cache import PAGE_SIZE, PageAllocator, slots_of
 from expertfleet.attention_workers.scheduler import Chunk, Scheduler
 from expertfleet.attention_workers.sequence import SamplingParams, Sequence
 from expertfleet.proto.errors import Code, FleetError
@@ -21,8 +21,8 @@ def make_scheduler(num_pages: int = 64, max_seqs: int = 64, max_tokens: int = 51
     return Scheduler(PageAllocator(num_pages), max_seqs, max_tokens)
 
 
-def sharing(num_pages: int = 64, bits: Callable[[], int] = lambda: 0) -> Scheduler:
-    return Scheduler(PageAllocator(num_pages), 64, 512, bits)
+def sharing(num_pages: int = 64, generation: Callable[[], int] = lambda: 0) -> Scheduler:
+    return Scheduler(PageAllocator(num_pages), 64, 512, generation)
 
 
 def run(scheduler: Scheduler, *sequences: Sequence) -> None:
@@ -35,7 +35,7 @@ def run(scheduler: Scheduler, *sequences: Sequence) -> None:
 def land(scheduler: Scheduler, chunks: list[Chunk]) -> None:
     for chunk in chunks:
         samples = chunk.samples
-        scheduler.landed(chunk)
+        scheduler.complete(chunk)
         if samples and chunk.sequence.append(7):
             scheduler.remove(chunk.sequence)
 
@@ -106,13 +106,13 @@ def test_a_flying_sequence_is_not_scheduled_twice() -> None:
 
 def test_the_youngest_gives_way_when_the_cache_is_full_and_all_finish() -> None:
     scheduler = make_scheduler(num_pages=3)
-    old, young = make_sequence(PAGE - 2, max_tokens=PAGE), make_sequence(PAGE - 2, max_tokens=PAGE)
+    old, young = make_sequence(PAGE_SIZE - 2, max_tokens=PAGE_SIZE), make_sequence(PAGE_SIZE - 2, max_tokens=PAGE_SIZE)
     scheduler.add(old)
     scheduler.add(young)
-    for _ in range(4 * PAGE):
+    for _ in range(4 * PAGE_SIZE):
         land(scheduler, scheduler.schedule())
     assert scheduler.num_preemptions >= 1
-    assert old.num_generated == young.num_generated == PAGE
+    assert old.num_generated == young.num_generated == PAGE_SIZE
     assert scheduler.num_running == scheduler.num_waiting == 0
 
 
@@ -120,7 +120,7 @@ def test_random_load_ends_with_every_page_free() -> None:
     rng = random.Random()
     pages = PageAllocator(12)
     scheduler = Scheduler(pages, 5, 200)
-    sequences = [make_sequence(rng.randint(1, 3 * PAGE), rng.randint(1, 40), rng.randrange(3)) for _ in range(30)]
+    sequences = [make_sequence(rng.randint(1, 3 * PAGE_SIZE), rng.randint(1, 40), rng.randrange(3)) for _ in range(30)]
     for sequence in sequences:
         scheduler.add(sequence)
     for _ in range(5000):
@@ -140,114 +140,116 @@ def test_random_load_ends_with_every_page_free() -> None:
 
 def test_a_sequence_begins_where_others_have_computed() -> None:
     scheduler = sharing()
-    first, second = make_sequence(2 * PAGE + 9), make_sequence(2 * PAGE + 9)
+    first, second = make_sequence(2 * PAGE_SIZE + 9), make_sequence(2 * PAGE_SIZE + 9)
     run(scheduler, first)
     scheduler.add(second)
     (chunk,) = scheduler.schedule()
-    assert (chunk.first, chunk.count) == (2 * PAGE, 9)
-    assert (first.num_reused, second.num_reused) == (0, 2 * PAGE)
-    assert (scheduler.num_looked_up, scheduler.num_reused) == (4 * PAGE + 18, 2 * PAGE)
+    assert (chunk.first, chunk.count) == (2 * PAGE_SIZE, 9)
+    assert (first.num_reused, second.num_reused) == (0, 2 * PAGE_SIZE)
+    assert (scheduler.num_looked_up, scheduler.num_reused) == (4 * PAGE_SIZE + 18, 2 * PAGE_SIZE)
 
 
 def test_the_last_token_is_computed_even_if_its_page_is_known() -> None:
     scheduler = sharing()
-    run(scheduler, make_sequence(2 * PAGE))
-    scheduler.add(again := make_sequence(2 * PAGE))
+    run(scheduler, make_sequence(2 * PAGE_SIZE))
+    scheduler.add(again := make_sequence(2 * PAGE_SIZE))
     (chunk,) = scheduler.schedule()
-    assert (chunk.first, chunk.count, chunk.samples) == (PAGE, PAGE, True)
-    assert again.num_reused == PAGE
+    assert (chunk.first, chunk.count, chunk.samples) == (PAGE_SIZE, PAGE_SIZE, True)
+    assert again.num_reused == PAGE_SIZE
 
 
 def test_pages_of_an_answer_are_shared_with_the_next_question() -> None:
     scheduler = sharing()
-    first = make_sequence(PAGE - 3, max_tokens=10)
+    first = make_sequence(PAGE_SIZE - 3, max_tokens=10)
     run(scheduler, first)
     second = Sequence("r", [*first.tokens, 1, 2], len(first.tokens) + 2, 4, SamplingParams(), lambda update: None)
     scheduler.add(second)
-    assert scheduler.schedule()[0].first == PAGE
+    assert scheduler.schedule()[0].first == PAGE_SIZE
 
 
 @pytest.mark.parametrize("salt", ["", "mine"])
 def test_a_salt_keeps_its_prefixes_to_itself(salt: str) -> None:
     scheduler = sharing()
-    run(scheduler, make_sequence(PAGE + 1))
-    again = make_sequence(PAGE + 1)
+    run(scheduler, make_sequence(PAGE_SIZE + 1))
+    again = make_sequence(PAGE_SIZE + 1)
     again.salt = salt
     run(scheduler, again)
-    assert again.num_reused == (0 if salt else PAGE)
+    assert again.num_reused == (0 if salt else PAGE_SIZE)
 
 
 def test_what_has_other_bits_is_not_shared_nor_what_was_under_way_when_they_changed() -> None:
-    bits = [0]
-    scheduler = sharing(bits=lambda: bits[0])
-    run(scheduler, make_sequence(PAGE + 1))
-    scheduler.add(between := make_sequence(PAGE + 1))
+    generation = [0]
+    scheduler = sharing(generation=lambda: generation[0])
+    run(scheduler, make_sequence(PAGE_SIZE + 1))
+    scheduler.add(between := make_sequence(PAGE_SIZE + 1))
     (chunk,) = scheduler.schedule()
-    assert chunk.first == PAGE  # from before
-    scheduler.landed(chunk)
+    assert chunk.first == PAGE_SIZE  # from before
+    scheduler.complete(chunk)
     between.append(7)
     scheduler.remove(between)
-    scheduler.add(flying := make_sequence(2 * PAGE + 1))
+    scheduler.add(flying := make_sequence(2 * PAGE_SIZE + 1))
     chunks = scheduler.schedule()
-    bits[0] = 1
+    generation[0] = 1
     land(scheduler, chunks)
     while scheduler.num_running:
         land(scheduler, scheduler.schedule())
     assert flying.num_generated == flying.max_tokens
-    run(scheduler, after := make_sequence(2 * PAGE + 1))
+    run(scheduler, after := make_sequence(2 * PAGE_SIZE + 1))
     assert after.num_reused == 0
-    run(scheduler, again := make_sequence(2 * PAGE + 1))
-    assert again.num_reused == 2 * PAGE
+    run(scheduler, again := make_sequence(2 * PAGE_SIZE + 1))
+    assert again.num_reused == 2 * PAGE_SIZE
 
 
 def test_a_step_with_a_missing_row_leaves_nothing_behind() -> None:
     scheduler = sharing()
-    scheduler.add(faulty := make_sequence(PAGE + 1))
+    scheduler.add(faulty := make_sequence(PAGE_SIZE + 1))
     (chunk,) = scheduler.schedule()
     faulty.fault = FleetError(Code.NON_FINITE, "a row")
-    scheduler.landed(chunk)
+    scheduler.complete(chunk)
     scheduler.remove(faulty)
-    run(scheduler, again := make_sequence(PAGE + 1))
+    run(scheduler, again := make_sequence(PAGE_SIZE + 1))
     assert again.num_reused == 0
 
 
 def test_pages_of_a_sequence_that_came_out_spoilt_are_computed_again() -> None:
     scheduler = sharing()
-    run(scheduler, make_sequence(PAGE + 1))
-    scheduler.add(spoilt := make_sequence(2 * PAGE + 1))
+    run(scheduler, make_sequence(PAGE_SIZE + 1))
+    scheduler.add(spoilt := make_sequence(2 * PAGE_SIZE + 1))
     land(scheduler, scheduler.schedule())
     scheduler.remove(spoilt, spoilt=True)
-    run(scheduler, again := make_sequence(2 * PAGE + 1))
-    assert (spoilt.num_reused, again.num_reused) == (PAGE, 0)
+    run(scheduler, again := make_sequence(2 * PAGE_SIZE + 1))
+    assert (spoilt.num_reused, again.num_reused) == (PAGE_SIZE, 0)
 
 
 def test_every_position_holds_its_own_sequences_tokens_whoever_shares_the_page() -> None:
     rng = random.Random(seed := random.randrange(1 << 30))
     pages = PageAllocator(14)
-    bits = [0]
-    scheduler = Scheduler(pages, 6, 300, lambda: bits[0])
+    generation = [0]
+    scheduler = Scheduler(pages, 6, 300, lambda: generation[0])
     memory: dict[int, tuple[int, int]] = {}  # by slot: what was computed there, and with which bits
-    starts = [[rng.randrange(9) for _ in range(3 * PAGE)] for _ in range(2)]
+    starts = [[rng.randrange(9) for _ in range(3 * PAGE_SIZE)] for _ in range(2)]
     waiting = []
     for _ in range(80):
-        tokens = rng.choice(starts)[: rng.randint(1, 3 * PAGE)] + [rng.randrange(9) for _ in range(rng.randint(0, 60))]
+        tokens = rng.choice(starts)[: rng.randint(1, 3 * PAGE_SIZE)] + [
+            rng.randrange(9) for _ in range(rng.randint(0, 60))
+        ]
         waiting.append(Sequence("r", tokens, len(tokens), rng.randint(1, 40), SamplingParams(), lambda update: None))
     sequences = list(waiting)
     while waiting or scheduler.num_running + scheduler.num_waiting:
         if waiting and rng.random() < 0.2:
             scheduler.add(waiting.pop())
-        bits[0] += rng.random() < 0.005
+        generation[0] += rng.random() < 0.005
         chunks = scheduler.schedule()
         for chunk in chunks:
             sequence = chunk.sequence
             for position, slot in enumerate(slots_of(sequence.pages, 0, chunk.first)):
                 assert memory[slot][0] == sequence.tokens[position], seed
-                assert sequence.bits is None or memory[slot][1] == bits[0], seed
+                assert sequence.numerics_generation is None or memory[slot][1] == generation[0], seed
             written = slots_of(sequence.pages, chunk.first, chunk.count)
             others = {page for other in sequences if other is not sequence for page in other.pages}
-            assert not others & {slot // PAGE for slot in written}, seed
+            assert not others & {slot // PAGE_SIZE for slot in written}, seed
             for position, slot in enumerate(written):
-                memory[slot] = (sequence.tokens[chunk.first + position], bits[0])
+                memory[slot] = (sequence.tokens[chunk.first + position], generation[0])
         land(scheduler, chunks)
     assert all(sequence.num_generated == sequence.max_tokens for sequence in sequences)
     assert scheduler.num_reused > 0

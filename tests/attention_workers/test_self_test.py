@@ -17,7 +17,7 @@ from expertfleet.attention_workers.sampler import sample
 from expertfleet.attention_workers.self_test import combine_in_every_way, sampled_sequences, sampler_results
 from expertfleet.attention_workers.sequence import SamplingParams, Sequence
 from expertfleet.checkpoint.model_config import ModelConfig
-from expertfleet.kernels import choice, native, rope
+from expertfleet.kernels import native, rope, top_k_gate
 from expertfleet.kernels.errors import KernelError
 from expertfleet.kernels.numerics import attention_self_test
 from expertfleet.kernels.row_rule import bits_of
@@ -148,8 +148,8 @@ def test_without_a_compiler_the_sums_are_the_same(
         (rope, "yarn_frequencies", lambda dim, theta, yarn: torch.ones(dim // 2) / 3),
         (self_test, "rotate", lambda x, angles: rope.rotate(x, rope.RopeTable(angles.cos, -angles.sin))),
         (self_test, "softmax_scale", lambda width, yarn: 0.2),
-        (self_test, "gate_choice", lambda config: choice.Choice(config.top_k, scaling_factor=9.0)),
-        (self_test, "gate_choice", lambda config: choice.Choice(config.top_k, normalise=False)),
+        (self_test, "gate_choice", lambda config: top_k_gate.TopKGate(config.top_k, scaling_factor=9.0)),
+        (self_test, "gate_choice", lambda config: top_k_gate.TopKGate(config.top_k, normalise=False)),
     ],
 )
 def test_other_positions_and_another_choice_are_another_class(

@@ -27,7 +27,7 @@ def test_a_worker_has_as_many_requests_as_it_was_told_and_counts_those_that_it_r
         server.service.num_open = 1
         with pytest.raises(FleetError, match="no experts to ask yet"):
             server.service._admit(request)
-        assert server.tenancy.report().metrics["refused_sequences_total"] == 3
+        assert server.registration.report().metrics["refused_sequences_total"] == 3
     finally:
         server.service.num_open = 0
         server.stop(0)
@@ -40,7 +40,7 @@ def test_the_class_that_a_worker_reports_is_of_all_that_decides_its_tokens(small
     try:
         server._loading.join(60)
         torch.set_num_threads(server.config.threads)
-        assert server.tenancy.report().numerics == self_test(server.checkpoint.config, torch.bfloat16).class_name
+        assert server.registration.report().numerics == self_test(server.checkpoint.config, torch.bfloat16).class_name
     finally:
         torch.set_num_threads(before)
         server.stop(0)

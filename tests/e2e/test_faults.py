@@ -40,7 +40,7 @@ def test_only_the_sequences_whose_rows_are_not_finite_end(start: Callable[..., A
     server = AttentionServer(AttentionConfig(small_checkpoint, shards=(shard.address(),), layer_deadline_s=60))
     server.start()
     try:
-        assert server.router.wait_usable(120), server.tenancy.report()
+        assert server.router.wait_usable(120), server.registration.report()
         assert server._model is not None
         server._model._embedding = server._model._embedding.clone()
         harmless = [prompt for prompt in PROMPTS if CURSED not in prompt]

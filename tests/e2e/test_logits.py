@@ -74,7 +74,7 @@ def probe(
         server = AttentionServer(AttentionConfig(small_checkpoint, shards=addresses, dtype=dtype))
         server.start()
         servers.append(server)
-        assert server.router.wait_usable(60), server.tenancy.report()
+        assert server.router.wait_usable(60), server.registration.report()
         return Probe(server, run_forward)
 
     yield make

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from expertfleet.attention_workers.config import AttentionConfig
-from expertfleet.attention_workers.model import mixture
+from expertfleet.attention_workers.model import moe_forward
 from expertfleet.attention_workers.server import AttentionServer
 from expertfleet.checkpoint.make_tiny import make_tiny
 from expertfleet.checkpoint.tensors import Checkpoint
@@ -53,12 +53,12 @@ def test_relative_error_is_at_most_4e_3(
     config = AttentionConfig(directory, shards=(shard.address(),), max_model_len=512, threads=2, layer_deadline_s=60)
     server = AttentionServer(config)
     server.start()
-    assert server.router.wait_usable(120), server.tenancy.report()
+    assert server.router.wait_usable(120), server.registration.report()
     assert server._model is not None
     layer = server._model._layers[LAYER]
     assert layer.gate is not None
     x = torch.randn(6, server.checkpoint.config.hidden_size).bfloat16()
-    forward = mixture(LAYER, layer, layer.gate, x, server.router, 0)
+    forward = moe_forward(LAYER, layer, layer.gate, x, server.router, 0)
     ours, faults = run_forward(server, forward)
     assert not faults
     ours, exact = ours.double(), reference(server.checkpoint, x)

@@ -51,6 +51,6 @@ def test_without_any_gpu_the_shard_says_so(small_checkpoint: Path) -> None:
     server = ExpertServer(ExpertConfig(small_checkpoint, device="cuda"))
     server.start()
     server._loader.join(30)
-    assert server.tenancy.state == "failed"
-    assert "device: 'cuda' is wanted, but torch" in server.tenancy.error
+    assert server.registration.state == "failed"
+    assert "device: 'cuda' is wanted, but torch" in server.registration.error
     assert server.stop(5)

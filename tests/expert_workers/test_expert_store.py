@@ -36,9 +36,9 @@ def bytes_read(checkpoint: Checkpoint) -> set[tuple[str, int]]:
 
 def wait_loaded(server: ExpertServer | AttentionServer) -> None:
     deadline = time.monotonic() + 60
-    while server.tenancy.state != "ready":
+    while server.registration.state != "ready":
         assert time.monotonic() < deadline
-        assert server.tenancy.state != "failed", server.tenancy.error
+        assert server.registration.state != "failed", server.registration.error
         time.sleep(0.02)
 
 
@@ -71,7 +71,7 @@ def test_a_shard_becomes_what_it_is_told_and_reads_only_what_is_new(minute_check
     checkpoint = Checkpoint.open(minute_checkpoint)
     config = checkpoint.config
     backend = make_backend("reference", "cpu", torch.bfloat16, config.hidden_size, config.moe_intermediate_size, 32)
-    holdings, given_back = ExpertStore(checkpoint, "bfloat16", ExpertSources(checkpoint)), []
+    store, given_back = ExpertStore(checkpoint, "bfloat16", ExpertSources(checkpoint)), []
 
     def become(*experts: int, stale_after: int = 1000) -> bool:
         wanted = ExpertSet.from_pairs(
@@ -80,27 +80,27 @@ def test_a_shard_becomes_what_it_is_told_and_reads_only_what_is_new(minute_check
             config.num_experts,
         )
         checks = iter(range(1000))
-        return holdings.become(wanted, backend, give_back, lambda: next(checks) >= stale_after)
+        return store.apply_assignment(wanted, backend, give_back, lambda: next(checks) >= stale_after)
 
     def give_back(layer: int, experts: list[int]) -> None:
-        assert not any(holdings.held.holds(layer, expert) for expert in experts)
+        assert not any(store.held.holds(layer, expert) for expert in experts)
         given_back.append((layer, experts))
         for expert in experts:
-            holdings.layers[layer].remove(expert)
+            store.layers[layer].remove(expert)
 
     assert become(1, 3, 5)
-    assert (holdings.held.count, holdings.bytes_loaded) == (6, 6 * config.expert_bytes)
+    assert (store.held.count, store.bytes_loaded) == (6, 6 * config.expert_bytes)
     before = bytes_read(checkpoint)
     assert become(3, 6)
     assert given_back == [(1, [1, 5]), (2, [1, 5])]
     names = [name for layer in (1, 2) for pair in checkpoint.expert_names(layer, 6) for name in pair]
     assert bytes_read(checkpoint) - before == ranges(checkpoint, names)
-    assert holdings.held.experts(1) == holdings.held.experts(2) == (3, 6)
-    assert (holdings.bytes_loaded, holdings.bytes_total) == (4 * config.expert_bytes, 4 * config.expert_bytes)
+    assert store.held.experts(1) == store.held.experts(2) == (3, 6)
+    assert (store.bytes_loaded, store.bytes_total) == (4 * config.expert_bytes, 4 * config.expert_bytes)
     assert not become(3, 6, 7, stale_after=1)
-    assert holdings.held.count == 5
+    assert store.held.count == 5
     with pytest.raises(ValueError, match="an order for"):
-        holdings.become(ExpertSet.empty(1, 1), backend, give_back, lambda: False)
+        store.apply_assignment(ExpertSet.empty(1, 1), backend, give_back, lambda: False)
 
 
 def test_the_next_experts_are_on_their_way_while_one_is_packed_and_nothing_else_is(
@@ -124,9 +124,9 @@ def test_the_next_experts_are_on_their_way_while_one_is_packed_and_nothing_else_
     real = checkpoint.read
     monkeypatch.setattr(checkpoint, "read", read)
     backend = make_backend("reference", "cpu", torch.bfloat16, config.hidden_size, config.moe_intermediate_size, 32)
-    holdings = ExpertStore(checkpoint, "bfloat16", ExpertSources(checkpoint))
+    store = ExpertStore(checkpoint, "bfloat16", ExpertSources(checkpoint))
     wanted = ExpertSet.from_pairs([(1, expert) for expert in range(5)], config.num_layers, config.num_experts)
-    assert holdings.become(wanted, backend, lambda layer, experts: None, lambda: False)
+    assert store.apply_assignment(wanted, backend, lambda layer, experts: None, lambda: False)
     by_expert = [[name for pair in checkpoint.expert_names(1, expert) for name in pair] for expert in range(5)]
     for what in ("expected", "read"):
         assert [name for event, name in events if event == what] == [name for mine in by_expert for name in mine]

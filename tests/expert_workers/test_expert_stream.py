@@ -8,7 +8,7 @@ import torch
 
 from expertfleet.checkpoint.tensors import Checkpoint
 from expertfleet.expert_workers.expert_stream import PIECE_BYTES, from_pieces, to_pieces
-from expertfleet.kernels.expert_layer import Three
+from expertfleet.kernels.expert_layer import ExpertWeights
 from expertfleet.proto.errors import Code, FleetError
 from expertfleet.proto.generated import expert_pb2 as pb
 
@@ -21,14 +21,14 @@ def checkpoint(small_checkpoint: Path) -> Checkpoint:
 
 
 @pytest.fixture
-def weights(checkpoint: Checkpoint) -> Three:
+def weights(checkpoint: Checkpoint) -> ExpertWeights:
     names = checkpoint.expert_names(LAYER, EXPERT)
     gate, up, down = ((checkpoint.read(packed), checkpoint.read(scale)) for packed, scale in names)
     return gate, up, down
 
 
 @pytest.fixture
-def pieces(checkpoint: Checkpoint, weights: Three) -> list[pb.ExpertPiece]:
+def pieces(checkpoint: Checkpoint, weights: ExpertWeights) -> list[pb.ExpertPiece]:
     return list(to_pieces(checkpoint.config, LAYER, EXPERT, weights))
 
 
@@ -39,7 +39,9 @@ def refusal(checkpoint: Checkpoint, pieces: list[pb.ExpertPiece]) -> str:
     return str(caught.value)
 
 
-def test_weights_arrive_bit_for_bit(checkpoint: Checkpoint, weights: Three, pieces: list[pb.ExpertPiece]) -> None:
+def test_weights_arrive_bit_for_bit(
+    checkpoint: Checkpoint, weights: ExpertWeights, pieces: list[pb.ExpertPiece]
+) -> None:
     assert all(len(piece.data) <= PIECE_BYTES for piece in pieces)
     assert [tensor.name for tensor in pieces[0].tensors] == [
         name for pair in checkpoint.expert_names(LAYER, EXPERT) for name in pair

@@ -16,7 +16,7 @@ from expertfleet.expert_workers.expert_store import ExpertStore
 from expertfleet.expert_workers.sources import ExpertSources
 from expertfleet.kernels import native_lanes
 from expertfleet.kernels.native import tensor_at
-from expertfleet.kernels.native_lanes import NOTHING, USUAL, Calls, ShardEnd
+from expertfleet.kernels.native_lanes import HANDLED, NOTHING, Calls, ShardEnd
 from expertfleet.membership.epoch import EpochId
 from expertfleet.proto.codec import (
     Dispatch,
@@ -41,28 +41,28 @@ BEFORE_ROUTES = {"placed": 80, "dispatch": 64}
 
 
 @pytest.fixture(scope="module")
-def holdings(tmp_path_factory: pytest.TempPathFactory) -> ExpertStore:
+def store(tmp_path_factory: pytest.TempPathFactory) -> ExpertStore:
     """Half of the experts of layers 1 and 2, at epoch 1.4 or later."""
     folder = tmp_path_factory.mktemp("usual") / "model"
     make_tiny(folder, hidden=HIDDEN, layers=3, experts=EXPERTS, top_k=TOP_K, expert_width=32, dense_width=64, vocab=512)
     checkpoint = Checkpoint.open(folder)
-    holdings = ExpertStore(checkpoint, "bfloat16", ExpertSources(checkpoint))
-    holdings._mask[1:, ::2] = True
-    holdings.raise_min_epoch(EpochId(1, 4))
-    return holdings
+    store = ExpertStore(checkpoint, "bfloat16", ExpertSources(checkpoint))
+    store._mask[1:, ::2] = True
+    store.raise_min_epoch(EpochId(1, 4))
+    return store
 
 
 class Pair:
     """A shard's end and the socket that frames for it are written to; ``kind`` is placed or dispatch."""
 
-    def __init__(self, calls: Calls, holdings: ExpertStore, kind: str) -> None:
-        self.calls, self.kind, self.holdings = calls, kind, holdings
+    def __init__(self, calls: Calls, store: ExpertStore, kind: str) -> None:
+        self.calls, self.kind, self.store = calls, kind, store
         self.is_local = kind == "placed"
         self.arena = Arena()
         family = socket.SOCK_SEQPACKET if self.is_local else socket.SOCK_STREAM
         self.worker, self.shard = socket.socketpair(socket.AF_UNIX, family)
         self.end = ShardEnd(socket=self.shard.fileno(), version=WIRE_VERSION, most_routes=MOST)
-        self.end.fence = ctypes.pointer(holdings.fence)
+        self.end.filter = ctypes.pointer(store.admission)
         if self.is_local:
             self.end.memory, self.end.memory_bytes = self.arena.address, self.arena.size
         self.buffer = bytearray(LIMIT)
@@ -84,7 +84,7 @@ class Pair:
         epoch = (1, rng.randrange(3, 9))
         experts = np.array([rng.randrange(0, EXPERTS, 2) for _ in range(rows * TOP_K)], dtype=np.int32).data
         route_rows = (np.arange(rows * TOP_K, dtype=np.int32) // TOP_K).data
-        fields = (rng.getrandbits(40), short_fingerprint(self.holdings.checkpoint.fingerprint), epoch)
+        fields = (rng.getrandbits(40), short_fingerprint(self.store.checkpoint.fingerprint), epoch)
         asked = (*fields, rng.choice((1, 2)), rng.randrange(3), rng.choice((0, 10**6)))
         if self.is_local:
             places = (rng.choice((0, 64, 4096)), rng.choice((1 << 20, self.arena.size - 256 * rows)))
@@ -102,7 +102,7 @@ class Pair:
                 self.arena.rows(found.results_at, found.dtype, len(found.route_rows), found.hidden)
                 found = found.with_rows(rows)
             assert isinstance(found, Dispatch), "another kind"
-            self.holdings.admit(found)
+            self.store.admit(found)
         except (FleetError, AssertionError):
             return None
         return found
@@ -114,8 +114,8 @@ class Pair:
 
 
 @pytest.fixture(params=["placed", "dispatch"])
-def pair(calls: Calls, holdings: ExpertStore, request: pytest.FixtureRequest) -> Iterator[Pair]:
-    with closing(Pair(calls, holdings, request.param)) as pair:
+def pair(calls: Calls, store: ExpertStore, request: pytest.FixtureRequest) -> Iterator[Pair]:
+    with closing(Pair(calls, store, request.param)) as pair:
         yield pair
 
 
@@ -146,7 +146,7 @@ def test_what_is_let_in_python_would_let_in_too_with_the_same_meaning(pair: Pair
         pair.send(frame)
         size = pair.receive()
         wanted = pair.python_takes(frame)
-        if size != USUAL:
+        if size != HANDLED:
             assert pair.received(size) == frame
             if wanted is not None:
                 may_wait = wanted.timeout_us == 0 or len(wanted.route_rows) > MOST
@@ -162,7 +162,7 @@ def test_what_is_let_in_python_would_let_in_too_with_the_same_meaning(pair: Pair
         assert int32s(end.route_experts, end.num_routes) == wanted.route_experts.tolist()
         rows = tensor_at(end.rows, (end.num_rows, HIDDEN), torch.bfloat16)
         assert torch.equal(rows.view(torch.int16), wanted.rows.tensor.view(torch.int16))
-        assert EpochId(*wanted.epoch) <= pair.holdings.newest_epoch
+        assert EpochId(*wanted.epoch) <= pair.store.newest_epoch
     assert num_handled > 500
     assert num_mutated_handled > 50
 
@@ -184,7 +184,7 @@ def test_a_frame_with_another_behind_it_is_left_to_be_merged(pair: Pair) -> None
         assert left == b"".join(len(each).to_bytes(LENGTH, "little") + each for each in (frame, encode_cancel(7)))
     assert pair.receive() == NOTHING
     pair.send(frame)
-    assert pair.receive() == USUAL
+    assert pair.receive() == HANDLED
     pair.worker.close()
     assert pair.receive() == 0
 
@@ -195,7 +195,7 @@ def test_answers_are_the_frames_that_python_would_send(pair: Pair) -> None:
     while sent < 20:
         frame = pair.frame(rng)
         pair.send(frame)
-        if pair.receive() != USUAL:
+        if pair.receive() != HANDLED:
             continue
         sent += 1
         end, wanted = pair.end, decode(frame, LIMIT)
@@ -215,11 +215,11 @@ def test_answers_are_the_frames_that_python_would_send(pair: Pair) -> None:
         assert torch.equal(result.rows.tensor, rows)
 
 
-def test_how_much_of_an_answer_waits_is_told(calls: Calls, holdings: ExpertStore) -> None:
+def test_how_much_of_an_answer_waits_is_told(calls: Calls, store: ExpertStore) -> None:
     rng = random.Random()
-    with closing(Pair(calls, holdings, "dispatch")) as pair:
+    with closing(Pair(calls, store, "dispatch")) as pair:
         pair.shard.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
-        while pair.receive() != USUAL or pair.end.num_routes < 10:
+        while pair.receive() != HANDLED or pair.end.num_routes < 10:
             pair.send(pair.frame(rng))
         rows = torch.randn(pair.end.num_routes, HIDDEN).bfloat16()
         whole = LENGTH + 40 + rows.nbytes

@@ -14,7 +14,7 @@ from expertfleet.checkpoint.tensors import Checkpoint
 from expertfleet.expert_workers import peers as peers_module
 from expertfleet.expert_workers.expert_stream import to_pieces
 from expertfleet.expert_workers.peers import Failure, Peers
-from expertfleet.kernels.expert_layer import Three
+from expertfleet.kernels.expert_layer import ExpertWeights
 from expertfleet.membership import security
 from expertfleet.membership.epoch import ExpertSet
 from expertfleet.membership.security import WireSecurity
@@ -32,7 +32,7 @@ def checkpoint(small_checkpoint: Path) -> Checkpoint:
     return Checkpoint.open(small_checkpoint)
 
 
-def weights_of(checkpoint: Checkpoint) -> Three:
+def weights_of(checkpoint: Checkpoint) -> ExpertWeights:
     names = checkpoint.expert_names(LAYER, EXPERT)
     gate, up, down = ((checkpoint.read(packed), checkpoint.read(scale)) for packed, scale in names)
     return gate, up, down
@@ -131,7 +131,7 @@ def endless(pieces: list[expert_pb2.ExpertPiece]) -> list[expert_pb2.ExpertPiece
     return [pieces[0], *([pieces[1]] * 10_000)]
 
 
-def is_right(found: Three | Failure, checkpoint: Checkpoint) -> bool:
+def is_right(found: ExpertWeights | Failure, checkpoint: Checkpoint) -> bool:
     assert not isinstance(found, Failure), str(found)
     pairs = [pair for both in zip(found, weights_of(checkpoint), strict=True) for pair in zip(*both, strict=True)]
     return all(torch.equal(ours, theirs) for ours, theirs in pairs)

@@ -14,7 +14,7 @@ from expertfleet.checkpoint.tensors import Checkpoint
 from expertfleet.expert_workers.expert_store import ExpertStore
 from expertfleet.expert_workers.peers import Failure, Peers
 from expertfleet.expert_workers.sources import ExpertSources, NoSourceError
-from expertfleet.kernels.expert_layer import Three
+from expertfleet.kernels.expert_layer import ExpertWeights
 from expertfleet.kernels.grouped_gemm import make_backend
 from expertfleet.membership.epoch import ExpertSet
 
@@ -29,7 +29,7 @@ class OnePeer(Peers):
         self.asked: list[tuple[int, int]] = []
         self.copies = np.zeros((checkpoint.config.num_layers, checkpoint.config.num_experts), dtype=np.int64)
 
-    def read(self, layer: int, expert: int, file: str) -> Three | Failure:
+    def read(self, layer: int, expert: int, file: str) -> ExpertWeights | Failure:
         self.asked.append((layer, expert))
         if (layer, expert) in self.lacks:
             return Failure(["expert-1: has it not", "expert-2: is gone"])
@@ -39,13 +39,13 @@ class OnePeer(Peers):
         return self.copies
 
 
-def weights_of(checkpoint: Checkpoint, layer: int, expert: int) -> Three:
+def weights_of(checkpoint: Checkpoint, layer: int, expert: int) -> ExpertWeights:
     names = checkpoint.expert_names(layer, expert)
     gate, up, down = ((checkpoint.read(packed), checkpoint.read(scale)) for packed, scale in names)
     return gate, up, down
 
 
-def same(found: Three, wanted: Three) -> bool:
+def same(found: ExpertWeights, wanted: ExpertWeights) -> bool:
     return all(torch.equal(a, b) for one, two in zip(found, wanted, strict=True) for a, b in zip(one, two, strict=True))
 
 
@@ -136,19 +136,19 @@ def test_what_nobody_can_give_does_not_keep_a_shard_from_the_rest(whole: Path, l
     checkpoint = Checkpoint.open(local, ask=Outline(whole).heads)
     peer = OnePeer(reference, lacks={(1, 0), (2, 7)})
     peer.copies[:, 4:] = 1
-    holdings, config = ExpertStore(checkpoint, "bfloat16", ExpertSources(checkpoint, peer)), checkpoint.config
+    store, config = ExpertStore(checkpoint, "bfloat16", ExpertSources(checkpoint, peer)), checkpoint.config
     backend = make_backend("reference", "cpu", torch.bfloat16, config.hidden_size, config.moe_intermediate_size, 32)
     everything = ExpertSet.full(config.num_layers, config.num_experts, config.num_dense_layers)
 
     def become() -> bool:
-        return holdings.become(everything, backend, lambda layer, experts: None, lambda: False)
+        return store.apply_assignment(everything, backend, lambda layer, experts: None, lambda: False)
 
     with pytest.raises(NoSourceError, match=r"expert 0 of layer 1 .*expert-2: is gone \(and 1 others\)"):
         become()
-    assert holdings.held.count == everything.count - 2
+    assert store.held.count == everything.count - 2
     assert peer.asked[:4] == [(1, 0), (1, 1), (1, 2), (1, 3)]
     assert [expert for _, expert in peer.asked[:8]] == [0, 1, 2, 3] * 2, "what nobody holds comes first"
     peer.lacks.clear()
     assert become()
     assert peer.asked[16:] == [(1, 0), (2, 7)]
-    assert holdings.held == everything
+    assert store.held == everything

@@ -190,7 +190,7 @@ def run(opt: Path, *words: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 def test_the_packages_own_steps_make_a_command_that_starts(opt: Path) -> None:
     (site,) = opt.glob("venv/lib/python3.*/site-packages")
-    assert list((site / "expertfleet" / "kernels").glob("cpu_experts*.so"))
+    assert list((site / "expertfleet" / "kernels").glob("native_library*.so"))
     assert list((site / "expertfleet" / "checkpoint").glob("*.jinja"))
     for command in COMMANDS:
         done = run(opt, *command.split(), "--help")

@@ -4,7 +4,7 @@ import torch
 from expertfleet.kernels import native
 from expertfleet.kernels.errors import KernelError
 from expertfleet.kernels.expert_backend import make_backend
-from expertfleet.kernels.row_rule import RuleBook
+from expertfleet.kernels.row_rule import RuleCache
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
@@ -61,7 +61,7 @@ def test_triton_without_a_gpu_is_refused() -> None:
 
 
 def test_rules_are_shared_through_the_book() -> None:
-    book = RuleBook()
+    book = RuleCache()
     first = make_backend("reference", "cpu", torch.bfloat16, 64, 32, 32, rules=book)
     found = book.described()
     assert len(found) == 2

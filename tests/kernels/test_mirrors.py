@@ -15,7 +15,7 @@ from expertfleet import kernels
 from expertfleet.kernels import mirrors, native, native_lanes
 from expertfleet.kernels.errors import ForeignLibraryError
 from expertfleet.kernels.mirrors import check_mirrors
-from expertfleet.kernels.native_lanes import MIRRORS, Calls, FanoutArgs, Fence, WorkerEnd
+from expertfleet.kernels.native_lanes import MIRRORS, AdmissionFilter, Calls, FanoutArgs, WorkerEnd
 
 FOLDER = Path(kernels.__path__[0])
 OTHER_LIBRARY = np._core._multiarray_umath.__file__  # type: ignore[attr-defined]
@@ -49,7 +49,10 @@ def test_every_structure_in_kernels_is_compared(library: ctypes.CDLL) -> None:
 
 def test_mirrors_lie_as_the_librarys_own(library: ctypes.CDLL) -> None:
     check_mirrors(library, MIRRORS)
-    assert str(mirrors._told_by(library)["Fence"][1]) == "Fence.min_epoch, unsigned, 16 bytes from 8 on"
+    assert (
+        str(mirrors._told_by(library)["AdmissionFilter"][1])
+        == "AdmissionFilter.min_epoch, unsigned, 16 bytes from 8 on"
+    )
 
 
 def changed(mirror: type[ctypes.Structure], fields: list[Any]) -> list[type[ctypes.Structure]]:
@@ -96,8 +99,8 @@ def test_a_field_more_at_the_end_a_structure_more_and_one_less_are_refused(libra
     more = type("More", (ctypes.Structure,), {"_fields_": [("one", ctypes.c_int64)]})
     with pytest.raises(ForeignLibraryError, match=r"^More\.one: .* has nothing"):
         check_mirrors(library, [*MIRRORS, more])
-    with pytest.raises(ForeignLibraryError, match=r"^Fence\.fingerprint: .*here is nothing"):
-        check_mirrors(library, [mirror for mirror in MIRRORS if mirror is not Fence])
+    with pytest.raises(ForeignLibraryError, match=r"^AdmissionFilter\.fingerprint: .*here is nothing"):
+        check_mirrors(library, [mirror for mirror in MIRRORS if mirror is not AdmissionFilter])
 
 
 def test_a_signed_number_is_no_unsigned_one_and_an_address_no_number(library: ctypes.CDLL) -> None:
@@ -108,8 +111,8 @@ def test_a_signed_number_is_no_unsigned_one_and_an_address_no_number(library: ct
 
 
 def test_compiled_calls_are_refused_when_a_mirror_differs(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native_lanes, "MIRRORS", changed(Fence, Fence._fields_[:-1]))
-    with pytest.raises(ForeignLibraryError, match=r"^Fence\.item_bytes: "):
+    monkeypatch.setattr(native_lanes, "MIRRORS", changed(AdmissionFilter, AdmissionFilter._fields_[:-1]))
+    with pytest.raises(ForeignLibraryError, match=r"^AdmissionFilter\.item_bytes: "):
         native_lanes.calls.__wrapped__()
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from expertfleet.kernels.mla import SPLIT, DecodePlan, attention_rule, mla_attend, mla_decode
-from expertfleet.kernels.row_rule import RowRule, RuleBook, bits_of
+from expertfleet.kernels.row_rule import RowRule, RuleCache, bits_of
 
 ERROR = {torch.bfloat16: 6e-3, torch.float32: 3e-6}
 
@@ -21,7 +21,7 @@ def _oracle(q: torch.Tensor, latent: torch.Tensor, first: int, scale: float, num
 def test_a_decode_row_equals_the_row_in_any_chunk(
     threads: int, heads: int, num_latent: int, num_rope: int, dtype: torch.dtype
 ) -> None:
-    rule = attention_rule(RuleBook(), num_latent, num_rope, dtype)
+    rule = attention_rule(RuleCache(), num_latent, num_rope, dtype)
     first = int(torch.randint(0, 2 * SPLIT, ()))
     num_rows = int(torch.randint(SPLIT, SPLIT + 40, ())) if heads < 16 else 24
     latent = torch.randn(first + num_rows, num_latent + num_rope).to(dtype)
@@ -57,7 +57,7 @@ def test_rounding_noise_in_scores_is_the_same_alone(threads: int, dtype: torch.d
     latent[:, order[1::2]] = -latent[:, order[0::2]]
     query[:, :, order[1::2]] = query[:, :, order[0::2]]
     latent, query = latent.to(dtype), query.to(dtype)
-    rule = attention_rule(RuleBook(), num_latent, num_rope, dtype)
+    rule = attention_rule(RuleCache(), num_latent, num_rope, dtype)
     q_latent, q_rope = query[..., :num_latent], query[..., num_latent:]
     whole = mla_attend(q_latent, q_rope, latent, 0, 1e4, rule)
     for row in range(0, num_rows, 3):
@@ -80,14 +80,14 @@ def test_plain_products_give_the_same_numbers_and_are_exact_too(threads: int, dt
 
 
 def test_one_position_returns_its_latent() -> None:
-    rule = attention_rule(RuleBook(), 16, 8, torch.float32)
+    rule = attention_rule(RuleCache(), 16, 8, torch.float32)
     latent = torch.randn(1, 24)
     found = mla_attend(torch.randn(1, 3, 16), torch.randn(1, 3, 8), latent, 0, 1.0, rule)
     assert torch.allclose(found, latent[:, :16].expand(1, 3, 16))
 
 
 def test_latents_beyond_the_last_row_are_never_seen() -> None:
-    rule = attention_rule(RuleBook(), 16, 8, torch.bfloat16)
+    rule = attention_rule(RuleCache(), 16, 8, torch.bfloat16)
     latent = torch.randn(400, 24).bfloat16()
     spoiled = latent.clone()
     spoiled[300:] = 1e30
@@ -97,7 +97,7 @@ def test_latents_beyond_the_last_row_are_never_seen() -> None:
 
 
 def test_scores_far_apart_do_not_overflow() -> None:
-    rule = attention_rule(RuleBook(), 16, 8, torch.float32)
+    rule = attention_rule(RuleCache(), 16, 8, torch.float32)
     latent = torch.randn(700, 24)
     latent[600] *= 300
     q = latent[600].expand(1, 2, 24).contiguous()
@@ -106,7 +106,7 @@ def test_scores_far_apart_do_not_overflow() -> None:
 
 
 def test_missing_latents_are_refused() -> None:
-    rule = attention_rule(RuleBook(), 16, 8, torch.float32)
+    rule = attention_rule(RuleCache(), 16, 8, torch.float32)
     with pytest.raises(AssertionError, match="9 latents given, 10 needed"):
         mla_attend(torch.randn(1, 2, 16), torch.randn(1, 2, 8), torch.randn(9, 24), 9, 1.0, rule)
 
@@ -117,7 +117,7 @@ def test_missing_latents_are_refused() -> None:
 def test_many_decode_rows_at_once_equal_each_alone(
     threads: int, heads: int, num_latent: int, num_rope: int, form: str, dtype: torch.dtype
 ) -> None:
-    rule = attention_rule(RuleBook(), num_latent, num_rope, dtype)
+    rule = attention_rule(RuleCache(), num_latent, num_rope, dtype)
     if form == "plain":
         rule = RowRule("plain", (16, 32, 64))
     lengths = [1, SPLIT, SPLIT + 1, *torch.randint(1, 4 * SPLIT, (4,)).tolist()]

@@ -16,7 +16,7 @@ from expertfleet.kernels.expert_layer import ExpertLayer, Projection
 from expertfleet.kernels.grouped_gemm import grouped_gemm, grouped_gemm_reference
 from expertfleet.kernels.row_rule import bits_of
 
-Three = tuple[Projection, Projection, Projection]
+ExpertWeights = tuple[Projection, Projection, Projection]
 
 
 def loaded() -> native.Native:
@@ -28,7 +28,7 @@ def loaded() -> native.Native:
 INSTRUCTION_SETS = loaded().instruction_sets
 
 
-def _random_three(hidden: int, width: int, group: int) -> Three:
+def _random_three(hidden: int, width: int, group: int) -> ExpertWeights:
     def projection(num_out: int, num_in: int) -> Projection:
         scales = torch.rand(num_out, num_in // group).mul_(0.05).add_(0.001).bfloat16()
         return int4.pack(torch.randint(0, 16, (num_out, num_in))), scales
@@ -36,7 +36,9 @@ def _random_three(hidden: int, width: int, group: int) -> Three:
     return projection(width, hidden), projection(width, hidden), projection(hidden, width)
 
 
-def _layers(dtype: torch.dtype, hidden: int, width: int, group: int, experts: dict[int, Three]) -> list[ExpertLayer]:
+def _layers(
+    dtype: torch.dtype, hidden: int, width: int, group: int, experts: dict[int, ExpertWeights]
+) -> list[ExpertLayer]:
     layers = []
     for name in INSTRUCTION_SETS:
         layer = make_backend("cpu-native", "cpu", dtype, hidden, width, group, instruction_set=name).new_layer()

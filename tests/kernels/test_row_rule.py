@@ -3,7 +3,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from expertfleet.kernels.row_rule import RowRule, RuleBook, choose_rule
+from expertfleet.kernels.row_rule import RowRule, RuleCache, choose_rule
 
 
 def _blocked(change_at: int) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -63,7 +63,7 @@ def test_every_count_is_run_unpadded_when_all_agreed() -> None:
 
 
 def test_a_book_asks_once_per_purpose_and_thread_count(threads: int) -> None:
-    book, asked = RuleBook(), []
+    book, asked = RuleCache(), []
 
     def choose() -> RowRule:
         asked.append(threads)

@@ -4,7 +4,7 @@ import torch
 from expertfleet.kernels import int4
 from expertfleet.kernels.errors import KernelError
 from expertfleet.kernels.expert_layer import ExpertShape, Projection
-from expertfleet.kernels.triton_layout import ExpertLayout, lay_out, take_apart, turn_back
+from expertfleet.kernels.triton_layout import ExpertLayout, lay_out, take_apart, unpack_to_checkpoint
 
 
 def _projection(num_out: int, num_in: int) -> Projection:
@@ -19,7 +19,7 @@ def test_what_was_laid_out_can_be_taken_apart(hidden: int, width: int) -> None:
     assert block.nbytes == layout.nbytes
     for found, projection in zip(take_apart(layout, block), three, strict=True):
         assert torch.equal(found, int4.dequantize(*projection, torch.float64))
-    for back, projection in zip(turn_back(layout, block), three, strict=True):
+    for back, projection in zip(unpack_to_checkpoint(layout, block), three, strict=True):
         assert all(torch.equal(*parts) for parts in zip(back, projection, strict=True))
 
 

@@ -22,38 +22,38 @@ def io() -> Iterator[IoThread]:
 
 def test_a_refused_report_fails_the_worker_and_not_the_caller(io: IoThread, controller) -> None:
     io.submit(controller.start())
-    tenancy = Registration(io, "expert-0", controller.address, lambda report: None, lambda order: None)
-    tenancy.take("127.0.0.1:1", "ab", "bfloat16")
+    registration = Registration(io, "expert-0", controller.address, lambda report: None, lambda order: None)
+    registration.take("127.0.0.1:1", "ab", "bfloat16")
     controller.refusal = FleetError(Code.BAD_REQUEST, "the seat is taken")
     controller.known.clear()
-    tenancy.enter("draining")
-    assert tenancy.state == "failed"
-    assert "the seat is taken" in tenancy.error
-    tenancy.close()
+    registration.enter("draining")
+    assert registration.state == "failed"
+    assert "the seat is taken" in registration.error
+    registration.close()
     io.submit(controller.stop())
 
 
 def test_a_worker_that_leaves_does_not_wait_for_an_absent_controller(io: IoThread) -> None:
-    tenancy = Registration(io, "expert-0", "127.0.0.1:1", lambda report: None, lambda order: None)
+    registration = Registration(io, "expert-0", "127.0.0.1:1", lambda report: None, lambda order: None)
     ended = threading.Event()
 
     def take() -> None:
         with pytest.raises(InterruptedError):
-            tenancy.take("127.0.0.1:2", "ab", "bfloat16")
+            registration.take("127.0.0.1:2", "ab", "bfloat16")
         ended.set()
 
     threading.Thread(target=take, daemon=True).start()
     time.sleep(0.2)
-    tenancy.give_up()
+    registration.give_up()
     assert ended.wait(5)
-    tenancy.close()
+    registration.close()
 
 
 def test_after_close_nothing_is_reported(io: IoThread, controller) -> None:
     io.submit(controller.start())
-    tenancy = Registration(io, "expert-0", controller.address, lambda report: None, lambda order: None)
-    tenancy.take("127.0.0.1:1", "ab", "bfloat16")
-    tenancy.close()
+    registration = Registration(io, "expert-0", controller.address, lambda report: None, lambda order: None)
+    registration.take("127.0.0.1:1", "ab", "bfloat16")
+    registration.close()
     before = len(controller.reports)
     time.sleep(1.2)
     assert len(controller.reports) == before
@@ -64,12 +64,12 @@ def test_orders_come_and_are_followed_over_a_new_lease(io: IoThread, controller)
     controller.orders = [pb.Order(leave=True)]
     io.submit(controller.start())
     orders: list[pb.Order] = []
-    tenancy = Registration(io, "expert-0", controller.address, lambda report: None, orders.append)
-    tenancy.take("127.0.0.1:1", "ab", "bfloat16", capacity=7)
+    registration = Registration(io, "expert-0", controller.address, lambda report: None, orders.append)
+    registration.take("127.0.0.1:1", "ab", "bfloat16", capacity=7)
     assert controller.registrations[0].capacity == 7
     until(lambda: len(orders) == 1, 10)
     controller.known.clear()  # as after a restart of the controller
     until(lambda: len(orders) == 2, 10)
     assert controller.followed == [1, 2]
-    tenancy.close()
+    registration.close()
     io.submit(controller.stop())

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from expertfleet.kernels.choice import Choice
 from expertfleet.kernels.row_rule import bits_of
+from expertfleet.kernels.top_k_gate import TopKGate
 from expertfleet.kernels.triton_gate import gate_top_k, gate_top_k_reference
 from expertfleet.router.dispatch.gate import Gate
 
@@ -13,7 +13,7 @@ def test_the_gate_matches_its_reference_and_the_router_s(tokens: int, experts: i
     bias = torch.randn(experts) / 10
     ids, weights = gate_top_k(x, weight, bias, 8, True, 2.827)
     wanted_ids, wanted_weights = gate_top_k_reference(x, weight, bias, 8, True, 2.827)
-    router = Gate(lambda rows: rows.float() @ weight.float().t(), bias, Choice(8, scaling_factor=2.827))
+    router = Gate(lambda rows: rows.float() @ weight.float().t(), bias, TopKGate(8, scaling_factor=2.827))
     router_ids, router_weights = router(x)
     assert torch.equal(ids, wanted_ids)
     assert torch.equal(ids.long(), router_ids)

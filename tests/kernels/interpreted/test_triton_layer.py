@@ -9,7 +9,7 @@ from stepped import Stepped
 
 from expertfleet.kernels import int4, triton_layer
 from expertfleet.kernels.errors import KernelError
-from expertfleet.kernels.expert_layer import ExpertShape, Projection, Three
+from expertfleet.kernels.expert_layer import ExpertShape, ExpertWeights, Projection
 from expertfleet.kernels.grouped_gemm import grouped_gemm
 from expertfleet.kernels.row_rule import bits_of
 from expertfleet.kernels.triton_layer import TritonLayer
@@ -22,7 +22,7 @@ def projection(num_out: int, num_in: int) -> Projection:
     return int4.pack(torch.randint(0, 16, (num_out, num_in))), scales
 
 
-def expert() -> Three:
+def expert() -> ExpertWeights:
     return projection(WIDTH, HIDDEN), projection(WIDTH, HIDDEN), projection(HIDDEN, WIDTH)
 
 

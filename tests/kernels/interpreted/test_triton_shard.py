@@ -43,9 +43,9 @@ def test_a_shard_on_a_gpu_answers_as_float64_does_and_names_its_class(tmp_path: 
     checkpoint = Checkpoint.open(tmp_path / "model")
     server = ExpertServer(ExpertConfig(tmp_path / "model", device="cuda:0"))
     server.start()
-    while server.tenancy.state not in ("ready", "failed"):
+    while server.registration.state not in ("ready", "failed"):
         time.sleep(0.05)
-    assert server.tenancy.state == "ready"
+    assert server.registration.state == "ready"
     assert server.numerics.startswith("triton-v1-nvidia_h100_80gb_hbm3-triton3.")
     assert server._capacity() == int(0.9 * FREE_OF_GPU) // checkpoint.config.expert_bytes > 1
     assert server.backend is not None
@@ -53,7 +53,7 @@ def test_a_shard_on_a_gpu_answers_as_float64_does_and_names_its_class(tmp_path: 
 
     io, reactor = IoThread("test-io"), Reactor()
     router = Router(io, reactor, Hello("attention-0", checkpoint.fingerprint, "bfloat16", 1 << 20), 60.0)
-    member = Member("expert-0", server.address, server.numerics, server.holdings.held)
+    member = Member("expert-0", server.address, server.numerics, server.store.held)
     router.set_epoch(Epoch(EpochId(1, 1), checkpoint.fingerprint, "bfloat16", (member,), (), True))
     assert reactor.run(lambda: router.usable, 60)
     x = torch.randn(3, 64).bfloat16()

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from expertfleet.kernels import choice, native
-from expertfleet.kernels.choice import Choice
-from expertfleet.kernels.exact_linear import ExactScores
-from expertfleet.kernels.row_rule import RuleBook, bits_of
+from expertfleet.kernels import native, top_k_gate
+from expertfleet.kernels.batch_invariant_linear import BatchInvariantScores
+from expertfleet.kernels.row_rule import RuleCache, bits_of
+from expertfleet.kernels.top_k_gate import TopKGate
 from expertfleet.router.dispatch.gate import Gate
 
 
@@ -16,7 +16,7 @@ def make_gate(E: int, H: int, K: int, groups: int = 1, kept: int = 1) -> tuple[G
     def by_row(x: torch.Tensor) -> torch.Tensor:
         return torch.cat([row @ weight.T for row in x.split(1)])
 
-    return Gate(by_row, bias, Choice(K, groups, kept, True, 2.827)), weight, bias
+    return Gate(by_row, bias, TopKGate(K, groups, kept, True, 2.827)), weight, bias
 
 
 def test_weights_are_unbiased_normalised_and_in_rank_order() -> None:
@@ -59,7 +59,7 @@ def test_the_compiled_choice_is_torchs(E: int, K: int, groups: int, kept: int, m
     x = torch.randn(300, 24) * 10 ** torch.empty(300, 1).uniform_(-2, 1.3)
     ids, weights = gate(x)
     with monkeypatch.context() as patch:
-        patch.setattr(choice, "load", lambda: "not here")
+        patch.setattr(top_k_gate, "load", lambda: "not here")
         wanted_ids, wanted = gate(x)
     same = (ids == wanted_ids).all(1)  # scores that differ in the last bit, or not at all, may change places
     assert same.float().mean() > 0.9
@@ -83,8 +83,8 @@ def test_products_and_choice_in_one_call_are_those_of_two(
 ) -> None:
     if isinstance(native.load(), str):
         pytest.skip("the native kernel was not built")
-    scores, bias = ExactScores(torch.randn(E, 2080).bfloat16(), RuleBook()), torch.randn(E) * 0.1
-    chosen = Choice(K, groups, kept, True, 2.827)
+    scores, bias = BatchInvariantScores(torch.randn(E, 2080).bfloat16(), RuleCache()), torch.randn(E) * 0.1
+    chosen = TopKGate(K, groups, kept, True, 2.827)
     gate = Gate(scores, bias, chosen)
     for T in (0, 1, 3, 40, 400):  # the last ones on several threads
         x = torch.randn(2 * T, 2080).to(dtype)[::2]

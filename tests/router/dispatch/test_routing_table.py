@@ -126,4 +126,4 @@ def test_bits_are_numbered_anew_when_the_class_changes_and_only_then() -> None:
     same = RoutingTable(EpochId(1, 2), (one, two), {"expert-0", "expert-1"}, first)
     changed = RoutingTable(EpochId(1, 3), (other,), {"expert-2"}, same)
     back = RoutingTable(EpochId(1, 4), (one,), {"expert-0"}, changed)
-    assert [plan.bits for plan in (first, same, changed, back)] == [0, 0, 1, 2]
+    assert [plan.numerics_generation for plan in (first, same, changed, back)] == [0, 0, 1, 2]

@@ -13,7 +13,7 @@ import torch
 
 from expertfleet.kernels import native_lanes
 from expertfleet.kernels.native import tensor_at
-from expertfleet.kernels.native_lanes import USUAL, Calls, WorkerEnd
+from expertfleet.kernels.native_lanes import HANDLED, Calls, WorkerEnd
 from expertfleet.proto.codec import Filled, Hello, Result, decode, encode_error, encode_filled, encode_result
 from expertfleet.proto.errors import Code, FleetError
 from expertfleet.proto.frame_prefix import DTYPE_CODES, WIRE_VERSION, Buffer
@@ -302,7 +302,7 @@ def test_over_shared_memory_only_the_next_routes_of_an_awaited_frame_are_usual(c
             )
             far.send(encode_filled(Filled(100 + number, 0, 1, 1)))
         size, heard = take()
-        assert (size, len(heard)) == (USUAL, 16)
+        assert (size, len(heard)) == (HANDLED, 16)
         assert take() == (native_lanes.NOTHING, [(116 + number, 1) for number in range(4)])
         far.close()
         assert take() == (0, [])

@@ -56,7 +56,7 @@ class End:
         allowed = {"local_lanes": way == "local", "tcp_lanes": way.startswith("tcp")}
         self.router = Router(io, self.reactor, hello, deadline_s, **allowed, pair=PairSettings(pair, LEAST_KIB << 10))
         members = tuple(
-            Member(server.config.seat, server.address, server.numerics, server.holdings.held) for server in servers
+            Member(server.config.seat, server.address, server.numerics, server.store.held) for server in servers
         )
         self.router.set_epoch(Epoch(EpochId(1, 1), checkpoint.fingerprint, "bfloat16", members, (), True))
         assert self.until(lambda: len(self.lanes) == len(servers) and all(map(self.is_usable, self.lanes)))
@@ -146,7 +146,7 @@ def started(checkpoint: Path, **settings: Any) -> list[ExpertServer]:
     for server in servers:
         server.start()
     for server in servers:
-        while server.tenancy.state != "ready":
+        while server.registration.state != "ready":
             time.sleep(0.02)
     return servers
 

@@ -59,7 +59,7 @@ class End:
         allowed = {"local_lanes": kind == "local", "tcp_lanes": kind == "tcp"}
         self.router = Router(io, self.reactor, hello, deadline_s, **allowed)
         of_epoch = tuple(
-            Member(f"expert-{number}", each.address, each.numerics, each.holdings.held)
+            Member(f"expert-{number}", each.address, each.numerics, each.store.held)
             for number, each in enumerate(members or (server,))
         )
         self.router.set_epoch(Epoch(EpochId(1, 1), server.checkpoint.fingerprint, "bfloat16", of_epoch, (), True))
@@ -105,7 +105,7 @@ def io() -> Iterator[IoThread]:
 def server(small_checkpoint: Path) -> Iterator[ExpertServer]:
     server = ExpertServer(ExpertConfig(small_checkpoint))
     server.start()
-    while server.tenancy.state != "ready":
+    while server.registration.state != "ready":
         time.sleep(0.02)
     yield server
     server.stop(5)
@@ -182,7 +182,7 @@ def test_ends_of_neighbouring_versions_talk_in_the_older(
         x, ids = drawn(server.checkpoint, 33)
         assert torch.isfinite(end.ask(x, ids)).all()
         end.dispatch(x, ids).close()
-        server.holdings.raise_min_epoch(EpochId(9, 9))
+        server.store.raise_min_epoch(EpochId(9, 9))
         with closing(end.dispatch(x, ids)) as dispatch:  # what is refused is refused in that version, too
             assert end.reactor.run(lambda: bool(dispatch._refusal), 10)
             assert "STALE_EPOCH" in dispatch._refusal
@@ -216,7 +216,7 @@ def test_memory_of_a_frame_that_nobody_waits_for_is_kept_until_the_shard_has_end
     io: IoThread, server: ExpertServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go, computing = threading.Event(), threading.Event()
-    layer = server.holdings.layers[LAYER]
+    layer = server.store.layers[LAYER]
     real = layer.apply_at
 
     def slow(*call: int) -> None:
@@ -285,7 +285,7 @@ def test_answers_of_a_shard_that_is_gone_are_summed_with_those_still_to_come(
         shard.start()
         shards.append(shard)
     for shard in shards:
-        while shard.tenancy.state != "ready":
+        while shard.registration.state != "ready":
             time.sleep(0.02)
     x, ids = drawn(server.checkpoint, 4)
     ids[:, :2] = torch.tensor([3, 40])
@@ -318,7 +318,7 @@ def test_either_end_may_be_without_compiled_calls(
         without.setattr(native_lanes, "calls", lambda: None)
         plain = ExpertServer(ExpertConfig(small_checkpoint))
         plain.start()
-        while plain.tenancy.state != "ready":
+        while plain.registration.state != "ready":
             time.sleep(0.02)
         ends = [End(io, server, kind), End(io, plain, kind)]
     for end in (*ends, End(io, plain, kind)):
@@ -334,9 +334,9 @@ def test_what_is_not_finite_is_asked_of_another_shard(
 ) -> None:
     other = ExpertServer(ExpertConfig(small_checkpoint, seat="expert-1"))
     other.start()
-    while other.tenancy.state != "ready":
+    while other.registration.state != "ready":
         time.sleep(0.02)
-    layer, hidden = other.holdings.layers[LAYER], other.checkpoint.config.hidden_size
+    layer, hidden = other.store.layers[LAYER], other.checkpoint.config.hidden_size
     real = layer.apply_at
 
     def spoil(x: int, num_rows: int, rows: int, experts: int, num_routes: int, out: int) -> None:
@@ -361,7 +361,7 @@ def test_what_is_not_finite_is_asked_of_another_shard(
 
 def test_what_is_computed_when_a_shard_is_stopped_has_its_memory_to_the_end(server: ExpertServer, end: End) -> None:
     x, ids = drawn(server.checkpoint, 1)
-    layer, computing = server.holdings.layers[LAYER], threading.Event()
+    layer, computing = server.store.layers[LAYER], threading.Event()
     real = layer.apply_at
 
     def slow(*asked: int) -> None:

@@ -42,7 +42,7 @@ class End:
         hello = Hello("attention-0", server.checkpoint.fingerprint, "bfloat16", 1 << 24, *versions, pair=transport)
         pair = PairSettings(transport, LEAST_BYTES)
         self.router = Router(io, self.reactor, hello, 30.0, local_lanes=False, pair=pair)
-        member = Member("expert-0", server.address, server.numerics, server.holdings.held)
+        member = Member("expert-0", server.address, server.numerics, server.store.held)
         self.router.set_epoch(Epoch(EpochId(1, 1), server.checkpoint.fingerprint, "bfloat16", (member,), (), True))
         assert self.reactor.run(lambda: self.router.usable, 20)
         ((self.lane),) = self.router._lanes.values()
@@ -86,7 +86,7 @@ def io() -> Iterator[IoThread]:
 def server(small_checkpoint: Path) -> Iterator[ExpertServer]:
     server = ExpertServer(ExpertConfig(small_checkpoint, pair_transport="gloo", pair_min_kib=LEAST_BYTES >> 10))
     server.start()
-    while server.tenancy.state != "ready":
+    while server.registration.state != "ready":
         time.sleep(0.02)
     yield server
     server.stop(5)
@@ -183,7 +183,7 @@ def test_a_word_on_a_generation_to_come_ends_the_lane(server: ExpertServer, end:
 
 def test_rows_that_the_shard_refuses_are_refused_as_over_the_stream(server: ExpertServer, end: End) -> None:
     x, ids = drawn(server.checkpoint, 40)
-    server.holdings.raise_min_epoch(EpochId(9, 9))
+    server.store.raise_min_epoch(EpochId(9, 9))
     with closing(end.dispatch(x, ids)) as dispatch:
         assert end.reactor.run(lambda: "STALE_EPOCH" in dispatch._refusal, 20)
     assert end.pair._num_offered

@@ -44,7 +44,7 @@ def io() -> Iterator[IoThread]:
 def started(config: ExpertConfig) -> ExpertServer:
     server = ExpertServer(config)
     server.start()
-    while server.tenancy.state != "ready":
+    while server.registration.state != "ready":
         time.sleep(0.02)
     return server
 
@@ -91,7 +91,7 @@ def test_a_cancelled_dispatch_is_taken_from_the_shards_queue(
 ) -> None:
     computed: list[int] = []
     go = threading.Event()
-    layer = server.holdings.layers[LAYER]
+    layer = server.store.layers[LAYER]
     real = layer.apply_at
 
     def slow(x: int, num_rows: int, *more: int) -> None:
@@ -187,7 +187,7 @@ def test_a_connection_that_breaks_ends_its_lane_which_comes_back_whole(
 def test_what_waits_for_an_answer_is_asked_again_over_the_next_connection(
     io: IoThread, server: ExpertServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    layer = server.holdings.layers[LAYER]
+    layer = server.store.layers[LAYER]
     real = layer.apply_at
 
     def slow(*call: int) -> None:
@@ -214,7 +214,7 @@ def test_connections_end_with_their_lane(io: IoThread, server: ExpertServer) -> 
 
 def test_a_refusal_comes_back_the_same_way(io: IoThread, server: ExpertServer, over_stream: list[Kind]) -> None:
     with closing(End(io, server, "tcp")) as end:
-        server.holdings._mask[:] = False
+        server.store._mask[:] = False
         with closing(end.dispatch(*drawn(server.checkpoint, 2))) as dispatch:
             assert end.reactor.run(lambda: bool(dispatch._refusal), 20)
             assert dispatch._refusal.startswith(Code.NOT_HELD.name)

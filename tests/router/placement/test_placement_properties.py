@@ -10,7 +10,7 @@ from expertfleet.router.placement.placement import Shard, place
 
 
 def check_everything(seed: int) -> None:
-    """One random cluster through a shard's loss, new loads and foreign holdings."""
+    """One random cluster through a shard's loss, new loads and foreign store."""
     cluster, rng = clusters.draw(seed), np.random.default_rng(seed)
     shards, wanted = cluster.shards, cluster.wanted
     placement = cluster.place()

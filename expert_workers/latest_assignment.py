@@ -5,7 +5,7 @@ import threading
 from ..membership.epoch import ExpertSet
 
 
-class Orders:
+class LatestAssignment:
     """One order at a time: a newer one replaces what was not carried out. For any threads."""
 
     def __init__(self) -> None:

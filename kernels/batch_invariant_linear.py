@@ -17,7 +17,7 @@ import torch
 
 from .native import Native, load
 from .processor import bf16_instructions
-from .row_rule import EVERY_SIZES, SIZES, RowCall, RowRule, RuleBook, choose_rule
+from .row_rule import EVERY_SIZES, SIZES, RowCall, RowRule, RuleCache, choose_rule
 from .self_test_inputs import cancelling
 
 _PIECE = 8192
@@ -33,7 +33,7 @@ class LinearRule:
     pieces: tuple[tuple[int, int, RowRule], ...]
 
 
-class ExactLinear:
+class BatchInvariantLinear:
     """x [R, in] → [R, out] in the weight's dtype; any R, also 0. The weight may be freed once this is built."""
 
     def __init__(self, weight: torch.Tensor, rule: LinearRule) -> None:
@@ -54,13 +54,13 @@ class ExactLinear:
         return results[0] if len(results) == 1 else torch.cat(results, dim=1)
 
 
-class ExactScores:
+class BatchInvariantScores:
     """A gate's products: x [R, in] times a weight [out, in], both bf16 or float32, summed in float32 → [R, out] float32.
 
     The compiled kernel reads a bf16 weight as it is; otherwise it is kept in float32 under a rule of its own.
     """
 
-    def __init__(self, weight: torch.Tensor, book: RuleBook) -> None:
+    def __init__(self, weight: torch.Tensor, book: RuleCache) -> None:
         native = native_kernel(weight.shape[1]) if weight.dtype is torch.bfloat16 else None
         self.weight: torch.Tensor | None = None  # as the compiled kernel reads it
         if native is not None:
@@ -68,7 +68,7 @@ class ExactScores:
             self._call = _native_call(native, self.weight, torch.float32)
         else:
             num_out, num_in = weight.shape
-            linear = ExactLinear(weight.float(), linear_rule(book, num_out, num_in, torch.float32))
+            linear = BatchInvariantLinear(weight.float(), linear_rule(book, num_out, num_in, torch.float32))
             self._call = lambda x: linear(x.float())
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -95,7 +95,7 @@ class ExactHeads:
         return self._rule.run(self._call, x)
 
 
-def linear_rule(book: RuleBook, num_out: int, num_in: int, dtype: torch.dtype, *, passing: bool = False) -> LinearRule:
+def linear_rule(book: RuleCache, num_out: int, num_in: int, dtype: torch.dtype, *, passing: bool = False) -> LinearRule:
     """The rule for a weight [out, in]; ``passing`` weights live for one call and are not worth packing."""
     pieces = []
     for start, stop in _cuts(num_out):
@@ -106,7 +106,7 @@ def linear_rule(book: RuleBook, num_out: int, num_in: int, dtype: torch.dtype, *
     return LinearRule(tuple(pieces))
 
 
-def heads_rule(book: RuleBook, num_heads: int, num_in: int, num_out: int, dtype: torch.dtype) -> RowRule:
+def heads_rule(book: RuleCache, num_heads: int, num_in: int, num_out: int, dtype: torch.dtype) -> RowRule:
     """The rule for a weight [heads, in, out]."""
 
     def choose() -> RowRule:

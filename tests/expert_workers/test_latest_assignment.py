@@ -1,13 +1,13 @@
 import threading
 
-from expertfleet.expert_workers.orders import Orders
+from expertfleet.expert_workers.latest_assignment import LatestAssignment
 from expertfleet.membership.epoch import ExpertSet
 
 ONE, TWO = (ExpertSet.from_pairs([(0, expert)], 1, 4) for expert in (1, 2))
 
 
 def test_only_the_newest_order_counts() -> None:
-    orders = Orders()
+    orders = LatestAssignment()
     orders.put(ONE)
     orders.put(TWO)
     assert orders.take() == TWO
@@ -22,7 +22,7 @@ def test_only_the_newest_order_counts() -> None:
 
 
 def test_the_end_wakes_whoever_waits() -> None:
-    orders, taken = Orders(), []
+    orders, taken = LatestAssignment(), []
     orders.put(ONE)
     assert orders.take() == ONE
     waiting = threading.Thread(target=lambda: taken.append(orders.take()))

@@ -1,9 +1,15 @@
 import pytest
 import torch
 
-from expertfleet.kernels.exact_linear import ExactHeads, ExactLinear, ExactScores, heads_rule, linear_rule
+from expertfleet.kernels.batch_invariant_linear import (
+    BatchInvariantLinear,
+    BatchInvariantScores,
+    ExactHeads,
+    heads_rule,
+    linear_rule,
+)
 from expertfleet.kernels.native import Native, load
-from expertfleet.kernels.row_rule import RuleBook, bits_of
+from expertfleet.kernels.row_rule import RuleCache, bits_of
 
 COUNTS = (*range(1, 18), 31, 32, 33, 63, 64, 65, 100, 128, 300)
 DTYPES = [torch.bfloat16, torch.float32]
@@ -26,7 +32,7 @@ def _cancelling(num_out: int, num_in: int, num_rows: int, dtype: torch.dtype) ->
 )
 def test_a_row_never_depends_on_its_batch(threads: int, num_out: int, num_in: int, dtype: torch.dtype) -> None:
     x, weight = _cancelling(num_out, num_in, 300, dtype)
-    linear = ExactLinear(weight, linear_rule(RuleBook(), num_out, num_in, dtype))
+    linear = BatchInvariantLinear(weight, linear_rule(RuleCache(), num_out, num_in, dtype))
     whole = bits_of(linear(x))
     assert whole.any(), "all rounding noise vanished: this test shows nothing"
     for count in COUNTS:
@@ -39,7 +45,7 @@ def test_a_row_never_depends_on_its_batch(threads: int, num_out: int, num_in: in
 def test_the_product_is_right(dtype: torch.dtype, passing: bool) -> None:
     num_out, num_in = int(torch.randint(1, 200, ())), int(torch.randint(1, 200, ()))
     weight = torch.randn(num_out, num_in).to(dtype)
-    linear = ExactLinear(weight, linear_rule(RuleBook(), num_out, num_in, dtype, passing=passing))
+    linear = BatchInvariantLinear(weight, linear_rule(RuleCache(), num_out, num_in, dtype, passing=passing))
     x = torch.randn(int(torch.randint(1, 70, ())), num_in).to(dtype)
     wanted = x.double() @ weight.double().t()
     assert (linear(x).double() - wanted).norm() <= ERROR[dtype] * wanted.norm()
@@ -47,10 +53,10 @@ def test_the_product_is_right(dtype: torch.dtype, passing: bool) -> None:
 
 
 def test_many_outputs_are_cut_into_pieces() -> None:
-    rule = linear_rule(RuleBook(), 20_000, 32, torch.bfloat16)
+    rule = linear_rule(RuleCache(), 20_000, 32, torch.bfloat16)
     assert [(start, stop) for start, stop, _ in rule.pieces] == [(0, 6720), (6720, 13440), (13440, 20000)]
     weight = torch.randn(20_000, 32).bfloat16()
-    linear = ExactLinear(weight, rule)
+    linear = BatchInvariantLinear(weight, rule)
     x = torch.randn(3, 32).bfloat16()
     assert (linear(x).double() - x.double() @ weight.double().t()).norm() < 4e-3 * 20_000
     assert linear.bytes_held == weight.nbytes
@@ -58,13 +64,13 @@ def test_many_outputs_are_cut_into_pieces() -> None:
 
 def test_rows_of_another_view_give_the_same(threads: int) -> None:
     x, weight = _cancelling(96, 80, 40, torch.float32)
-    linear = ExactLinear(weight, linear_rule(RuleBook(), 96, 80, torch.float32))
+    linear = BatchInvariantLinear(weight, linear_rule(RuleCache(), 96, 80, torch.float32))
     strided = torch.cat((x, x), dim=1)[:, :80]
     assert torch.equal(bits_of(linear(strided)), bits_of(linear(x)))
 
 
 def test_a_wrong_width_or_dtype_is_refused() -> None:
-    linear = ExactLinear(torch.randn(8, 16), linear_rule(RuleBook(), 8, 16, torch.float32))
+    linear = BatchInvariantLinear(torch.randn(8, 16), linear_rule(RuleCache(), 8, 16, torch.float32))
     with pytest.raises(AssertionError, match=r"\(1, 15\)"):
         linear(torch.randn(1, 15))
     with pytest.raises(AssertionError, match="bfloat16"):
@@ -76,7 +82,7 @@ def test_a_wrong_width_or_dtype_is_refused() -> None:
 def test_heads_are_right_and_exact(threads: int, heads: int, num_in: int, num_out: int, dtype: torch.dtype) -> None:
     flat_x, flat = _cancelling(heads * num_out, num_in, 100, dtype)
     weight = flat.view(heads, num_out, num_in).transpose(1, 2)
-    product = ExactHeads(weight, heads_rule(RuleBook(), heads, num_in, num_out, dtype))
+    product = ExactHeads(weight, heads_rule(RuleCache(), heads, num_in, num_out, dtype))
     x = flat_x[:, None].expand(-1, heads, -1)
     whole = bits_of(product(x))
     for count in (1, 2, 3, 5, 8, 15, 16, 17, 31, 33, 65):
@@ -94,14 +100,14 @@ def test_a_gate_s_scores_are_exact_by_row_and_right(
     threads: int, num_out: int, num_in: int, dtype: torch.dtype, stored: torch.dtype
 ) -> None:
     x, weight = _cancelling(num_out, num_in, 70, dtype)
-    scores = ExactScores(weight.to(stored), RuleBook())
+    scores = BatchInvariantScores(weight.to(stored), RuleCache())
     whole = scores(x)
     for count in (1, 2, 3, 7, 16, 33, 70):
         start = int(torch.randint(0, 71 - count, ()))
         assert torch.equal(bits_of(scores(x[start : start + count])), bits_of(whole[start : start + count])), count
     x, weight = torch.randn(9, num_in).to(dtype), torch.randn(num_out, num_in).to(stored)
     wanted = x.double() @ weight.double().t()
-    assert (ExactScores(weight, RuleBook())(x) - wanted).norm() / wanted.norm() <= 2e-6
+    assert (BatchInvariantScores(weight, RuleCache())(x) - wanted).norm() / wanted.norm() <= 2e-6
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -149,8 +155,10 @@ def test_native_bfloat16_keeps_nan_and_infinity() -> None:
 
 def test_without_instructions_for_bf16_the_compiled_kernel_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
     for instructions, native in ((None, True), ("amx_bf16", False)):
-        monkeypatch.setattr("expertfleet.kernels.exact_linear.bf16_instructions", lambda found=instructions: found)
-        rules = [piece for _, _, piece in linear_rule(RuleBook(), 64, 32, torch.bfloat16).pieces]
-        rules.append(heads_rule(RuleBook(), 2, 32, 16, torch.bfloat16))
+        monkeypatch.setattr(
+            "expertfleet.kernels.batch_invariant_linear.bf16_instructions", lambda found=instructions: found
+        )
+        rules = [piece for _, _, piece in linear_rule(RuleCache(), 64, 32, torch.bfloat16).pieces]
+        rules.append(heads_rule(RuleCache(), 2, 32, 16, torch.bfloat16))
         assert all((rule.form == "native") is native for rule in rules), rules
-        assert all(rule.form != "native" for _, _, rule in linear_rule(RuleBook(), 64, 24, torch.bfloat16).pieces)
+        assert all(rule.form != "native" for _, _, rule in linear_rule(RuleCache(), 64, 24, torch.bfloat16).pieces)

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 import torch
 
 from .activation import sigmoid
-from .exact_linear import ExactScores
+from .batch_invariant_linear import BatchInvariantScores
 from .native import GateCall, Native, load
 
 Linear = Callable[[torch.Tensor], torch.Tensor]  # [T, H] -> fp32 [T, E], row-exact
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class TopKGate:
     """``top_k`` of the experts in the ``num_kept_groups`` best groups; a group is worth the sum of its two best scores."""
 
     top_k: int
@@ -32,7 +32,7 @@ class Choice:
     def after(self, linear: Linear, bias: torch.Tensor) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
         """The whole gate, x [T, H] to what the choice gives; one compiled call where both are compiled."""
         native = load()
-        if isinstance(linear, ExactScores) and linear.weight is not None and isinstance(native, Native):
+        if isinstance(linear, BatchInvariantScores) and linear.weight is not None and isinstance(native, Native):
             return GateCall(native, linear.weight, bias, *self._settings)
         return lambda x: self(linear(x), bias)
 
