@@ -26,7 +26,7 @@ from expertfleet.kernels import int4
 from expertfleet.kernels.activation import silu_mul
 from expertfleet.kernels.batch_invariant_linear import BatchInvariantLinear, linear_rule
 from expertfleet.kernels.errors import KernelError
-from expertfleet.kernels.expert_layer import ByExpertLayer, ExpertLayer, ExpertShape, Projection, ExpertWeights
+from expertfleet.kernels.expert_layer import ByExpertLayer, ExpertLayer, ExpertShape, ExpertWeights, Projection
 from expertfleet.kernels.row_rule import RuleCache
 from expertfleet.membership.epoch import ExpertSet, Member
 

@@ -11,7 +11,7 @@ import torch
 from expertfleet.kernels import int4
 from expertfleet.kernels.activation import silu_mul
 from expertfleet.kernels.errors import KernelError
-from expertfleet.kernels.expert_layer import ByExpertLayer, ExpertShape, Projection, ExpertWeights
+from expertfleet.kernels.expert_layer import ByExpertLayer, ExpertShape, ExpertWeights, Projection
 
 
 @dataclass(frozen=True)

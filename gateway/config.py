@@ -9,11 +9,11 @@ from pathlib import Path
 from ..membership.security import WireSettings
 from ..settings.reader import check_address, check_host, check_seat, option, within
 from .access.access_settings import AccessSettings
-from .engine.failover_settings import ResumptionSettings
+from .engine.failover_settings import FailoverOptions
 
 
 @dataclass(frozen=True)
-class GatewayConfig(WireSettings, ResumptionSettings, AccessSettings):
+class GatewayConfig(WireSettings, FailoverOptions, AccessSettings):
     model: Path = option(help="directory of the checkpoint (tokenizer, template and config are read, no weights)")
     controller: str = option(help="host:port of the controller")
     port: int = option(8000, "port of the API; 0 takes any free one")
@@ -49,7 +49,7 @@ class GatewayConfig(WireSettings, ResumptionSettings, AccessSettings):
         within("max_choices", self.max_choices, 1, 1024)
         within("keep_alive_s", self.keep_alive_s, 0.05, 3600)
         within("first_chunk_s", self.first_chunk_s, 0, 60)
-        self.check_resumption()
+        self.check_failover()
         within("drain_s", self.drain_s, 0, 86400)
         within("retry_after_s", self.retry_after_s, 1, 3600)
         if self.max_model_len is not None:

@@ -21,7 +21,7 @@ from .engine.backend import Backend
 from .engine.controller_client import ControllerClient
 from .engine.drain import Drain
 from .engine.prepared_request import PreparedRequest
-from .engine.running_request import Run
+from .engine.running_request import RunningRequest
 from .events.answer import Answer, Event
 from .events.served_model import Model
 from .http.connection import EventStream, unless_gone
@@ -118,7 +118,7 @@ class Service:
     ) -> Response:
         headers = {IGNORED_HEADER: listed(job.ignored)} if job.ignored else {}
         async with AsyncExitStack() as stack:
-            run = Run(job, answers, self.backend, self.metrics, self.config.resumption)
+            run = RunningRequest(job, answers, self.backend, self.metrics, self.config.failover)
             stack.enter_context(self.drain.track(run))
             stack.enter_context(self.idle.busy())
             await stack.enter_async_context(run)
@@ -137,7 +137,7 @@ def url_of(host: str, port: int) -> str:
     return f"http://{join_address(host, port)}"
 
 
-async def _collect(run: Run, num_answers: int) -> list[list[Event]]:
+async def _collect(run: RunningRequest, num_answers: int) -> list[list[Event]]:
     events: list[list[Event]] = [[] for _ in range(num_answers)]
     async for index, event in run.events():
         events[index].append(event)

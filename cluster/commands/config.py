@@ -11,7 +11,7 @@ from ...attention_workers.config import MAX_NUM_QUEUED_REQS, AttentionConfig
 from ...expert_workers.config import BackendSetting, ExpertConfig
 from ...gateway.access.access_settings import AccessSettings
 from ...gateway.config import GatewayConfig
-from ...gateway.engine.failover_settings import ResumptionSettings
+from ...gateway.engine.failover_settings import FailoverOptions
 from ...membership.security import WireSettings
 from ...settings.reader import option, within
 from ..controller.budget import Size
@@ -22,7 +22,7 @@ CONTROLLER_SEAT = "controller"
 
 
 @dataclass(frozen=True)
-class FleetConfig(WireSettings, SlowSettings, PlacingSettings, ResumptionSettings, AccessSettings):
+class FleetConfig(WireSettings, SlowSettings, PlacingSettings, FailoverOptions, AccessSettings):
     """Configuration of one fleet."""
 
     model: Path = option(help="checkpoint directory")

@@ -79,7 +79,7 @@ class Backend:
         self._closing: set[asyncio.Task[None]] = set()
         self._updated = asyncio.Event()  # replaced by every update
         self._num_picks = 0
-        self.trial = asyncio.Lock()  # held by the one sequence that runs on trial
+        self.isolation = asyncio.Lock()  # held by the one suspect that runs
 
     @property
     def workers(self) -> list[Worker]:

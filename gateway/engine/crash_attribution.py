@@ -34,7 +34,7 @@ class CrashAttribution:
         self._deaths.append(death)
         self._num_tokens = num_tokens
 
-    def convict(self) -> None:
+    def blame(self) -> None:
         """The sequence caused those that nobody else did."""
         for death in self._unexplained():
             death.culprit = self._sequence

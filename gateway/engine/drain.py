@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ..http.errors import shutting_down
-from .running_request import Run
+from .running_request import RunningRequest
 
 
 class Drain:
     def __init__(self) -> None:
         self.draining = False
-        self._runs: set[Run] = set()
+        self._runs: set[RunningRequest] = set()
         self._num_requests = 0
         self._changed = asyncio.Event()
 
@@ -30,7 +30,7 @@ class Drain:
             self._changed.set()
 
     @contextmanager
-    def track(self, run: Run) -> Iterator[None]:
+    def track(self, run: RunningRequest) -> Iterator[None]:
         self._runs.add(run)
         try:
             yield

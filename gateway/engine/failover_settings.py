@@ -12,14 +12,14 @@ OnInexact = Literal["fail", "continue"]
 
 
 @dataclass(frozen=True)
-class Resumption:
+class FailoverSettings:
     worker_wait_s: float  # for another worker, when there is none
     on_inexact: OnInexact  # when only workers of another numerics class are left
     max_worker_deaths: int  # in a row, while it was running
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResumptionSettings:
+class FailoverOptions:
     """The settings of this, which a gateway and a whole fleet have."""
 
     worker_wait_s: float = option(30.0, "seconds that a request waits for an attention worker when all are lost")
@@ -33,10 +33,10 @@ class ResumptionSettings:
     )
 
     @property
-    def resumption(self) -> Resumption:
-        return Resumption(self.worker_wait_s, self.on_inexact, self.max_worker_deaths)
+    def failover(self) -> FailoverSettings:
+        return FailoverSettings(self.worker_wait_s, self.on_inexact, self.max_worker_deaths)
 
-    def check_resumption(self) -> None:
+    def check_failover(self) -> None:
         """For ``__post_init__``."""
         within("worker_wait_s", self.worker_wait_s, 0, 86400)
         within("max_worker_deaths", self.max_worker_deaths, 1, 1000)

@@ -18,23 +18,23 @@ from ..events.answer import Answer, Event
 from ..http.errors import ApiError, from_fleet
 from ..http.metrics import Metrics, Watch
 from .backend import Backend
-from .failover import replies
-from .failover_settings import Resumption
+from .failover import generate_with_failover
+from .failover_settings import FailoverSettings
 from .prepared_request import ApiRequest, PreparedRequest
 
 _log = logging.getLogger(__name__)
 
 
-class Run:
+class RunningRequest:
     def __init__(
         self,
         job: PreparedRequest[ApiRequest],
         answers: Sequence[Answer],
         backend: Backend,
         metrics: Metrics,
-        resumption: Resumption,
+        failover: FailoverSettings,
     ) -> None:
-        self._resumption = resumption
+        self._failover = failover
         self._job = job
         self._answers = answers
         self._backend = backend
@@ -97,7 +97,9 @@ class Run:
     async def _pump(self, index: int) -> None:
         answer = self._answers[index]
         try:
-            async with aclosing(replies(self._backend, self._job.sequences[index], self._resumption)) as stream:
+            async with aclosing(
+                generate_with_failover(self._backend, self._job.sequences[index], self._failover)
+            ) as stream:
                 async for reply in stream:
                     self._note_taken(index)
                     if reply.numerics and answer.numerics:

@@ -10,7 +10,7 @@ import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, Protocol
 
-from ..engine.running_request import Run
+from ..engine.running_request import RunningRequest
 from ..events.answer import Event
 from ..http.errors import ApiError
 
@@ -34,7 +34,7 @@ def frame(value: dict[str, Any]) -> bytes:
 class EventFrames:
     """``begin`` may raise the request's error; after it ``frames`` never raises."""
 
-    def __init__(self, run: Run, format: Format, keep_alive_s: float) -> None:
+    def __init__(self, run: RunningRequest, format: Format, keep_alive_s: float) -> None:
         self._run = run
         self._events = run.events()
         self._format = format

@@ -38,10 +38,10 @@ def test_a_death_whose_culprit_is_known_counts_for_nobody_else() -> None:
     for death in (first, second):
         culprit.add(death, 7)
         bystander.add(death, 7)
-    culprit.convict()
+    culprit.blame()
     assert culprit.seats == ["a", "b"]
     assert bystander.seats == []
     bystander.add(third, 7)
     assert bystander.seats == ["c"]
-    bystander.convict()
+    bystander.blame()
     assert culprit.seats == ["a", "b"]
