@@ -35,7 +35,7 @@ demo: dev
 	@$(BIN)/python -m expertfleet.demo
 
 test: dev
-	@$(BIN)/pytest -q
+	@$(BIN)/pytest -q -n 2 --dist loadfile
 
 lint: dev
 	@$(BIN)/ruff check .
