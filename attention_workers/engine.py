@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from ..proto.errors import Code, FleetError
-from ..router.dispatch.layer_dispatch import Dispatch
+from ..router.dispatch.layer_dispatch import LayerDispatch
 from ..transport.reactor import Reactor
 from .prefill_budget import PrefillBudget
 from .sampler import sample
@@ -25,7 +25,7 @@ from .sequence import Sequence
 
 logger = logging.getLogger(__name__)
 
-Forward = Callable[[list[Chunk]], Coroutine[Dispatch, None, torch.Tensor]]
+Forward = Callable[[list[Chunk]], Coroutine[LayerDispatch, None, torch.Tensor]]
 
 
 @dataclass(slots=True)
@@ -45,7 +45,7 @@ class MicroBatch:
     """One micro-batch under way; ``is_decode_only`` if it has one token for each answer and no prompt is read beside it."""
 
     chunks: list[Chunk]
-    forward: Coroutine[Dispatch, None, torch.Tensor]
+    forward: Coroutine[LayerDispatch, None, torch.Tensor]
     num_prompt_tokens: int  # of new prompts,
     beside_answers: bool  # if answers were under way
     is_decode_only: bool

@@ -168,11 +168,11 @@ class AttentionServer:
         return await self._model.forward(Batch.of(chunks, self.dtype), self.cache, self.router)
 
     def _numerics_generation(self) -> int | None:
-        return self.router.plan.numerics_generation if self.config.prefix_caching else None
+        return self.router.routing_table.numerics_generation if self.config.prefix_caching else None
 
     def _sequence_numerics(self) -> str:
         """The class of a token's bits: this worker's and its shards'; empty while no shard is known."""
-        plan = self.router.plan
+        plan = self.router.routing_table
         return f"{self.numerics}/{plan.numerics}" if plan.members and self._model is not None else ""
 
     async def _bind(self) -> None:
@@ -206,7 +206,7 @@ class AttentionServer:
         report.numerics = self.numerics
         report.backend = f"cpu torch {torch.__version__}, {self.config.dtype}, {self.config.threads} threads"
         report.fingerprint = self.checkpoint.fingerprint
-        report.epoch.CopyFrom(self.router.plan.epoch.to_proto())
+        report.epoch.CopyFrom(self.router.routing_table.epoch.to_proto())
         report.tokens = engine.tokens_generated
         report.quarantined.extend(self.router.quarantined)
         report.seconds_per_expert.update(self.router.seconds_per_expert())
@@ -232,8 +232,8 @@ class AttentionServer:
             "dispatches_total": router.dispatches,
             "dispatched_routes_total": router.routes,
             "dispatched_frames_total": router.frames,
-            "retried_frames_total": router.retried_parts,
-            "hedged_frames_total": router.hedged_parts,
+            "retried_frames_total": router.retried_frames,
+            "hedged_frames_total": router.hedged_frames,
             "failed_dispatches_total": router.failed_dispatches,
             "faulty_rows_total": router.faulty_rows,
             "quarantined_shards": len(self.router.quarantined),

@@ -17,7 +17,7 @@ from expertfleet.checkpoint.model_config import ModelConfig
 from expertfleet.checkpoint.tensors import Checkpoint
 from expertfleet.membership.epoch import Epoch, EpochId, Member
 from expertfleet.proto.codec import Hello
-from expertfleet.router.dispatch.layer_dispatch import Dispatch
+from expertfleet.router.dispatch.layer_dispatch import LayerDispatch
 from expertfleet.router.router import Router
 from expertfleet.settings.heap import keep_large_blocks
 from expertfleet.transport.io_thread import IoThread
@@ -64,14 +64,14 @@ class Lanes:
             return all(connection._tcp.is_usable for connection in connections)
         return self.kind != "gloo" or all(connection._pairs.pair.usable for connection in connections)
 
-    def wait(self, dispatch: Dispatch) -> None:
+    def wait(self, dispatch: LayerDispatch) -> None:
         """Until it is answered."""
         assert self._reactor.run(lambda: dispatch.done, 2 * _PATIENCE_S)
         assert dispatch.error is None, dispatch.error
 
     def run(self, draws: Sequence[Draw], layers: int, in_flight: int) -> list[float]:
         """Seconds of each layer from dispatch to combine, with so many of them under way at once."""
-        finished: deque[tuple[int, float, Dispatch]] = deque()
+        finished: deque[tuple[int, float, LayerDispatch]] = deque()
         left = iter([draws[index % len(draws)] for index in range(layers)])
 
         def start(micro_batch: int) -> None:

@@ -175,7 +175,7 @@ class Native:
         return topk_ids, topk_weights
 
     def choose_replicas(self, replicas: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
-        """bool [S, E], contiguous rows of them, int64 [N] below E → int64 [E], as ``router.plan.choose_replicas`` says."""
+        """bool [S, E], contiguous rows of them, int64 [N] below E → int64 [E], as ``router.routing_table.choose_replicas`` says."""
         assert replicas.dtype is torch.bool, f"replicas are {replicas.dtype}"
         assert replicas.stride(1) == 1, f"replicas have strides {replicas.stride()}"
         assert experts.dtype is torch.int64, f"experts are {experts.dtype}"

@@ -22,7 +22,7 @@ _MOST_US = 0xFFFFFFFF
 
 
 class SentRequest(NamedTuple):
-    """What one shard was asked: ``routes_at`` is the address of the routes, and ``num_unsent`` bytes of the frame wait."""
+    """One shard's frame: ``routes_at`` is the address of the routes, and ``num_unsent`` bytes of the frame wait."""
 
     owner: int
     frame_id: int
@@ -34,10 +34,10 @@ class SentRequest(NamedTuple):
 
 
 class FanoutResult:
-    """What a compiled call has told (``Native.partition_routes`` and ``cpp/lanes.cpp`` say what is where)."""
+    """What a compiled fan-out wrote down (``Native.partition_routes`` and ``cpp/lanes.cpp`` say what is where)."""
 
-    def __init__(self, told: "array[int]", num_routes: int, num_shards: int, num_asked: int, frame_id: int) -> None:
-        self.num_asked = num_asked
+    def __init__(self, told: "array[int]", num_routes: int, num_shards: int, num_frames: int, frame_id: int) -> None:
+        self.num_frames = num_frames
         self._told, self._num_routes, self._num_shards, self._frame_id = told, num_routes, num_shards, frame_id
         self._routes = np.frombuffer(told, np.int64)[:num_routes]
         self._routes_at = told.buffer_info()[0]
@@ -46,8 +46,8 @@ class FanoutResult:
         self._left = self._order + num_shards
 
     @property
-    def orphans(self) -> Routes:
-        """Routes that nobody can answer."""
+    def unroutable(self) -> Routes:
+        """Routes that no shard can answer."""
         return self._routes[: self._told[self._ends]]
 
     def sent(self) -> Iterator[SentRequest]:
@@ -55,7 +55,7 @@ class FanoutResult:
         told, ends = self._told, self._ends
         row_ends = ends + self._num_shards + 1
         activated = row_ends + self._num_shards + 1
-        for number in range(self.num_asked):
+        for number in range(self.num_frames):
             owner, num_unsent = told[self._order + number], told[self._left + number]
             if num_unsent >= 0:
                 first = told[ends + owner]
@@ -67,13 +67,13 @@ class FanoutResult:
 
     def unsent(self) -> list[ShardRequest]:
         """What is left to the lanes, in the order in which it is to be sent."""
-        shares, last = self.shares(), self._order + self.num_asked
-        order, left = self._told[self._order : last], self._told[self._left : self._left + self.num_asked]
-        return [shares[owner] for owner, num_unsent in zip(order, left, strict=True) if num_unsent < 0]
+        requests, last = self.requests(), self._order + self.num_frames
+        order, left = self._told[self._order : last], self._told[self._left : self._left + self.num_frames]
+        return [requests[owner] for owner, num_unsent in zip(order, left, strict=True) if num_unsent < 0]
 
-    def shares(self) -> dict[int, ShardRequest]:
-        """All that is asked, by owner."""
-        return {share.owner: share for share in requests_of(self._told, self._num_routes, self._num_shards)[0]}
+    def requests(self) -> dict[int, ShardRequest]:
+        """All of them, by owner."""
+        return {request.owner: request for request in requests_of(self._told, self._num_routes, self._num_shards)[0]}
 
 
 class LayerFanout:
@@ -110,11 +110,11 @@ class LayerFanout:
         ask.replicas, ask.stride, ask.owners = self._holders.get(layer) or self._holders_of(layer)
         ask.layer, ask.priority, ask.frame_id = layer, priority, first_frame_id
         ask.x, ask.experts = x.data_ptr(), topk_ids.data_ptr()
-        num_asked: int = self._call(self._ask_at)
-        if num_asked < 0:
+        num_frames: int = self._call(self._ask_at)
+        if num_frames < 0:
             raise IndexError(f"an expert of {topk_ids.tolist()} is not below {self._plan.num_experts}")
         self._renew()
-        return FanoutResult(told, self._num_routes, self._num_shards, num_asked, first_frame_id)
+        return FanoutResult(told, self._num_routes, self._num_shards, num_frames, first_frame_id)
 
     def _prepare(self, of_rows: torch.Size, of_ids: torch.Size, dtype: torch.dtype) -> bool:
         """For a question of this shape, if it is small enough."""

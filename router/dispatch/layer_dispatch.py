@@ -1,17 +1,16 @@
-"""One layer's dispatch under way: parts sent to shards, answers gathered, retries, and the deadline.
+"""One layer's dispatch: frames sent to shards, answers gathered, retries, hedges, the recheck, and the deadline.
 
-Knows nothing of lanes' insides and of attention, and belongs to one thread, the engine's. A dispatch ends in exactly one of two
-ways: every route answered, or one FleetError; never with a row missing. 1. parts are sent; 2. answers and failures
-arrive; a failed part's unanswered routes go to another replica, or are asked again and again until the deadline, which moves on
-while nobody holds their experts, as far as the router's patience; 3. what is not finite is asked of a second replica, once
-(``nonfinite_check.py``); rows that stay so are ``faults``; 4. the engine awaits the dispatch, calls ``combined``, and closes it, as the
+Knows nothing of lanes' insides and of attention, and belongs to the engine's thread. A dispatch ends in exactly one of two ways: every
+route answered, or one FleetError; never with a row missing. 1. It sends frames. 2. Each event of a frame or of the layer is a row
+of ``transitions.py``, which says what follows. 3. An answer that is not finite is asked of a second replica, once
+(``nonfinite_check.py``); rows that stay so are ``faults``. 4. The engine awaits the dispatch, takes ``combined``, and closes it, as the
 answers lie in memory that is used again.
 """
 
-import functools
+import logging
 import math
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Collection, Generator, Iterable
 from typing import Protocol
 
 import numpy as np
@@ -20,22 +19,16 @@ import torch
 from ...proto.codec import Result
 from ...proto.errors import Code, FleetError
 from ...proto.rows import Rows
-from ..lanes.lane import Lane
+from ..lanes.frame_in_flight import FrameInFlight, FrameLane, FrameState
 from .combine import Answers
-from .frame_in_flight import FrameInFlight
+from .counters import Counters, Timing
+from .deadline_timers import DeadlineTimers
 from .nonfinite_check import Suspect, faults_of, find_faulty, suspect_routes
+from .routing_table import RoutingTable
 from .shard_requests import Routes
+from .transitions import ON_FRAME, ON_LAYER, FrameAction, FrameEvent, LayerAction, LayerEvent, Phase, event_of
 
-# Refusals after which the same routes may be asked of somebody else.
-_RETRYABLE = {
-    Code.LANE_LOST,
-    Code.DRAINING,
-    Code.NOT_HELD,
-    Code.STALE_EPOCH,
-    Code.OVERLOADED,
-    Code.INTERNAL,
-    Code.FOREIGN_CHECKPOINT,
-}
+logger = logging.getLogger(__name__)
 _FIRST_PAUSE_S = 0.02
 _MAX_PAUSE_S = 0.5
 _NO_ROUTES: Routes = np.empty(0, dtype=np.int64)
@@ -43,35 +36,34 @@ _NOTHING = torch.empty(0)
 
 
 class Sender(Protocol):
-    """What a dispatch asks of the router that it belongs to."""
+    """The router that a dispatch belongs to."""
 
-    def build_parts(self, dispatch: "Dispatch", routes: Routes | None) -> tuple[Iterable[FrameInFlight], Routes]: ...
+    counters: Counters
+    timings: list[Timing]
+    deadlines: "DeadlineTimers[LayerDispatch]"
+    hedge_timers: "DeadlineTimers[LayerDispatch]"
+    layer_deadline_s: float
 
-    def watch(self, dispatch: "Dispatch") -> None: ...
+    @property
+    def routing_table(self) -> RoutingTable: ...
 
-    def on_overdue(self, dispatch: "Dispatch", part: FrameInFlight, routes: Routes) -> list[FrameInFlight]: ...
+    def build_frames(
+        self, dispatch: "LayerDispatch", routes: Routes, avoid: Collection[str], *, is_recheck: bool = False
+    ) -> tuple[Iterable[FrameInFlight], Routes]:
+        """Frames for ``routes`` to shards but those of ``avoid``, and the routes that no shard can answer now."""
+        ...
 
-    def on_answered(self, part: FrameInFlight, now: float) -> None: ...
+    def quarantine(self, dispatch: "LayerDispatch", lanes: list[FrameLane]) -> None: ...
 
-    def on_failed_part(self, dispatch: "Dispatch", seat: str, error: FleetError) -> None: ...
+    def park(self, dispatch: "LayerDispatch", pause_s: float) -> None:
+        """Calls ``retry_waiting`` when the routing table changes, and after ``pause_s``."""
+        ...
 
-    def build_second_parts(
-        self, dispatch: "Dispatch", routes: Routes, doubted: set[str]
-    ) -> tuple[Iterable[FrameInFlight], Routes]: ...
-
-    def on_wrong(self, dispatch: "Dispatch", lanes: list[Lane]) -> None: ...
-
-    def park(self, dispatch: "Dispatch", pause_s: float) -> None: ...
-
-    def renew(self, dispatch: "Dispatch") -> None: ...
-
-    def are_lost(self, dispatch: "Dispatch", routes: Routes) -> bool: ...
-
-    def forget(self, dispatch: "Dispatch") -> None: ...
+    def forget(self, dispatch: "LayerDispatch") -> None: ...
 
 
-class Dispatch:
-    """An awaitable for one layer of one micro-batch."""
+class LayerDispatch:
+    """An awaitable for one layer of one micro-batch; it owns its frames."""
 
     def __init__(
         self,
@@ -81,7 +73,9 @@ class Dispatch:
         topk_ids: torch.Tensor,
         topk_weights: torch.Tensor,
         priority: int,
+        patience_s: float,
     ) -> None:
+        """``patience_s``: how much longer than the layer's deadline it waits for experts that no shard holds."""
         self.layer = layer
         self.priority = priority
         self.rows = Rows.of(x)  # [T, H]
@@ -90,28 +84,32 @@ class Dispatch:
         self.failed_seats: set[str] = set()
         self.error: FleetError | None = None
         self.faults: dict[int, FleetError] = {}  # rows whose output is not finite, and is zero in ``combined``
-        self.deadline = 0.0
-        self.patience_ends_at = 0.0  # so long experts that nobody holds are waited for
-        self.waits_for_experts = False  # that nobody holds
-        self.done = False
+        self.deadline = time.monotonic() + router.layer_deadline_s
+        self.waits_for_experts = False  # that no shard holds
+        self.phase = Phase.ASKING
+        self._patience_ends_at = self.deadline + patience_s
         self._router = router
-        self._parts: dict[int, FrameInFlight] = {}  # without an end
-        self._answered: list[FrameInFlight] = []  # whose answers are still needed
+        self._frames: dict[int, FrameInFlight] = {}  # whose answers are to come
+        self._kept: list[FrameInFlight] = []  # over, but their answers are still needed
         self._waiting = _NO_ROUTES
         self._pause_s = _FIRST_PAUSE_S
         self._refusal = ""
         self._answers = Answers(topk_weights, self.rows.width, self.rows.dtype)
         self._total = _NOTHING
-        self._doubts: list[Suspect[Lane]] | None = None  # None until all routes were answered for the first time
+        self._suspects: list[Suspect[FrameLane]] | None = None  # None until the recheck
         self._num_first_pieces = 0
         self._num_left = topk_ids.numel()
         self._when_done: Callable[[], None] | None = None
 
-    def __await__(self) -> Generator["Dispatch", None, None]:
+    def __await__(self) -> Generator["LayerDispatch", None, None]:
         if not self.done:
             yield self
         if self.error is not None:
             raise self.error
+
+    @property
+    def done(self) -> bool:
+        return self.phase is Phase.DONE
 
     @property
     def experts(self) -> Routes:
@@ -132,242 +130,333 @@ class Dispatch:
     def close(self) -> None:
         """Gives back the memory of the answers; a dispatch under way ends with CANCELLED."""
         if not self.done:
-            self._finish(FleetError(Code.CANCELLED, f"layer {self.layer}: nobody waits for it any more"))
+            error = FleetError(Code.CANCELLED, f"layer {self.layer}: nobody waits for it any more")
+            self._follow(LayerEvent.CLOSED, error)
         self._answers.forget()
-        _drop(self._answered)
+        _drop(self._kept)
 
-    def start(self, parts: Iterable[FrameInFlight], orphans: Routes) -> None:
-        self._send(parts)
-        if len(orphans):
-            self._park(orphans)
+    def start(self, frames: Iterable[FrameInFlight], unroutable: Routes) -> None:
+        self._send(frames)
+        if len(unroutable):
+            self._park(unroutable)
         if not self.done:
-            self._router.watch(self)
+            self._watch()
 
     def retry_waiting(self) -> None:
-        """Somebody may be usable by now: whoever failed before is asked again, too."""
+        """The routing table has changed, or a refusal may have passed: shards that failed before may answer by now."""
         waiting, self._waiting = self._waiting, _NO_ROUTES
         self.failed_seats.clear()
         if not len(waiting) or self.done:
             return
-        if self.waits_for_experts and not self._router.are_lost(self, waiting):
+        if self.waits_for_experts and not self._have_no_holder(waiting):
             self.waits_for_experts = False
-            self._router.renew(self)  # whoever holds them now has as much time as anybody
+            self._extend()  # the shard that holds them now has as much time as any
         self._reassign(waiting)
 
-    def next_due(self) -> float:
-        """When the first of the waits becomes unusual."""
-        for part in self._parts.values():
-            if part.due_at is None:
-                is_first = part.hedge_of is None and self._doubts is None
-                part.due_at = part.sent_at + part.lane.pace.limit_s(len(part.routes)) if is_first else math.inf
-        return min((part.due_at for part in self._parts.values() if part.due_at is not None), default=math.inf)
-
     def hedge(self) -> None:
-        """What a shard has had for unusually long is asked of others as well; whoever answers first is taken."""
+        """Asks replicas as well for what a shard has had for unusually long; the first answer is taken."""
         now = time.monotonic()
-        for part in [part for part in self._parts.values() if part.due_at is not None and part.due_at <= now]:
-            part.due_at = math.inf
-            part.hedges = self._router.on_overdue(self, part, part.routes[part.num_answered :])
-            for hedge in part.hedges:
-                hedge.hedge_of = part
-            self._send(part.hedges)
+        for frame in [frame for frame in self._frames.values() if frame.due_at is not None and frame.due_at <= now]:
+            frame.due_at = math.inf
+            frame.hedges = self._hedges_of(frame)
+            if frame.hedges:
+                self._change(frame, FrameEvent.OVERDUE)
+                self._send(frame.hedges)
         if not self.done:
-            self._router.watch(self)
+            self._watch()
 
     def expire(self) -> None:
-        """The layer's deadline has passed; who waits for an expert that nobody holds may go on for a while."""
+        """The layer's deadline has passed."""
         if self.done:
             return
-        if self._doubts is not None:
-            self._give_up_doubts()
-            return
-        if self.waits_for_experts and not self._parts and time.monotonic() < self.patience_ends_at:
-            self._router.renew(self)
-            return
-        seats = sorted({part.lane.seat for part in self._parts.values()})
-        if len(self._waiting):
-            experts = np.unique(self.experts[self._waiting])[:4].tolist()
-            code, what = Code.NO_REPLICA, f"no usable shard holds experts {experts}"
-        else:
-            code, what = Code.DEADLINE, f"no answer from {', '.join(seats)} in time"
-        last = f"; last refusal: {self._refusal}" if self._refusal else ""
-        self._finish(FleetError(code, f"layer {self.layer}: {what}{last}"))
+        is_patient = (
+            self.phase is Phase.ASKING
+            and self.waits_for_experts
+            and not self._frames
+            and time.monotonic() < self._patience_ends_at
+        )
+        self._follow(LayerEvent.DEADLINE_WITH_PATIENCE if is_patient else LayerEvent.DEADLINE)
 
-    def _send(self, parts: Iterable[FrameInFlight]) -> None:
-        """Each as soon as it is there: the first shard begins while the next part is built. What was sent already comes first."""
-        for part in parts:
-            if self.done or part.given_up:  # as one before it failed at once
-                continue
-            self._parts[part.frame_id] = part
-            part.sent_at, part.deadline = time.monotonic(), self.deadline
-            on_answer = functools.partial(self._on_answer, part)
-            if part.sent is not None:
-                part.sent.places = self._answers.places
-                part.lane.sent(part.sent, on_answer, functools.partial(self._on_noted, part))
-            else:
-                assert part.frame is not None, "it was neither sent nor can be"
-                part.lane.post(part.frame, part.row_ids, on_answer)
-        if not self.done:
-            self._answers.prepare()  # while the shards have begun
+    # What lanes tell.
 
-    def _on_answer(self, part: FrameInFlight, answer: Result | FleetError) -> None:
-        if self.done or part.frame_id not in self._parts:
+    def on_answer(self, frame: FrameInFlight, answer: Result | FleetError) -> None:
+        if frame.state.is_over or self.done:
             return
         if isinstance(answer, FleetError):
-            self._on_failure(part, answer)
+            self._kept.append(self._frames.pop(frame.frame_id))  # its first answers may have come
+            self._change(frame, event_of(frame, answer, self.deadline), answer)
             return
-        begin, count = part.num_answered, answer.rows.count
-        self._answers.add(part.routes[begin : begin + count], answer.rows)
-        self._has_answered(part, count)
+        count = answer.rows.count
+        self._answers.add(frame.unanswered[:count], answer.rows)
+        self._count(frame, count)
 
-    def _on_noted(self, part: FrameInFlight, count: int) -> None:
-        """A compiled call has written down where the rows of the next ``count`` routes are, whose order and shape it has looked at."""
-        if self.done or part.frame_id not in self._parts:
+    def on_rows_written(self, frame: FrameInFlight, count: int) -> None:
+        """A compiled call has checked the order and shape of the next ``count`` routes' rows, and written down where they are."""
+        if frame.state.is_over or self.done:
             return
-        self._answers.note(part.routes[part.num_answered : part.num_answered + count])
-        self._has_answered(part, count)
+        self._answers.note(frame.unanswered[:count])
+        self._count(frame, count)
 
-    def _has_answered(self, part: FrameInFlight, count: int) -> None:
-        if part.hedges or part.hedge_of is not None:
-            self._prefer(part)
-        part.num_answered += count
+    def _count(self, frame: FrameInFlight, count: int) -> None:
+        frame.num_taken += count
         self._num_left -= count
-        if part.num_answered == len(part.routes):
-            self._router.on_answered(part, time.monotonic())
-            self._answered.append(self._parts.pop(part.frame_id))
+        if frame.num_taken < frame.num_routes:
+            self._change(frame, FrameEvent.ANSWER)
+        else:
+            self._change(frame, FrameEvent.LAST_ANSWER)
+            now = time.monotonic()
+            self._router.timings.append((frame.lane, frame.num_routes, frame.num_experts, now - frame.sent_at, now))
+            self._kept.append(self._frames.pop(frame.frame_id))
         if not self._num_left:
             self._review()
 
-    def _prefer(self, part: FrameInFlight) -> None:
-        """Of a part and its hedges those are given up that did not answer first."""
-        slow, part.hedge_of = part.hedge_of, None
-        if slow is not None:
-            self._release(slow)
-        self._drop_hedges(part)
+    # Rows of the frames' table.
 
-    def _release(self, slow: FrameInFlight) -> None:
-        """Its hedges take its place for all that it has not answered."""
-        for hedge in slow.hedges:
-            hedge.hedge_of = None
-        slow.hedges = []
-        if self._parts.pop(slow.frame_id, None) is not None:
-            now = time.monotonic()
-            slow.lane.observe(slow.num_experts, now - slow.sent_at, now)  # so long at least
-            if slow.num_answered:
-                slow.lane.ignore(slow.frame_id)
-                self._answered.append(slow)
-            else:
-                _drop([slow])
+    def _change(self, frame: FrameInFlight, event: FrameEvent, error: FleetError | None = None) -> None:
+        row = ON_FRAME.get((frame.state, event))
+        if row is None:
+            raise RuntimeError(f"a frame is {frame.state.name} and {event.name} came: no row says what follows")
+        frame.state, action = row
+        if action > FrameAction.TAKE:
+            _ACTIONS[action](self, frame, error)
 
-    def _drop_hedges(self, part: FrameInFlight) -> None:
-        hedges, part.hedges = part.hedges, []
-        for hedge in hedges:
-            hedge.hedge_of, hedge.given_up = None, True
-        _drop([hedge for hedge in hedges if self._parts.pop(hedge.frame_id, None) is not None])
+    def _outrun_hedges(self, slow: FrameInFlight, error: FleetError | None) -> None:
+        self._release_hedges(slow, FrameEvent.OUTRUN)
 
-    def _on_failure(self, part: FrameInFlight, error: FleetError) -> None:
-        self._answered.append(self._parts.pop(part.frame_id))  # its first pieces may have come
-        if self._doubts is not None:
-            self._on_failed_second(part, error)
-            return
-        if part.hedge_of is not None:
-            self._drop_hedges(part.hedge_of)  # the slow one has them all yet
-            return
-        if error.code is Code.EXPIRED and part.deadline < self.deadline:
-            self._ask_anew(part)
-            return
-        if part.hedges and error.code in _RETRYABLE:
-            self.failed_seats.add(part.lane.seat)
-            self._release(part)
-            return
-        if error.code not in _RETRYABLE:
-            self._finish(error)
-            return
-        self.failed_seats.add(part.lane.seat)
+    def _replace_slow(self, hedge: FrameInFlight, error: FleetError | None) -> None:
+        slow = hedge.hedge_of
+        assert slow is not None
+        slow.hedges.remove(hedge)
+        hedge.hedge_of = None
+        self._release_hedges(slow, FrameEvent.PROMOTED)
+        self._change(slow, FrameEvent.REPLACED)
+
+    def _ask_replica(self, frame: FrameInFlight, error: FleetError | None) -> None:
+        assert error is not None
+        self.failed_seats.add(frame.lane.seat)
         self._refusal = f"{error.code.name} {error}"
-        self._router.on_failed_part(self, part.lane.seat, error)
-        self._reassign(part.routes[part.num_answered :])
+        self._log_failure(frame, error)
+        self._reassign(frame.unanswered)
 
-    def _ask_anew(self, part: FrameInFlight) -> None:
-        """The shard was told of less time than the layer has by now; its hedges, if there are any, were asked later."""
-        if part.hedges:
-            self._release(part)
+    def _ask_again(self, frame: FrameInFlight, error: FleetError | None) -> None:
+        self._reassign(frame.unanswered)
+
+    def _promote_hedges(self, slow: FrameInFlight, error: FleetError | None) -> None:
+        self._release_hedges(slow, FrameEvent.PROMOTED)
+
+    def _avoid_and_promote(self, slow: FrameInFlight, error: FleetError | None) -> None:
+        self.failed_seats.add(slow.lane.seat)
+        self._release_hedges(slow, FrameEvent.PROMOTED)
+
+    def _drop_hedges_of_slow(self, hedge: FrameInFlight, error: FleetError | None) -> None:
+        slow = hedge.hedge_of
+        assert slow is not None
+        slow.hedges.remove(hedge)
+        hedge.hedge_of = None
+        self._release_hedges(slow, FrameEvent.HEDGES_LOST)
+        self._change(slow, FrameEvent.HEDGES_LOST)
+
+    def _recheck_elsewhere(self, frame: FrameInFlight, error: FleetError | None) -> None:
+        """Asks yet another replica, if there is one; the recheck waits for none to come."""
+        assert error is not None
+        assert self._suspects is not None
+        unanswered = frame.unanswered
+        self.failed_seats.add(frame.lane.seat)
+        self._log_failure(frame, error)
+        doubted = {lane.seat for lane, routes in self._suspects if np.isin(unanswered, routes).any()}
+        frames, unroutable = self._recheck_frames(unanswered, doubted)
+        self._num_left -= len(unroutable)
+        self._send(frames)
+        if not self._num_left and not self.done:
+            self._review()
+
+    def _end(self, frame: FrameInFlight, error: FleetError | None) -> None:
+        self._follow(LayerEvent.ERROR, error)
+
+    def _drop(self, frame: FrameInFlight, error: FleetError | None) -> None:
+        if self._frames.pop(frame.frame_id, None) is not None:
+            frame.lane.drop(frame)
+
+    def _release(self, slow: FrameInFlight, error: FleetError | None) -> None:
+        """Its shard took so long at least; what it has answered counts."""
+        now = time.monotonic()
+        slow.lane.observe(slow.num_experts, now - slow.sent_at, now)
+        del self._frames[slow.frame_id]
+        if slow.num_taken:
+            slow.lane.ignore(slow)
+            self._kept.append(slow)
         else:
-            self._reassign(part.routes[part.num_answered :])
+            slow.lane.drop(slow)
 
-    def _reassign(self, routes: Routes) -> None:
-        self.start(*self._router.build_parts(self, routes))
+    def _release_hedges(self, slow: FrameInFlight, event: FrameEvent) -> None:
+        hedges, slow.hedges = slow.hedges, []
+        for hedge in hedges:
+            hedge.hedge_of = None
+            self._change(hedge, event)
 
-    def _park(self, routes: Routes) -> None:
-        self._waiting = np.concatenate((self._waiting, routes))
-        self.waits_for_experts = self._router.are_lost(self, self._waiting)
-        self._router.park(self, self._pause_s)
-        self._pause_s = min(_MAX_PAUSE_S, 2 * self._pause_s)
+    # Rows of the layer's table.
+
+    def _follow(self, event: LayerEvent, error: FleetError | None = None) -> None:
+        row = ON_LAYER.get((self.phase, event))
+        if row is None:
+            raise RuntimeError(f"the layer is {self.phase.name} and {event.name} came: no row says what follows")
+        self.phase, action = row
+        match action:
+            case LayerAction.CONCLUDE:
+                self._conclude()
+            case LayerAction.RECHECK:
+                self._recheck()
+            case LayerAction.EXTEND:
+                self._extend()
+            case LayerAction.FAIL_LATE:
+                self._finish(self._late())
+            case LayerAction.CONCLUDE_UNCONFIRMED:
+                self._kept += self._frames.values()  # their first answers may have come
+                self._frames.clear()
+                self._total, _ = self._answers.combined()
+                self._conclude()
+            case LayerAction.FAIL:
+                self._finish(error)
 
     def _review(self) -> None:
         """Every route is answered, some of them perhaps a second time."""
         self._total, is_finite = self._answers.combined()
-        if self._doubts is None and not is_finite:
-            self._doubt()
-        else:
-            self._conclude()
+        self._follow(LayerEvent.FINITE if is_finite else LayerEvent.NOT_FINITE)
 
-    def _doubt(self) -> None:
-        """Asks others for what is not finite although the row is that was sent."""
+    def _recheck(self) -> None:
+        """Asks second replicas for answers that are not finite although the rows that were sent are."""
         routes = suspect_routes(self.rows.tensor, self._answers.pieces, self._total, self.top_k)
-        asked_of = ((part.lane, part.routes[: part.num_answered]) for part in self._answered)
-        self._doubts = [(lane, mine) for lane, answered in asked_of if len(mine := np.intersect1d(answered, routes))]
+        answered = ((frame.lane, frame.routes[: frame.num_taken]) for frame in self._kept)
+        self._suspects = [(lane, mine) for lane, taken in answered if len(mine := np.intersect1d(taken, routes))]
         self._num_first_pieces = len(self._answers.pieces)
-        parts: list[FrameInFlight] = []
-        for lane, mine in self._doubts:
-            parts += self._router.build_second_parts(self, mine, {lane.seat})[0]
-        self._num_left = sum(len(part.routes) for part in parts)
-        self._send(parts)
-        if not parts:
-            self._conclude()
-
-    def _on_failed_second(self, part: FrameInFlight, error: FleetError) -> None:
-        """Yet another one is asked, if there is one; nobody is waited for."""
-        assert self._doubts is not None
-        unanswered = part.routes[part.num_answered :]
-        self.failed_seats.add(part.lane.seat)
-        self._router.on_failed_part(self, part.lane.seat, error)
-        doubted = {lane.seat for lane, routes in self._doubts if np.isin(unanswered, routes).any()}
-        parts, orphans = self._router.build_second_parts(self, unanswered, doubted)
-        self._num_left -= len(orphans)
-        self._send(parts)
-        if not self._num_left and not self.done:
-            self._review()
-
-    def _give_up_doubts(self) -> None:
-        """The layer's deadline has passed: what was not confirmed or refuted by now stays as it is."""
-        unanswered = list(self._parts.values())
-        self._parts.clear()
-        self._answered += unanswered  # their first pieces may have come
-        self._review()
+        frames: list[FrameInFlight] = []
+        for lane, mine in self._suspects:
+            frames += self._recheck_frames(mine, {lane.seat})[0]
+        self._num_left = sum(frame.num_routes for frame in frames)
+        self._send(frames)
+        if not frames:
+            self._follow(LayerEvent.NOT_FINITE)
 
     def _conclude(self) -> None:
-        if self._doubts is not None:
+        if self._suspects is not None:
             seconds = self._answers.pieces[self._num_first_pieces :]
-            if wrong := find_faulty(self._doubts, seconds):
-                self._router.on_wrong(self, wrong)
-            self.faults = faults_of(self.layer, self.rows.tensor, self.experts, self._total, self._doubts, seconds)
+            if faulty := find_faulty(self._suspects, seconds):
+                self._router.quarantine(self, faulty)
+            self.faults = faults_of(self.layer, self.rows.tensor, self.experts, self._total, self._suspects, seconds)
             self._total[list(self.faults)] = 0.0
         self._finish(None)
 
+    def _extend(self) -> None:
+        """The layer's deadline counts from now."""
+        left_s = min(self._router.layer_deadline_s, self._patience_ends_at - time.monotonic())
+        self.deadline = time.monotonic() + left_s
+        self._router.deadlines.end_at(self, self.deadline)
+
+    def _late(self) -> FleetError:
+        if len(self._waiting):
+            experts = np.unique(self.experts[self._waiting])[:4].tolist()
+            code, what = Code.NO_REPLICA, f"no usable shard holds experts {experts}"
+        else:
+            seats = sorted({frame.lane.seat for frame in self._frames.values()})
+            code, what = Code.DEADLINE, f"no answer from {', '.join(seats)} in time"
+        last = f"; last refusal: {self._refusal}" if self._refusal else ""
+        return FleetError(code, f"layer {self.layer}: {what}{last}")
+
     def _finish(self, error: FleetError | None) -> None:
         self.error = error
-        self.done = True
-        if self._parts:
-            unanswered = list(self._parts.values())
-            self._parts.clear()
-            _drop(unanswered)
+        unanswered = list(self._frames.values())
+        self._frames.clear()
+        _drop(unanswered)
         self._router.forget(self)
         if self._when_done is not None:
             self._when_done()
 
+    # Sending.
 
-def _drop(parts: list[FrameInFlight]) -> None:
-    while parts:
-        part = parts.pop()
-        part.lane.drop(part.frame_id)
+    def _send(self, frames: Iterable[FrameInFlight]) -> None:
+        """Each as soon as it is there: the first shard begins while the next frame is built. Frames that were sent already come first."""
+        for frame in frames:
+            if self.done or frame.state.is_over:  # as one before it failed at once
+                continue
+            self._frames[frame.frame_id] = frame
+            frame.sent_at, frame.deadline = time.monotonic(), self.deadline
+            if frame.wire is None:
+                frame.places = self._answers.places
+                frame.lane.sent(frame)
+            else:
+                frame.lane.post(frame)
+        if not self.done:
+            self._answers.prepare()  # while the shards have begun
+
+    def _reassign(self, routes: Routes) -> None:
+        self.start(*self._router.build_frames(self, routes, self.failed_seats))
+
+    def _park(self, routes: Routes) -> None:
+        self._waiting = np.concatenate((self._waiting, routes))
+        self.waits_for_experts = self._have_no_holder(self._waiting)
+        self._router.park(self, self._pause_s)
+        self._pause_s = min(_MAX_PAUSE_S, 2 * self._pause_s)
+
+    def _have_no_holder(self, routes: Routes) -> bool:
+        """Whether no usable shard holds some expert of ``routes``."""
+        return self._router.routing_table.lacks(self.layer, torch.from_numpy(self.experts[routes]))
+
+    def _watch(self) -> None:
+        """Has ``hedge`` called when the next frame is overdue, if there are replicas."""
+        if self._router.routing_table.has_replicas and math.isfinite(due_at := self._next_due()):
+            self._router.hedge_timers.end_at(self, due_at)
+
+    def _next_due(self) -> float:
+        for frame in self._frames.values():
+            if frame.due_at is None:
+                is_alone = frame.state is FrameState.SENT
+                frame.due_at = frame.sent_at + frame.lane.pace.limit_s(frame.num_routes) if is_alone else math.inf
+        return min((frame.due_at for frame in self._frames.values() if frame.due_at is not None), default=math.inf)
+
+    def _hedges_of(self, slow: FrameInFlight) -> list[FrameInFlight]:
+        """Frames to replicas for all that ``slow`` has not answered; none where some of it has none, or too many were asked."""
+        if not self._router.counters.may_hedge:
+            return []
+        slow.lane.suspect()
+        seat = slow.lane.seat
+        built, unroutable = self._router.build_frames(self, slow.unanswered, {*self.failed_seats, seat})
+        if len(unroutable):
+            return []
+        self._router.counters.hedged_frames += 1
+        logger.info("layer %d: %s takes unusually long, asking replicas as well", self.layer, seat)
+        hedges = list(built)
+        for hedge in hedges:
+            hedge.state, hedge.hedge_of = FrameState.HEDGE, slow
+        return hedges
+
+    def _recheck_frames(self, routes: Routes, doubted: set[str]) -> tuple[list[FrameInFlight], Routes]:
+        built, unroutable = self._router.build_frames(self, routes, {*self.failed_seats, *doubted}, is_recheck=True)
+        frames = list(built)
+        for frame in frames:
+            frame.state = FrameState.RECHECK
+        return frames, unroutable
+
+    def _log_failure(self, frame: FrameInFlight, error: FleetError) -> None:
+        self._router.counters.retried_frames += 1
+        logger.warning("layer %d: %s failed, asking elsewhere: %s", self.layer, frame.lane.seat, error)
+
+
+_ACTIONS = {
+    FrameAction.TAKE_AND_DROP_HEDGES: LayerDispatch._outrun_hedges,
+    FrameAction.TAKE_AND_REPLACE_SLOW: LayerDispatch._replace_slow,
+    FrameAction.ASK_REPLICA: LayerDispatch._ask_replica,
+    FrameAction.ASK_AGAIN: LayerDispatch._ask_again,
+    FrameAction.PROMOTE_HEDGES: LayerDispatch._promote_hedges,
+    FrameAction.AVOID_AND_PROMOTE: LayerDispatch._avoid_and_promote,
+    FrameAction.DROP_HEDGES_OF_SLOW: LayerDispatch._drop_hedges_of_slow,
+    FrameAction.RECHECK_ELSEWHERE: LayerDispatch._recheck_elsewhere,
+    FrameAction.END: LayerDispatch._end,
+    FrameAction.DROP: LayerDispatch._drop,
+    FrameAction.RELEASE: LayerDispatch._release,
+}
+
+
+def _drop(frames: list[FrameInFlight]) -> None:
+    while frames:
+        frame = frames.pop()
+        frame.lane.drop(frame)

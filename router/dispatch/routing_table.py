@@ -29,8 +29,8 @@ class RoutingTable:
         suspected: Collection[str] = (),
         quarantined: Collection[str] = (),
     ) -> None:
-        """Those ``suspected`` are asked only for what no other usable member holds, and those ``quarantined`` for what not even a
-        suspected one does. An expert stays in the class it had ``before`` as long as a member of that class holds it, or nobody does.
+        """Members that are ``suspected`` answer only for what no other usable member holds, and ``quarantined`` ones for what not even a
+        suspected one does. An expert stays in the class it had ``before`` as long as a member of that class holds it, or none does.
         """
         self.epoch = epoch
         self.members = members
@@ -73,10 +73,14 @@ class RoutingTable:
         return choose_replicas(self._replicas[:, layer], experts) if self._is_shared[layer] else self._owners[layer]
 
     def assign_others(self, layer: int, experts: torch.Tensor, excluded: Collection[str]) -> torch.Tensor:
-        """As ``assign``, for a second answer to what was answered before: one who is merely suspected will do."""
+        """As ``assign``, for a second answer to what was answered before: a merely suspected member will do."""
         if not self.members:
             return _have_no_holder(experts)
         return choose_replicas(self._without(self._trusted[:, layer], excluded), experts)
+
+    def lacks(self, layer: int, experts: torch.Tensor) -> bool:
+        """Whether no usable member holds some expert of ``experts``, int64 [N]."""
+        return bool((self.assign(layer, experts)[experts] == NO_HOLDER).any())
 
     def covers_everything(self) -> bool:
         """Whether every expert that some member holds has a usable replica."""

@@ -4,42 +4,16 @@ Knows nothing of sockets and streams. A connection is made on the IO loop and us
 """
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
-from ...kernels.native_lanes import Calls, WorkerEnd
+from ...kernels.native_lanes import WorkerEnd
 from ...proto.codec import Dispatch, Hello, Result
 from ...proto.errors import FleetError
-from ...proto.frame_prefix import DTYPE_CODES, Buffer
+from ...proto.frame_prefix import Buffer
 from ...proto.pair_frames import PairFrame
-from ...proto.rows import Rows
-
-
-@dataclass(slots=True)
-class Sent:
-    """A frame whose sending a compiled call has begun (``fanout.py``), and where its answers' addresses are to be written down."""
-
-    frame_id: int
-    rows: Rows  # of the layer; the frame has some of them
-    num_rows: int
-    num_routes: int
-    routes: int  # address of int64 [N]
-    unsent: tuple[Sequence[Buffer], int] | None = (
-        None  # the frame's parts, and how many of its bytes the kernel did not take
-    )
-    places: int = 0  # address of int64 [T·K]: of each route's row
-    memory: object = None  # what the answers lie in stays as long as this is kept, whatever becomes of the connection
-
-    def expect(self, calls: Calls, end: int, results: int) -> None:
-        """From now on the end at this address takes its answers, [N, H] to the address ``results``, for usual."""
-        rows = self.rows
-        calls.expect(
-            end, self.frame_id, self.num_routes, rows.width, rows.row_bytes, DTYPE_CODES[rows.dtype],
-            results, self.routes, self.places,
-        )  # fmt: skip
+from .frame_in_flight import FrameInFlight
 
 
 class Owner(Protocol):
@@ -80,8 +54,8 @@ class Connection(Protocol):
 
     def post(self, frame: Dispatch, row_ids: torch.Tensor | None) -> None: ...
 
-    def sent(self, sent: Sent) -> None:
-        """As ``post``, for what a compiled call has sent by the lane's ``end``; says in it what the answers lie in."""
+    def sent(self, frame: FrameInFlight) -> None:
+        """As ``post``, for a frame that a compiled call has sent by the lane's ``end``; gives it the memory that the answers lie in."""
         ...
 
     def ignore(self, frame_id: int) -> None:

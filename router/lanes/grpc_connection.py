@@ -23,7 +23,8 @@ from ...transport.lane import PATH, channel_options
 from ...transport.pair_group import PairSettings
 from ...transport.reactor import Reactor
 from ...transport.tcp_lane import METADATA_KEY, Ticket
-from .connection import Owner, Sent, settle
+from .connection import Owner, settle
+from .frame_in_flight import FrameInFlight
 from .pairs import WorkerPairs
 from .tcp_side_channel import TcpBeside
 
@@ -84,9 +85,9 @@ class GrpcConnection:
         if self._tcp is None or not self._tcp.post(frame, self._version):
             self._send(encode_dispatch(frame, self._version))
 
-    def sent(self, sent: Sent) -> None:
-        assert self._tcp is not None, "nobody else sends so"
-        self._tcp.sent(sent)
+    def sent(self, frame: FrameInFlight) -> None:
+        assert self._tcp is not None, "only its connections are open to compiled calls"
+        self._tcp.sent(frame)
 
     def ignore(self, frame_id: int) -> None:
         if self._tcp is not None:

@@ -12,10 +12,8 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-import torch
-
 from ...kernels.native_lanes import WorkerEnd, close_end
-from ...proto.codec import Dispatch, Error, Filled, Hello, Result, decode, encode_hello
+from ...proto.codec import Error, Filled, Hello, Result, decode, encode_hello
 from ...proto.errors import Code, FleetError
 from ...proto.frame_prefix import Buffer
 from ...proto.pair_frames import PairAt, Paired, PairedResult, Taken
@@ -24,11 +22,12 @@ from ...transport.local_lane import connect_locally
 from ...transport.pair_group import PairSettings
 from ...transport.reactor import Reactor, Timer
 from ...transport.shared_memory import Arena
-from .connection import Connection, Sent
+from .connection import Connection
+from .frame_in_flight import FrameInFlight, FrameOwner
 from .grpc_connection import GrpcConnection
 from .latency import ExpertCost, LatencyTracker
 from .local_connection import LocalConnection
-from .sent_frames import SentFrame, SentFrames, Sink
+from .sent_frames import SentFrames
 
 logger = logging.getLogger(__name__)
 
@@ -83,42 +82,40 @@ class Lane:
             return 1
         return max(1, self._connection.max_rows(self.limits, row_bytes, top_k))
 
-    def post(self, frame: Dispatch, row_ids: torch.Tensor | None, sink: Sink) -> None:
-        """Sends ``frame`` with the rows ``row_ids`` of its own (or all): ``sink`` gets RESULT pieces, or one FleetError."""
+    def post(self, frame: FrameInFlight) -> None:
+        """Sends the frame; its owner gets RESULT pieces, or one FleetError."""
+        assert frame.wire is not None, "it is to be sent"
+        owner = frame.owner
         if not self.up or self._connection is None:
-            sink(FleetError(Code.LANE_LOST, f"the lane to {self.seat} is down"))
+            _tell(frame, owner, FleetError(Code.LANE_LOST, f"the lane to {self.seat} is down"))
             return
-        rows = frame.rows
-        self._frames.open[frame.frame_id] = SentFrame(sink, len(frame.route_rows), rows.width, rows.dtype)
+        self._frames.open[frame.frame_id] = frame
         try:
-            self._connection.post(frame, row_ids)
+            self._connection.post(frame.wire, frame.row_ids)
         except FleetError as error:
             self._frames.end(frame.frame_id)
-            sink(error)
+            _tell(frame, owner, error)
 
-    def sent(self, sent: Sent, sink: Sink, on_noted: Callable[[int], None]) -> None:
-        """As ``post``, for what a compiled call has sent by this lane's ``end``; ``on_noted`` hears of the number of routes whose answers
-        have been written down since."""
+    def sent(self, frame: FrameInFlight) -> None:
+        """As ``post``, for a frame that a compiled call has sent by this lane's ``end``."""
         assert self._connection is not None, "its end is open"
-        rows = sent.rows
-        self._frames.open[sent.frame_id] = SentFrame(sink, sent.num_routes, rows.width, rows.dtype, on_noted)
-        self._connection.sent(sent)
+        self._frames.open[frame.frame_id] = frame
+        self._connection.sent(frame)
 
-    def ignore(self, frame_id: int) -> None:
-        """Answers that are still to come are not written down; the memory of those that came stays as it is."""
-        frame = self._frames.open.get(frame_id)
-        if frame is not None and self._connection is not None:
+    def ignore(self, frame: FrameInFlight) -> None:
+        """Compiled calls write down no further answers; the memory of those that came stays as it is."""
+        if frame.frame_id in self._frames.open and self._connection is not None:
             frame.all_counted = False
-            self._connection.ignore(frame_id)
+            self._connection.ignore(frame.frame_id)
 
-    def drop(self, frame_id: int) -> None:
-        """The answers to a frame are no longer needed, neither those that came nor those to come."""
-        frame = self._frames.open.get(frame_id)
-        if frame is None or self._connection is None:
+    def drop(self, frame: FrameInFlight) -> None:
+        """The dispatch needs none of the frame's answers, neither those that came nor those to come."""
+        frame_id = frame.frame_id
+        frame.let_go()
+        if frame_id not in self._frames.open or self._connection is None:
             return
-        frame.sink = None
         if frame.num_left:
-            self.ignore(frame_id)
+            self.ignore(frame)
             if self._connection.cancel(frame_id):
                 return
             self._frames.give_up(frame_id)
@@ -187,8 +184,8 @@ class Lane:
         # All others of the frame were noted, too, so there are as many left.
         assert count <= frame.num_left, f"{count} answers, {frame.num_left} are left"
         frame.num_answered += count
-        if frame.sink is not None and frame.on_noted is not None:
-            frame.on_noted(count)
+        if frame.owner is not None:
+            frame.owner.on_rows_written(frame, count)
         elif not frame.num_left:
             self._forget(frame_id)
 
@@ -255,17 +252,17 @@ class Lane:
         frame = self._find(answer.frame_id, type(answer).__name__)
         if frame is None:
             return
-        if frame.on_noted is not None:
-            connection.ignore(answer.frame_id)  # whoever counts some of a frame's answers counts all that follow
+        if frame.places:
+            connection.ignore(answer.frame_id)  # Python counts all answers that follow one which it has counted
         result = connection.answer(answer)
         if result is None or (frame.failed and connection.keeps_order) or not frame.take(result):
             what = f"first {answer.first_route}, of {answer.num_routes}" if result is None else _shown(result)
             raise self._fault(f"frame {answer.frame_id}, {frame}, with a misfit {type(answer).__name__}: {what}")
-        if frame.sink is None:
+        if frame.owner is None:
             if frame.num_answered == frame.num_routes:
                 self._forget(answer.frame_id)
         elif not frame.failed:
-            frame.sink(result)
+            frame.owner.on_answer(frame, result)
 
     def _fail(self, connection: Connection, error: Error) -> None:
         frame = self._find(error.frame_id, "Error")
@@ -274,16 +271,16 @@ class Lane:
         told = FleetError(error.code, f"{self.seat}: {error.message}")
         if not frame.num_left:
             raise self._fault(f"frame {error.frame_id}, {frame}, with an error after that: {error.code.name} {told}")
-        if frame.sink is not None and error.code is Code.CANCELLED:
+        if frame.owner is not None and error.code is Code.CANCELLED:
             raise self._fault(f"frame {error.frame_id} with {error.code.name}, which nobody has cancelled")
         frame.failed = True
         connection.ignore(error.frame_id)
-        if frame.sink is not None:
-            frame.sink(told)
+        if frame.owner is not None:
+            frame.owner.on_answer(frame, told)
         elif connection.keeps_order:
             self._forget(error.frame_id)
 
-    def _find(self, frame_id: int, kind: str) -> SentFrame | None:
+    def _find(self, frame_id: int, kind: str) -> FrameInFlight | None:
         """The frame that an answer belongs to; None where that cannot be told. Raises FleetError where there is none."""
         frame = self._frames[frame_id]
         if frame is None and not self._frames.is_too_old(frame_id):
@@ -338,8 +335,13 @@ class Lane:
             self._on_change()
         lost = FleetError(Code.LANE_LOST, f"the lane to {self.seat} broke: {error}")
         for each in frames.open.values():
-            if each.sink is not None and each.num_left:
-                each.sink(lost)
+            if each.owner is not None and each.num_left:
+                each.owner.on_answer(each, lost)
+
+
+def _tell(frame: FrameInFlight, owner: FrameOwner | None, error: FleetError) -> None:
+    assert owner is not None, "a dispatch sends it"
+    owner.on_answer(frame, error)
 
 
 def _shown(result: Result) -> str:

@@ -20,7 +20,8 @@ from ...proto.rows import address_of
 from ...transport.local_lane import MAX_MESSAGE_BYTES, FrameSocket
 from ...transport.reactor import Reactor
 from ...transport.shared_memory import KEPT_BYTES, Arena, aligned
-from .connection import Owner, Sent, settle
+from .connection import Owner, settle
+from .frame_in_flight import FrameInFlight
 
 _AREA_BYTES = 8 << 20  # reserved for the next usual frame; only what it uses of it takes memory
 _MOST_SPARE = 4
@@ -86,13 +87,13 @@ class LocalConnection:
         )  # fmt: skip
         self._send(encode_placed(placed, self._version))
 
-    def sent(self, sent: Sent) -> None:
-        rows, begin = sent.rows, self._lane.end.area
-        results_at = begin + aligned(sent.num_rows * rows.row_bytes)
-        self._areas[sent.frame_id] = _Area(begin, results_at, rows.dtype, sent.num_routes, rows.width, True)
-        sent.memory = self._arena.memory
-        assert self._calls is not None, "nobody else sends so"
-        sent.expect(self._calls, self._end_at, self._arena_at + results_at)
+    def sent(self, frame: FrameInFlight) -> None:
+        begin = self._lane.end.area
+        results_at = begin + aligned(frame.num_rows * frame.row_bytes)
+        self._areas[frame.frame_id] = _Area(begin, results_at, frame.dtype, frame.num_routes, frame.hidden, True)
+        frame.memory = self._arena.memory
+        assert self._calls is not None, "compiled calls have sent it"
+        frame.expect(self._calls, self._end_at, self._arena_at + results_at)
         self._reserve()
 
     def ignore(self, frame_id: int) -> None:

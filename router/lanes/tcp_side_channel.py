@@ -20,7 +20,8 @@ from ...proto.rows import Rows, address_of
 from ...transport.io_thread import IoThread
 from ...transport.reactor import Reactor
 from ...transport.tcp_lane import TcpSocket, Ticket
-from .connection import Connection, Owner, Sent
+from .connection import Connection, Owner
+from .frame_in_flight import FrameInFlight
 
 _log = logging.getLogger(__name__)
 _CONNECT_S = 5.0
@@ -75,17 +76,15 @@ class TcpBeside:
         way.socket.send(dispatch_parts(frame, version))
         return True
 
-    def sent(self, sent: Sent) -> None:
-        """Of what a compiled call has sent: a place for the answers, and the rest of the frame."""
-        assert self.calls is not None, "nobody else sends so"
+    def sent(self, frame: FrameInFlight) -> None:
+        """Gives memory to the answers of a frame that a compiled call has sent, and sends the rest of the frame."""
+        assert self.calls is not None, "compiled calls have sent it"
         assert self._small is not None, "its end is open"
-        self._taken[sent.frame_id] = self._small
-        sent.memory = self._results[sent.frame_id] = results = Rows.new(
-            sent.num_routes, sent.rows.width, sent.rows.dtype
-        )
-        sent.expect(self.calls, self._end_at, results.address)
-        if sent.unsent is not None:
-            self._small.socket.send_rest(*sent.unsent)
+        self._taken[frame.frame_id] = self._small
+        frame.memory = self._results[frame.frame_id] = results = Rows.new(frame.num_routes, frame.hidden, frame.dtype)
+        frame.expect(self.calls, self._end_at, results.address)
+        if frame.unsent is not None:
+            self._small.socket.send_rest(*frame.unsent)
 
     def ignore(self, frame_id: int) -> None:
         if frame_id in self._results and self.calls is not None:

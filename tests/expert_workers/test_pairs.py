@@ -16,7 +16,7 @@ from expertfleet.checkpoint.tensors import Checkpoint
 from expertfleet.membership.epoch import Epoch, EpochId, ExpertSet, Member
 from expertfleet.proto.codec import Hello
 from expertfleet.proto.errors import Code, FleetError
-from expertfleet.router.dispatch.layer_dispatch import Dispatch
+from expertfleet.router.dispatch.layer_dispatch import LayerDispatch
 from expertfleet.router.lanes.grpc_connection import GrpcConnection
 from expertfleet.router.lanes.lane import Lane
 from expertfleet.router.router import Router
@@ -65,12 +65,12 @@ class Fleet:
             assert time.monotonic() < ends_at
             self.reactor.step(0.05)
 
-    def dispatch(self, tokens: int, expert: int = 3) -> Dispatch:
+    def dispatch(self, tokens: int, expert: int = 3) -> LayerDispatch:
         ids = torch.full((tokens, 1), expert)
         x = torch.ones(tokens, self.config.hidden_size).bfloat16()
         return self.router.dispatch(LAYER, x, ids, torch.ones(ids.shape))
 
-    def outcome(self, dispatch: Dispatch) -> torch.Tensor:
+    def outcome(self, dispatch: LayerDispatch) -> torch.Tensor:
         with closing(dispatch):
             assert self.reactor.run(lambda: dispatch.done, 90)
             if dispatch.error is not None:
@@ -121,7 +121,7 @@ def test_a_shard_killed_in_the_middle_of_a_transfer_is_replaced_by_its_replica(
     rows = fleet.outcome(dispatch)
     assert rows.shape[0] == TOKENS
     assert torch.equal(rows[:1].expand_as(rows), rows)
-    assert fleet.router.counters.retried_parts
+    assert fleet.router.counters.retried_frames
 
 
 @pytest.mark.slow
@@ -133,10 +133,10 @@ def test_a_silent_shard_is_given_up_in_time_harms_no_other_lane_and_comes_back(
     wanted = fleet.outcome(fleet.dispatch(64))
     fleet.signal(0, signal.SIGSTOP)
     try:
-        fleet.router._layer_deadline_s = 2.0
+        fleet.router.layer_deadline_s = 2.0
         began = time.monotonic()
         dispatch = fleet.dispatch(TOKENS)
-        fleet.router._layer_deadline_s = 60.0
+        fleet.router.layer_deadline_s = 60.0
         pair, others = fleet.pair(silent), fleet.pair(other)
         assert pair is not None
         assert others is not None

@@ -9,7 +9,7 @@ import torch
 
 from expertfleet.proto.errors import Code, FleetError
 from expertfleet.router.dispatch.combine import combine
-from expertfleet.router.dispatch.layer_dispatch import Dispatch
+from expertfleet.router.dispatch.layer_dispatch import LayerDispatch
 
 _spec = importlib.util.spec_from_file_location("test_router", Path(__file__).with_name("test_router.py"))
 assert _spec is not None
@@ -34,7 +34,7 @@ def replicated(fleet, count: int = 2) -> None:
     assert fleet.wait_all_up()
 
 
-def ask(fleet, x: torch.Tensor) -> tuple[Dispatch, torch.Tensor]:
+def ask(fleet, x: torch.Tensor) -> tuple[LayerDispatch, torch.Tensor]:
     """Each row's experts are all experts from the row's number on."""
     T = len(x)
     ids = torch.stack([(torch.arange(K) + row) % E for row in range(T)])

@@ -14,8 +14,9 @@ from expertfleet.membership.epoch import Epoch, EpochId, ExpertSet, Member
 from expertfleet.proto.codec import Hello
 from expertfleet.proto.errors import Code, FleetError
 from expertfleet.router.dispatch.combine import combine
-from expertfleet.router.dispatch.layer_dispatch import Dispatch
-from expertfleet.router.lanes.lane import Lane, Sink
+from expertfleet.router.dispatch.layer_dispatch import LayerDispatch
+from expertfleet.router.lanes.frame_in_flight import FrameInFlight
+from expertfleet.router.lanes.lane import Lane
 from expertfleet.router.placement.expert_loads import ExpertLoads
 from expertfleet.router.router import Router
 from expertfleet.transport.io_thread import IoThread
@@ -74,14 +75,14 @@ class Fleet:
         """Replicas make the router usable before every lane is up."""
         return self.reactor.run(lambda: all(lane.up for lane in self.router._lanes.values()), 10)
 
-    def outcome(self, dispatch: Dispatch, timeout_s: float = 15.0) -> torch.Tensor:
+    def outcome(self, dispatch: LayerDispatch, timeout_s: float = 15.0) -> torch.Tensor:
         assert self.reactor.run(lambda: dispatch.done, timeout_s), "the dispatch never ended"
         with closing(dispatch):
             if dispatch.error is not None:
                 raise dispatch.error
             return dispatch.combined()
 
-    def ask(self, T: int = 5, layer: int = 1) -> tuple[Dispatch, torch.Tensor]:
+    def ask(self, T: int = 5, layer: int = 1) -> tuple[LayerDispatch, torch.Tensor]:
         """A random dispatch and the output that it must give."""
         x = torch.randn(T, H).bfloat16()
         ids = torch.stack([torch.randperm(E)[:K] for _ in range(T)])
@@ -92,7 +93,7 @@ class Fleet:
 
     def close(self) -> None:
         self.router.close()
-        assert not self.router._deadlines
+        assert not self.router.deadlines
         for shard in self.shards:
             self.io.submit(shard.stop())
         self.io.stop()
@@ -306,7 +307,7 @@ def test_a_slow_part_whose_time_is_over_leaves_its_work_to_the_replica_that_was_
     warm(fleet)
     dispatch, expected = stalled(fleet, 0)
     fleet.shards[1].pause.clear()
-    assert fleet.reactor.run(lambda: fleet.router.counters.hedged_parts >= 1, 5)
+    assert fleet.reactor.run(lambda: fleet.router.counters.hedged_frames >= 1, 5)
     dispatch.deadline += 60.0  # as if it had been renewed
     fleet.shards[0].expire_first(0)
     fleet.io.post(fleet.shards[0].pause.set)
@@ -357,7 +358,7 @@ def lane_of(fleet: Fleet, number: int) -> Lane:
     return fleet.router._lanes[fleet.shards[number].seat, fleet.shards[number].address]
 
 
-def stalled(fleet: Fleet, number: int, T: int = 9) -> tuple[Dispatch, torch.Tensor]:
+def stalled(fleet: Fleet, number: int, T: int = 9) -> tuple[LayerDispatch, torch.Tensor]:
     """A dispatch that shard ``number``, which does not answer, was asked about."""
     fleet.shards[number].pause.clear()
     before = len(fleet.shards[number].frames)
@@ -375,7 +376,7 @@ def test_what_a_silent_shard_was_asked_is_asked_of_its_replica_and_it_is_left_al
     assert before.keys() == {shard.address for shard in fleet.shards}
     dispatch, expected = stalled(fleet, 0)
     assert torch.equal(fleet.outcome(dispatch, 2.0), expected)
-    assert fleet.router.counters.hedged_parts == 1
+    assert fleet.router.counters.hedged_frames == 1
     assert fleet.router.seconds_per_expert()[fleet.shards[0].address] > before[fleet.shards[0].address] > 0
     asked = len(fleet.shards[0].frames)
     for _ in range(5):
@@ -396,7 +397,7 @@ def test_a_slow_shard_that_answers_before_its_replica_is_taken(fleet: Fleet) -> 
     warm(fleet)
     dispatch, expected = stalled(fleet, 0)
     fleet.shards[1].pause.clear()
-    assert fleet.reactor.run(lambda: fleet.router.counters.hedged_parts >= 1, 5)
+    assert fleet.reactor.run(lambda: fleet.router.counters.hedged_frames >= 1, 5)
     fleet.io.post(fleet.shards[0].pause.set)
     assert torch.equal(fleet.outcome(dispatch, 5.0), expected)
     fleet.io.post(fleet.shards[1].pause.set)
@@ -423,7 +424,7 @@ def test_a_slow_shard_that_dies_leaves_its_work_to_the_replica_already_asked(fle
     warm(fleet)
     dispatch, expected = stalled(fleet, 0)
     fleet.shards[1].pause.clear()
-    assert fleet.reactor.run(lambda: fleet.router.counters.hedged_parts >= 1, 5)
+    assert fleet.reactor.run(lambda: fleet.router.counters.hedged_frames >= 1, 5)
     fleet.io.submit(fleet.shards[0].stop())
     fleet.run(0.3)
     fleet.io.post(fleet.shards[1].pause.set)
@@ -441,11 +442,12 @@ def test_a_replica_is_not_asked_after_another_that_was_to_share_the_work_has_ref
     replicas = [lane_of(fleet, 1), lane_of(fleet, 2)]
     theirs = [sent for lane in replicas for sent in lane._frames.open.values()]
     assert fleet.reactor.run(lambda: not any(sent.num_left for sent in theirs), 5), "they answer what they were asked"
-    asked: list[Sink] = []
+    asked: list[FrameInFlight] = []
 
-    def refuse(frame: object, rows: object, sink: Sink) -> None:
-        asked.append(sink)
-        sink(FleetError(Code.OVERLOADED, "no room for the rows"))
+    def refuse(frame: FrameInFlight) -> None:
+        asked.append(frame)
+        assert frame.owner is not None
+        frame.owner.on_answer(frame, FleetError(Code.OVERLOADED, "no room for the rows"))
 
     for lane in replicas:
         monkeypatch.setattr(lane, "post", refuse)
@@ -462,13 +464,13 @@ def test_whoever_will_take_longest_is_asked_first(fleet: Fleet) -> None:
     assert fleet.wait_usable()
     for _ in range(5):
         dispatch, expected = fleet.ask(1)
-        asked = [part.num_experts for part in dispatch._parts.values()]
+        asked = [part.num_experts for part in dispatch._frames.values()]
         assert asked == sorted(asked, reverse=True), "by numbers of experts, as nothing is known"
         dispatch.close()
     for number, seconds in enumerate((0.001, 1.0, 0.03)):
         lane_of(fleet, number).observe(1, seconds, 0.0)
     dispatch, expected = fleet.ask(2)
-    assert [part.lane.seat for part in dispatch._parts.values()] == ["expert-1", "expert-2", "expert-0"]
+    assert [part.lane.seat for part in dispatch._frames.values()] == ["expert-1", "expert-2", "expert-0"]
     assert torch.equal(fleet.outcome(dispatch), expected)
 
 
@@ -483,7 +485,7 @@ def test_few_parts_are_asked_twice(fleet: Fleet) -> None:
     dispatches = [fleet.ask(9) for _ in range(60)]
     fleet.run(3.0)
     frames = fleet.router.counters.frames
-    assert 0 < fleet.router.counters.hedged_parts <= 8 + 0.05 * frames
+    assert 0 < fleet.router.counters.hedged_frames <= 8 + 0.05 * frames
     for shard in fleet.shards:
         fleet.io.post(shard.pause.set)
     for dispatch, expected in dispatches:
@@ -502,7 +504,7 @@ def test_a_passing_refusal_of_the_only_holder_is_asked_again(fleet: Fleet, code:
     fleet.shards[0].refuse = None
     assert torch.equal(fleet.outcome(dispatch, 3), expected)
     assert not fleet.router._parked
-    assert not fleet.router._deadlines
+    assert not fleet.router.deadlines
 
 
 def test_past_the_deadline_the_last_refusal_is_named() -> None:

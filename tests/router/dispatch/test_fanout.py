@@ -103,7 +103,7 @@ def test_frames_are_those_that_python_would_send(calls: Calls, has_replicas: boo
             asked = shards.asking(LAYER, x, ids, number % 2, 100)
             assert asked is not None
             shares, orphans = partition_routes(shards.plan.assign(LAYER, ids), num_shards, ids, None, K, len(x))
-            assert asked.orphans.tolist() == orphans.tolist()
+            assert asked.unroutable.tolist() == orphans.tolist()
             sent = list(asked.sent())
             assert not asked.unsent()
             paces = [share.num_experts * shards.ends[share.owner].seconds_per_expert for share in sent]

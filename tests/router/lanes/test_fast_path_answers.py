@@ -7,6 +7,7 @@ import random
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from typing import Any, cast
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from expertfleet.proto.codec import Filled, Hello, Result, decode, encode_error,
 from expertfleet.proto.errors import Code, FleetError
 from expertfleet.proto.frame_prefix import DTYPE_CODES, WIRE_VERSION, Buffer
 from expertfleet.proto.rows import Rows, address_of
-from expertfleet.router.lanes.connection import Sent
+from expertfleet.router.lanes.frame_in_flight import FrameInFlight
 from expertfleet.router.lanes.tcp_side_channel import TcpBeside, _Way
 from expertfleet.transport.io_thread import IoThread
 from expertfleet.transport.reactor import Reactor
@@ -72,9 +73,11 @@ class Wait:
         self.places = torch.zeros(3 * ROUTES, dtype=torch.int64)
         self.values = torch.randn(ROUTES, H).bfloat16()
 
-    def sent(self) -> Sent:
-        rows = Rows.of(torch.zeros(1, H).bfloat16())
-        return Sent(self.frame_id, rows, 1, ROUTES, self.routes.data_ptr(), places=self.places.data_ptr())
+    def sent(self) -> FrameInFlight:
+        rows, lane = Rows.of(torch.zeros(1, H).bfloat16()), cast(Any, None)
+        frame = FrameInFlight(None, lane, self.frame_id, self.routes.numpy(), rows, 1, ROUTES)
+        frame.routes_at, frame.places = self.routes.data_ptr(), self.places.data_ptr()
+        return frame
 
     def frames(self, rng: random.Random) -> list[bytes]:
         cuts = [0, *sorted(rng.sample(range(1, ROUTES), rng.choice((0, 0, 3)))), ROUTES]

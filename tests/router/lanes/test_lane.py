@@ -6,8 +6,9 @@ from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 
@@ -27,8 +28,9 @@ from expertfleet.proto.codec import (
 )
 from expertfleet.proto.errors import Code, FleetError
 from expertfleet.proto.rows import Rows
-from expertfleet.router.dispatch.layer_dispatch import Dispatch
+from expertfleet.router.dispatch.layer_dispatch import LayerDispatch
 from expertfleet.router.lanes import sent_frames
+from expertfleet.router.lanes.frame_in_flight import FrameInFlight
 from expertfleet.router.lanes.lane import Lane
 from expertfleet.router.router import Router
 from expertfleet.transport.io_thread import IoThread
@@ -79,10 +81,10 @@ class End:
         ids = torch.stack([torch.randperm(config.num_experts)[: config.top_k] for _ in range(tokens)])
         return torch.randn(tokens, config.hidden_size).bfloat16(), ids
 
-    def dispatch(self, x: torch.Tensor, ids: torch.Tensor) -> Dispatch:
+    def dispatch(self, x: torch.Tensor, ids: torch.Tensor) -> LayerDispatch:
         return self.router.dispatch(LAYER, x, ids, torch.ones(ids.shape))
 
-    def outcome(self, dispatch: Dispatch) -> torch.Tensor:
+    def outcome(self, dispatch: LayerDispatch) -> torch.Tensor:
         with closing(dispatch):
             assert self.reactor.run(lambda: dispatch.done, 20)
             if dispatch.error is not None:
@@ -385,7 +387,7 @@ def test_nothing_of_a_connection_is_believed_after_its_fault(
         with misled(end, lie):
             dispatch = end.dispatch(x, ids)
             assert torch.equal(end.outcome(dispatch), wanted)
-        assert end.router.counters.retried_parts == 1
+        assert end.router.counters.retried_frames == 1
 
 
 def test_without_a_replica_a_shard_that_goes_on_lying_is_named_when_the_layers_time_is_over(
@@ -401,7 +403,7 @@ def test_without_a_replica_a_shard_that_goes_on_lying_is_named_when_the_layers_t
         ) as caught:
             end.outcome(end.dispatch(*end.drawn()))
         assert caught.value.code in (Code.NO_REPLICA, Code.DEADLINE)
-        assert end.router.counters.retried_parts > 1
+        assert end.router.counters.retried_frames > 1
 
 
 def test_a_shard_that_greets_over_tcp_with_something_else_ends_the_lane(
@@ -418,7 +420,8 @@ def test_a_shard_that_greets_over_tcp_with_something_else_ends_the_lane(
 def test_of_very_many_frames_that_were_given_up_the_oldest_are_forgotten_and_may_still_be_answered() -> None:
     frames = sent_frames.SentFrames()
     for frame_id in range(1, 5001):
-        frames.open[frame_id] = sent_frames.SentFrame(None, 1, 8, torch.bfloat16)
+        rows, lane = Rows.of(torch.zeros(1, 8).bfloat16()), cast(Any, None)
+        frames.open[frame_id] = FrameInFlight(None, lane, frame_id, np.zeros(1, np.int64), rows, 1, 1)
         frames.give_up(frame_id)
     assert not frames.open
     assert [frames[frame_id] is None for frame_id in (904, 905, 5000, 5001)] == [True, False, False, True]

@@ -22,7 +22,7 @@ from expertfleet.membership.epoch import Epoch, EpochId, ExpertSet, Member
 from expertfleet.proto.codec import Hello
 from expertfleet.proto.errors import Code, FleetError
 from expertfleet.proto.frame_prefix import OLDEST_WIRE_VERSION, WIRE_VERSION
-from expertfleet.router.dispatch.layer_dispatch import Dispatch
+from expertfleet.router.dispatch.layer_dispatch import LayerDispatch
 from expertfleet.router.lanes import lane as lane_module
 from expertfleet.router.lanes.grpc_connection import GrpcConnection
 from expertfleet.router.lanes.local_connection import LocalConnection
@@ -73,7 +73,7 @@ class End:
                 connection: Any = lane._connection
                 assert self.reactor.run(lambda: connection._tcp.is_usable, 20)  # noqa: B023
 
-    def dispatch(self, x: torch.Tensor, ids: torch.Tensor) -> Dispatch:
+    def dispatch(self, x: torch.Tensor, ids: torch.Tensor) -> LayerDispatch:
         return self.router.dispatch(LAYER, x, ids, torch.ones(ids.shape))
 
     def ask(self, x: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
@@ -292,9 +292,9 @@ def test_answers_of_a_shard_that_is_gone_are_summed_with_those_still_to_come(
     with closing(End(io, server, kind)) as whole:
         wanted = whole.ask(x, ids)
     with closing(End(io, shards[0], kind, members=shards)) as end, closing(end.dispatch(x, ids)) as dispatch:
-        assert end.reactor.run(lambda: len(dispatch._answered) == 1, 10)
-        assert dispatch._answered[0].sent is not None, "it was asked and answered by compiled calls"
-        lane = dispatch._answered[0].lane
+        assert end.reactor.run(lambda: len(dispatch._kept) == 1, 10)
+        assert dispatch._kept[0].routes_at, "it was asked and answered by compiled calls"
+        lane = dispatch._kept[0].lane
         shards[0].stop(0)
         assert end.reactor.run(lambda: not lane.up, 10)
         gc.collect()
@@ -349,8 +349,8 @@ def test_what_is_not_finite_is_asked_of_another_shard(
     layer.apply_at = spoil  # type: ignore[method-assign]
     with closing(End(io, server, kind, members=(server, other))) as end:
         with closing(end.dispatch(x, ids)) as dispatch:
-            assert len(dispatch._parts) == 2
-            assert all(part.sent is not None for part in dispatch._parts.values())
+            assert len(dispatch._frames) == 2
+            assert all(part.routes_at for part in dispatch._frames.values())
             assert end.reactor.run(lambda: dispatch.done, 10)
             assert dispatch.error is None
             assert not dispatch.faults
@@ -421,7 +421,7 @@ def test_rows_whose_experts_nobody_holds_wait_and_the_others_go_out_alone(io: Io
                 asked = ids.reshape(-1).numpy()
                 sent = [
                     (part, part.row_ids if part.row_ids is not None else torch.arange(33))
-                    for part in dispatch._parts.values()
+                    for part in dispatch._frames.values()
                 ]
                 routes = [route for part, _ in sent for route in part.routes.tolist()]
                 assert sorted([*routes, *dispatch._waiting.tolist()]) == list(range(len(asked)))
@@ -429,6 +429,6 @@ def test_rows_whose_experts_nobody_holds_wait_and_the_others_go_out_alone(io: Io
                 assert not any(asked[route] in held for route in dispatch._waiting)
                 for part, row_ids in sent:
                     assert (
-                        row_ids[part.frame.route_rows.tolist()] == torch.from_numpy(part.routes) // config.top_k
+                        row_ids[part.wire.route_rows.tolist()] == torch.from_numpy(part.routes) // config.top_k
                     ).all()
                     assert len(row_ids) == len(set((part.routes // config.top_k).tolist()))

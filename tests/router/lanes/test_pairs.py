@@ -19,7 +19,7 @@ from expertfleet.proto.codec import Hello, encode_error
 from expertfleet.proto.errors import Code, FleetError
 from expertfleet.proto.frame_prefix import OLDEST_WIRE_VERSION, PAIRS_SINCE, WIRE_VERSION, Kind
 from expertfleet.proto.pair_frames import Taken, encode_taken
-from expertfleet.router.dispatch.layer_dispatch import Dispatch
+from expertfleet.router.dispatch.layer_dispatch import LayerDispatch
 from expertfleet.router.lanes.grpc_connection import GrpcConnection
 from expertfleet.router.router import Router
 from expertfleet.transport.io_thread import IoThread
@@ -57,13 +57,13 @@ class End:
     def wait_for(self, generation: int) -> None:
         assert self.reactor.run(lambda: self.pair.generation == generation and self.pair.usable, 30)
 
-    def dispatch(self, x: torch.Tensor, ids: torch.Tensor) -> Dispatch:
+    def dispatch(self, x: torch.Tensor, ids: torch.Tensor) -> LayerDispatch:
         return self.router.dispatch(LAYER, x, ids, torch.ones(ids.shape))
 
     def ask(self, x: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         return self.outcome(self.dispatch(x, ids))
 
-    def outcome(self, dispatch: Dispatch) -> torch.Tensor:
+    def outcome(self, dispatch: LayerDispatch) -> torch.Tensor:
         with closing(dispatch):
             assert self.reactor.run(lambda: dispatch.done, 40)
             if dispatch.error is not None:
@@ -133,7 +133,7 @@ def test_a_pair_that_ends_under_way_loses_nothing_and_a_next_generation_follows(
         end.wait_for(generation + 1)
         assert torch.equal(end.ask(x, ids), wanted)
     assert end.lane.up
-    assert not end.router.counters.retried_parts
+    assert not end.router.counters.retried_frames
 
 
 def test_a_shard_that_ends_the_pair_before_the_rows_came_gets_them_over_the_stream(

@@ -201,7 +201,7 @@ def test_what_waits_for_an_answer_is_asked_again_over_the_next_connection(
         with closing(end.dispatch(x, ids)) as dispatch:
             end.connection._tcp._small.socket._socket.shutdown(socket.SHUT_RDWR)
             assert end.reactor.run(lambda: dispatch.done, 20)
-            assert end.router.counters.retried_parts == 1
+            assert end.router.counters.retried_frames == 1
             assert torch.equal(dispatch.combined(), wanted)
 
 
