@@ -1,38 +1,41 @@
-"""One running fleet: the guard, Ray, the actors and the gateway, in the order in which they need each other.
+"""The fleet of ``serve``: a head on loopback whose own node takes every worker, and a gateway.
 
-Knows nothing of command lines. 1. ``start`` brings everything up until a completion was answered; 2. ``watch`` keeps it
+The fleet knows nothing of command lines. 1. ``start`` brings everything up until a completion was answered; 2. ``watch`` keeps it
 up; 3. ``drain`` ends it without losing a request; 4. ``end`` leaves nothing behind, whatever happened before.
 """
 
-import contextlib
 import logging
-import os
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from functools import partial
 
+from ...checkpoint.checkpoint_headers import Outline
 from ...membership.client import MembershipClient
+from ...proto.address import join_address
 from ...proto.errors import FleetError
 from ...proto.generated import membership_pb2 as pb
+from ...settings.reader import write_file
+from ..controller.controller import Controller
+from ..controller.desired_state import DesiredState
 from ..errors import ClusterError
-from ..ray.head import RayHead
+from ..ray.controller_process import ControllerSpec
+from ..ray.fleet_head import FleetHead
 from ..ray.launcher import Launcher, make_run_dir
-from ..ray.settings import RaySettings, prepare_driver
+from ..ray.offer import ANY_SEAT, Offer
+from ..ray.settings import RaySettings
+from ..ray.worker_actor import WORKERS_DIR, failures, settings_file
 from .config import FleetConfig
 from .gateway_process import GatewayProcess
 from .progress import Progress
 from .resource_plan import ResourcePlan
-from .stop import Stop, StopAsked
-
-if TYPE_CHECKING:
-    from .local_actors import LocalActors
+from .stop import Stop
 
 _log = logging.getLogger(__name__)
 _READY_S = 60.0
 _ANSWER_S = 30.0
 _POLL_S = 0.2
-_WORKER_DRAIN_S = 5.0
-_LEAVE_S = 10.0
+_GATEWAY_END_S = 5.0
 _HURRY_S = 1.0
+_HOST = "127.0.0.1"
 
 
 class Ports:
@@ -55,17 +58,16 @@ class Fleet:
         self._config, self._plan, self._ports, self._environ = config, plan, ports, environ
         self._stop, self._say = stop, say
         self._launcher = Launcher(make_run_dir())
-        self._head: RayHead | None = None
-        self._crew: LocalActors | None = None
+        self._workers_dir = self._launcher.run_dir / "workers"
+        self._head = self._make_head()
         self._gateway: GatewayProcess | None = None
-        self._controller = ""
 
     def start(self) -> None:
         """Returns when a chat request would be answered. Raises ClusterError when that cannot come about."""
-        crew = self._crew = self._join_ray()
-        state_file = self._launcher.run_dir / "controller.json"
-        controller = self._controller = crew.hire_controller(self._ports.controller, state_file)
-        crew.hire_workers(controller)
+        controller = self._head.controller.address
+        self._write_settings(controller)
+        self._say("starting Ray")
+        self._head.start(self._stop.wait_until)
         settings = self._config.gateway(controller, self._ports.api, self._ports.admin)
         gateway = self._gateway = GatewayProcess(settings, self._launcher, self._environ)
         gateway.start()
@@ -76,33 +78,23 @@ class Fleet:
         self._wait_for_answer(gateway, progress)
 
     def watch(self) -> None:
-        """Starts again what died, and starts or ends workers as the controller wants them, until a signal comes."""
-        with MembershipClient(self._controller) as client:
-            while True:
-                self._keep_up()
-                if self._crew is not None:
-                    with contextlib.suppress(FleetError):  # the controller is away; Ray starts it again
-                        self._crew.follow(client.status())
-                self._stop.wait_until(lambda: False, _POLL_S)
+        """Starts again what died, until a signal comes."""
+        while True:
+            self._head.supervise()
+            if self._gateway is not None:
+                self._gateway.supervise()
+            self._stop.wait_until(lambda: False, _POLL_S)
 
     def drain(self) -> None:
-        """The gateway first, so that nothing new comes in; then those it talks to."""
-        drain_s = self._config.drain_s
-        gateway, crew = self._gateway, self._crew
+        """The gateway answers what runs and takes nothing new."""
+        gateway = self._gateway
         if gateway is not None:
             self._launcher.terminate(gateway.pid)
-            self._stop.wait_until(lambda: gateway.pid in self._launcher.exited, drain_s + _WORKER_DRAIN_S)
-        if crew is not None:
-            crew.drain("attention", _WORKER_DRAIN_S)
-            crew.drain("expert", _WORKER_DRAIN_S)
+            self._stop.wait_until(lambda: gateway.has_ended, self._config.drain_s + _GATEWAY_END_S)
 
     def end(self) -> None:
         """Whatever still runs is killed, and the run's folder removed; clients hear of it before their workers are gone."""
         self._end_gateway()
-        crew = self._crew
-        if crew is not None:
-            with contextlib.suppress(StopAsked):
-                self._stop.run(crew.leave, _LEAVE_S)
         killed = self._launcher.end()
         _log.info("%d processes were left to kill", len(killed))
 
@@ -113,31 +105,54 @@ class Fleet:
             return
         for _ in range(2):  # the second signal is the one that does not wait
             self._launcher.terminate(gateway.pid)
-            if self._stop.wait_until(lambda: gateway.pid in self._launcher.exited, _HURRY_S):
+            if self._stop.wait_until(lambda: gateway.has_ended, _HURRY_S):
                 return
 
-    def _join_ray(self) -> "LocalActors":
-        settings = RaySettings(self._launcher.run_dir, self._plan.shares[0].threads)
-        head = self._head = RayHead(settings, self._launcher)
-        self._say("starting Ray")
-        head.start(self._environ, self._stop.wait_until)
-        prepare_driver(os.environ, settings)
-        from ..ray.driver import connect
-        from .local_actors import LocalActors  # NOTE: imports ray, which reads its environment at import
+    def _make_head(self) -> FleetHead:
+        """Its node takes every worker."""
+        config, plan, run_dir = self._config, self._plan, self._launcher.run_dir
+        make_controller = partial(
+            Controller,
+            plan.shape,
+            DesiredState.first(config.attention_workers, config.expert_shards, config.replicas),
+            _HOST,
+            self._ports.controller,
+            state_file=run_dir / "controller.json",
+            slow=config.slow_rule,
+            outline=Outline(*config.model_folders),
+            placing=config.placing,
+            budget=plan.budget,
+        )
+        spec = ControllerSpec(make_controller, join_address(_HOST, self._ports.controller), config.wire)
+        settings = RaySettings(run_dir, plan.shares[0].threads, offer=Offer.new(ANY_SEAT))
+        environ = {**self._environ, WORKERS_DIR: str(self._workers_dir)}
+        return FleetHead(spec, settings, self._launcher, environ)
 
-        connect(head.address, self._stop.wait_until)
-        self._stop.install()  # NOTE: Ray has put handlers of its own in the place of ours
-        return LocalActors(self._config, self._plan, self._stop.wait_until, head.renew)
+    def _write_settings(self, controller: str) -> None:
+        """Of every seat in the plan, and of each role for seats that come later: they get the fewest threads of its others."""
+        self._workers_dir.mkdir()
+        for share in self._plan.shares:
+            self._write(share.seat, share.seat, controller, share.threads, share.cpus)
+        for role, seats in (("attention", self._config.attention_seats), ("expert", self._config.expert_seats)):
+            fewest = min(share.threads for share in self._plan.shares if share.seat in seats)
+            self._write(role, seats[0], controller, fewest)
+
+    def _write(self, name: str, seat: str, controller: str, threads: int, cpus: str = "") -> None:
+        config, spin_us = self._config, self._plan.spin_us
+        settings = (
+            config.attention(seat, controller, _HOST, threads, spin_us)
+            if seat.startswith("attention-")
+            else config.expert(seat, controller, _HOST, threads, cpus, spin_us)
+        )
+        write_file(settings, settings_file(self._workers_dir, name))
 
     def _wait_for_workers(self, client: MembershipClient, gateway: GatewayProcess, progress: Progress) -> None:
         is_ready = False
         while not is_ready:
             self._stop.wait_until(lambda: False, _POLL_S)
-            if self._crew is not None:
-                self._crew.check_births()
+            self._check_workers()
             gateway.check_start()
-            if self._head is not None:
-                self._head.supervise()
+            self._head.supervise()
             try:
                 status = client.status()
             except FleetError as error:
@@ -145,8 +160,6 @@ class Fleet:
                 continue
             progress.update(status)
             _raise_failure(status)
-            if self._crew is not None:
-                self._crew.follow(status)
             is_ready = status.ready
 
     def _wait_for_answer(self, gateway: GatewayProcess, progress: Progress) -> None:
@@ -164,12 +177,10 @@ class Fleet:
         if not self._stop.wait_until(is_up, _READY_S):
             raise ClusterError(f"the workers are ready, but {gateway.url} is not after {_READY_S:g} s: {why}")
 
-    def _keep_up(self) -> None:
-        self._launcher.check()
-        if self._head is not None:
-            self._head.supervise()
-        if self._gateway is not None:
-            self._gateway.supervise()
+    def _check_workers(self) -> None:
+        """Raises ClusterError with the reason when a worker cannot work."""
+        for seat, reason in failures(self._workers_dir).items():
+            raise ClusterError(f"{seat} cannot start: {reason}")
 
 
 def _raise_failure(status: pb.FleetStatus) -> None:

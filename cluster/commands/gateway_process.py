@@ -1,15 +1,12 @@
-"""The gateway as a process of its own below the guard: started, asked, started again when it dies, ended.
+"""The gateway's process below the guard, and the one completion by which ``serve`` proves that the whole way works.
 
-Knows nothing of HTTP bodies but one completion of one token, which proves that the whole way works.
+This file knows nothing else of HTTP bodies.
 """
 
 import contextlib
 import json
-import logging
 import random
 import socket
-import sys
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,21 +18,18 @@ from ...proto.address import family_of, is_every_address, join_address
 from ...settings.reader import ENV_PREFIX, to_flags
 from ..errors import ClusterError
 from ..ray.launcher import Launcher
+from ..ray.supervised_process import SupervisedProcess
 
-_log = logging.getLogger(__name__)
-_REST_S = 1.0
 _TRIAL_S = 30.0
 _DRAWN_PORTS = range(15_000, 32_000)  # below those that Linux gives to outgoing connections
 _DRAWS = 100
 
 
-class GatewayProcess:
+class GatewayProcess(SupervisedProcess):
     def __init__(self, config: GatewayConfig, launcher: Launcher, environ: Mapping[str, str]) -> None:
         self._config = config
-        self._launcher = launcher
-        self._env = gateway_environment(environ, config)
-        self._started_at = 0.0
-        self.pid = 0
+        environment = gateway_environment(environ, config)
+        super().__init__("gateway", "expertfleet.gateway", to_flags(config), environment, launcher)
 
     @property
     def url(self) -> str:
@@ -44,25 +38,6 @@ class GatewayProcess:
         if is_every_address(host):
             host = "::1" if ":" in host else "127.0.0.1"
         return http_url(host, self._config.port)
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "expertfleet.gateway", *to_flags(self._config)]
-        self._started_at = time.monotonic()
-        self.pid = self._launcher.spawn(command, self._env, "gateway")
-
-    def check_start(self) -> None:
-        """Raises ClusterError when the process ended before the fleet was ready."""
-        if self.pid in self._launcher.exited:
-            reason = "; ".join(self._launcher.last_lines("gateway")) or "no output"
-            raise ClusterError(f"the gateway ended with status {self._launcher.exited[self.pid]}: {reason}")
-
-    def supervise(self) -> bool:
-        """Starts it again if it is gone, at most once a second; True when it had to."""
-        if self.pid not in self._launcher.exited or time.monotonic() - self._started_at < _REST_S:
-            return False
-        _log.warning("the gateway (pid %d) was gone and is started again", self.pid)
-        self.start()
-        return True
 
     def why_not_ready(self) -> str:
         """Empty when ``/ready`` says yes."""

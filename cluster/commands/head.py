@@ -6,8 +6,8 @@ fleet goes on serving, and when it comes back, also elsewhere under the same add
 
 import os
 import sys
-import threading
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -15,23 +15,23 @@ from ...checkpoint.checkpoint_headers import Outline
 from ...checkpoint.files import CheckpointFiles
 from ...membership.entrance import check_own
 from ...membership.security import WireSettings, secure
-from ...proto.address import addresses_of
+from ...proto.address import addresses_of, join_address
 from ...settings.reader import check_host, option, within
 from ..controller.controller import Controller
-from ..controller.controller_thread import ControllerThread
 from ..controller.desired_state import DesiredState
 from ..controller.placement_settings import PlacingSettings
+from ..controller.seats import FleetShape
 from ..controller.stragglers import SlowSettings
-from ..ray.head import RayHead
+from ..ray.controller_process import ControllerSpec
+from ..ray.fleet_head import FleetHead
 from ..ray.launcher import Launcher, make_run_dir
-from ..ray.settings import RaySettings, prepare_driver, token_from
+from ..ray.settings import RaySettings, token_from
 from .gateway_process import claim_port
 from .joining import versions
 from .resource_plan import fleet_shape
 from .stop import Stop, StopAsked
 
 _POLL_S = 0.5
-_END_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -93,51 +93,46 @@ def run_head(config: HeadConfig) -> int:
         shape = fleet_shape(checkpoint, config.dtype)
     launcher = Launcher(make_run_dir())
     try:
-        settings = RaySettings(
-            launcher.run_dir,
-            token=token_from(config.cluster_token),
-            host=config.host,
-            port=config.ray_port,
-            storage=config.storage,
+        head = FleetHead(
+            _controller(config, shape), _ray_settings(config, launcher.run_dir), launcher, os.environ.copy()
         )
-        head = RayHead(settings, launcher)
-        head.start(os.environ.copy(), stop.wait_until)
-        state_file = config.storage / "fleet.json"
-        wanted = first_wanted(config.replicas, state_file, config.storage / "replicas")
-        controller = Controller(
-            shape,
-            wanted,
-            config.host,
-            config.controller_port,
-            state_file=state_file,
-            seats_are_offered=True,
-            slow=config.slow_rule,
-            outline=Outline(config.model, config.shared_model),
-            placing=config.placing,
-            versions=versions(),
-        )
-        thread = ControllerThread(controller)
-        _hire_in_background(config, settings, head, _Controlled(thread), stop)
-        print(f"head {head.address} controller {controller.address}", flush=True)
+        head.start(stop.wait_until)
+        print(f"head {head.ray.address} controller {head.controller.address}", flush=True)
         while True:
-            launcher.check()
             head.supervise()
             stop.wait_until(lambda: False, _POLL_S)
     except StopAsked:
         return 0
     finally:
         stop.tolerated = sys.maxsize
-        stop.run(_leave_ray, _END_S)
-        launcher.end()
+        launcher.end()  # workers, which are on other machines' nodes, stay
 
 
-def _leave_ray() -> None:
-    """Its workers stay."""
-    if "ray" in sys.modules:
-        sys.modules["ray"].shutdown()
+def _controller(config: HeadConfig, shape: FleetShape) -> ControllerSpec:
+    state_file = config.storage / "fleet.json"
+    make_controller = partial(
+        Controller,
+        shape,
+        first_desired(config.replicas, state_file, config.storage / "replicas"),
+        config.host,
+        config.controller_port,
+        state_file=state_file,
+        seats_are_offered=True,
+        slow=config.slow_rule,
+        outline=Outline(config.model, config.shared_model),
+        placing=config.placing,
+        versions=versions(),
+    )
+    address, offers_file = join_address(config.host, config.controller_port), config.storage / "offers.json"
+    return ControllerSpec(make_controller, address, config.wire, config.gather_s, config.forget_s, offers_file)
 
 
-def first_wanted(replicas: float, state_file: Path, told_file: Path) -> DesiredState:
+def _ray_settings(config: HeadConfig, run_dir: Path) -> RaySettings:
+    token = token_from(config.cluster_token)
+    return RaySettings(run_dir, token=token, host=config.host, port=config.ray_port, storage=config.storage)
+
+
+def first_desired(replicas: float, state_file: Path, told_file: Path) -> DesiredState:
     """What was wanted last; but where ``--replicas`` is another one than at the last start, that goes before `scale`'s."""
     wanted = DesiredState.load(state_file) or DesiredState((), (), replicas)
     told = told_file.read_text() if told_file.exists() else ""
@@ -146,39 +141,3 @@ def first_wanted(replicas: float, state_file: Path, told_file: Path) -> DesiredS
         wanted.save(state_file)
         told_file.write_text(str(replicas))
     return wanted
-
-
-def _hire_in_background(
-    config: HeadConfig, settings: RaySettings, head: RayHead, controller: "_Controlled", stop: Stop
-) -> None:
-    """On a thread of its own: Ray's calls wait while ``gcs_server`` is away, which the main thread starts again."""
-    prepare_driver(os.environ, settings)
-    from ..ray import node_actors
-    from ..ray.driver import connect
-
-    connect(head.address, stop.wait_until)
-    stop.install()  # NOTE: Ray has put handlers of its own in the place of ours
-    hires = node_actors.NodeActors(
-        controller, config.gather_s, config.forget_s, head.renew, config.storage / "offers.json"
-    )
-    threading.Thread(target=node_actors.keep_hiring, args=(hires,), name="hiring", daemon=True).start()
-
-
-class _Controlled:
-    def __init__(self, thread: ControllerThread) -> None:
-        self._thread, self._controller = thread, thread.controller
-
-    def wanted(self) -> DesiredState:
-        return self._controller.wanted
-
-    def occupied(self) -> set[str]:
-        return self._thread.call(self._controller.occupied())
-
-    def absent(self) -> set[str]:
-        return self._thread.call(self._controller.absent())
-
-    def offer(self, seats: dict[str, str]) -> None:
-        self._thread.call(self._controller.offer(seats))
-
-    def forget(self, seats: list[str]) -> None:
-        self._thread.call(self._controller.forget(seats))

@@ -22,11 +22,11 @@ from ...membership.security import secure
 from ...proto.errors import Code, FleetError
 from ...settings.reader import add_flags, check_address, option, resolve, shares, within, write_file
 from ..errors import ClusterError
-from ..ray import actors
 from ..ray.launcher import Launcher, make_run_dir
 from ..ray.node import RayNode
 from ..ray.offer import Offer
 from ..ray.settings import RaySettings, token_from
+from ..ray.worker_actor import CONFIGS, WORKERS_DIR, failure_file, settings_file
 from .head import check_membership
 from .joining import IfTaken, Joining, RoleConfig, SeatTakenError, describe_holder
 from .stop import Stop, StopAsked
@@ -55,7 +55,7 @@ class NodeConfig:
 
 def add_node_flags(parser: argparse.ArgumentParser) -> None:
     roles = parser.add_subparsers(dest="role", required=True, metavar="ROLE")
-    for role, (config, _) in actors.ROLES.items():
+    for role, config in CONFIGS.items():
         one = roles.add_parser(role, help=config.__doc__)
         add_flags(one, NodeConfig)
         add_flags(one, config)
@@ -63,7 +63,7 @@ def add_node_flags(parser: argparse.ArgumentParser) -> None:
 
 def read_node_config(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[NodeConfig, RoleConfig]:
     """From environment and flags. Raises SettingsError."""
-    role, _ = actors.ROLES[arguments["role"]]
+    role = CONFIGS[arguments["role"]]
     own, workers = shares((NodeConfig, role), environ)
     node = resolve(NodeConfig, flags=arguments, environ=own)
     config: RoleConfig = resolve(role, flags=arguments, environ=workers)
@@ -116,12 +116,12 @@ def _joined(
     head: str, config: RoleConfig, offer: Offer, launcher: Launcher, stop: Stop, is_last: bool
 ) -> RayNode | None:
     """None when it is worth another try: a head that many join at once, or a busy machine, can be too slow for Ray."""
-    settings = RaySettings(launcher.run_dir, config.threads, token=token_from(config.cluster_token), host=config.host)
-    ray = RayNode(settings, launcher, settings.join_command(sys.executable, head, offer))
-    write_file(config, _role_file(launcher))
-    told = {actors.ROLE_FILE: str(_role_file(launcher)), actors.OFFER: offer.key}
+    run_dir, token = launcher.run_dir, token_from(config.cluster_token)
+    settings = RaySettings(run_dir, config.threads, token=token, host=config.host, offer=offer)
+    ray = RayNode(settings, launcher, settings.join_command(sys.executable, head))
+    write_file(config, settings_file(run_dir, config.seat))
     try:
-        ray.start({**os.environ, **told}, stop.wait_until)
+        ray.start({**os.environ, WORKERS_DIR: str(run_dir)}, stop.wait_until)
     except ClusterError as error:
         if is_last or why_unreachable(head):
             raise
@@ -141,7 +141,7 @@ def _look_after(
 ) -> None:
     assert config.controller is not None
     with MembershipClient(config.controller) as controller:
-        watch = _Watch(controller, offer, _role_file(launcher), ready)
+        watch = _Watch(controller, offer, failure_file(launcher.run_dir, config.seat), ready)
         try:
             while True:
                 launcher.check()
@@ -156,10 +156,6 @@ def _look_after(
         except SeatTakenError:
             ray.leave(stop.wait_until)
             raise
-
-
-def _role_file(launcher: Launcher) -> Path:
-    return launcher.run_dir / "worker.yaml"
 
 
 class _ReadyFile:
@@ -181,9 +177,9 @@ class _ReadyFile:
 class _Watch:
     """What is known of this node's worker."""
 
-    def __init__(self, controller: MembershipClient, offer: Offer, role_file: Path, ready: _ReadyFile) -> None:
+    def __init__(self, controller: MembershipClient, offer: Offer, failure: Path, ready: _ReadyFile) -> None:
         self._controller, self._offer, self._ready = controller, offer, ready
-        self._failure = actors.failure_file(role_file)
+        self._failure = failure
         self._state = ""
 
     def look(self) -> bool:

@@ -201,28 +201,28 @@ class Controller(rpc.MembershipServicer):
         return self._overview.of_all(self.epoch, self.address)
 
     @property
-    def wanted(self) -> DesiredState:
-        """An immutable value, so any thread may ask."""
+    def desired(self) -> DesiredState:
+        """An immutable value, so any thread may read it."""
         return self._book.wanted
 
     async def occupied(self) -> set[str]:
-        """Workers' seats that are wanted, or that somebody has yet to leave."""
+        """Workers' seats that are desired, or that a worker has yet to leave."""
         return {seat.name for seat in self._book.seats.values() if seat.role != "gateway"}
 
-    async def absent(self) -> set[str]:
-        """DesiredState seats that have no process now."""
-        return {seat.name for seat in self._book.seats.values() if seat.wanted and seat.state in NOBODY}
+    async def vacancies(self) -> dict[str, str]:
+        """Each desired seat without a process, and which of VACANT_STATES it is in."""
+        return {seat.name: seat.state for seat in self._book.seats.values() if seat.wanted and seat.state in NOBODY}
 
     async def offer(self, seats: Mapping[str, str]) -> None:
         """Their nodes have come, each with an offer of its own. Raises FleetError for what is no seat."""
         async with self._wishes:
-            self._want(self.wanted.offered(seats))
+            self._want(self.desired.offered(seats))
             self._granting.offers |= seats
 
     async def forget(self, seats: Iterable[str]) -> None:
         """Their nodes are gone for good."""
         async with self._wishes:
-            self._want(self.wanted.forgotten(seats))
+            self._want(self.desired.forgotten(seats))
 
     async def _scale(self, request: pb.ScaleRequest, lease_id: int = 0) -> DesiredState:
         """What is wanted from now on, or would be. Raises FleetError BAD_REQUEST, also once ``lease_id``, if given, is over."""
@@ -236,7 +236,7 @@ class Controller(rpc.MembershipServicer):
 
     def _want(self, wanted: DesiredState) -> None:
         """Raises FleetError INTERNAL where it cannot be kept."""
-        if wanted == self.wanted:
+        if wanted == self.desired:
             return
         if self._state_file is not None:
             try:

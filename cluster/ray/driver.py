@@ -1,47 +1,66 @@
-"""Joins a Ray cluster as a driver. Knows nothing of what is done there; imports Ray, which reads its environment at import."""
+"""The controller's process as a driver of Ray: it joins, finds what nodes offer, and has worker actors looked after.
+
+The driver knows nothing of how actors are chosen. Ray reads its environment at import, so that is a driver's from the process's start.
+"""
 
 import logging
-import threading
-from collections.abc import Callable
-from typing import Any
+import time
+from pathlib import Path
 
 import ray
 from ray.exceptions import RayError
 
 from ...membership.port_probe import why_unreachable
-from ..errors import ClusterError
+from ...proto.errors import FleetError
+from ..controller.desired_state import MAX_SEATS, split_seat
+from .node_actors import NodeActors, last_line
+from .offer import ANY_SEAT, Offer, offers_among
 from .settings import NAMESPACE
+from .worker_actor import CONFIGS
 
-_CONNECT_S = 20.0
+_log = logging.getLogger(__name__)
+_STEP_S = 0.5
+_POLL_S = 0.05
 
-WaitUntil = Callable[[Callable[[], bool], float], bool]
+
+def find_offers() -> list[Offer]:
+    """What live nodes offer; an offer of what is no worker's seat would stand in all others' way. Blocks while Ray's head is away."""
+    found = [offer for node in ray.nodes() if node["Alive"] for offer in offers_among(node["Resources"])]
+    return [offer for offer in found if offer.seat == ANY_SEAT or _is_workers(offer.seat)]
 
 
-def connect(address: str, wait_until: WaitUntil) -> None:
-    """An unreachable Ray at ``address`` is a ClusterError within ``_CONNECT_S``."""
+def _is_workers(seat: str) -> bool:
+    role, ordinal = split_seat(seat)
+    return role in CONFIGS and 0 <= ordinal < MAX_SEATS
+
+
+def join_ray(address_file: Path) -> None:
+    """Returns when this process is a driver of the Ray whose address appears in the file."""
     logging.getLogger("ray").setLevel(logging.ERROR)
-    problem: list[str] = [reason] if (reason := why_unreachable(address)) else []
+    while not address_file.exists():
+        time.sleep(_POLL_S)
+    address = address_file.read_text()
+    while True:
+        problem = why_unreachable(address)
+        if not problem:
+            try:
+                ray.init(address, namespace=NAMESPACE, log_to_driver=False, configure_logging=False)
+                return
+            except (RayError, OSError, RuntimeError, ValueError) as error:
+                problem = last_line(error)
+        _log.warning("Ray at %s cannot be used: %s", address, problem)
+        time.sleep(_STEP_S)
 
-    def join() -> None:
+
+def look_after(actors: NodeActors) -> None:
+    """Never returns."""
+    is_adopted = False
+    while True:
         try:
-            ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, configure_logging=False)
-        except (RayError, OSError, RuntimeError, ValueError) as error:
-            problem.append(last_line(error))
-
-    thread = threading.Thread(target=join, name="ray-init", daemon=True)
-    if not problem:
-        thread.start()
-    if not wait_until(lambda: not thread.is_alive(), _CONNECT_S):
-        problem.append(f"no answer within {_CONNECT_S:g} s")
-    if problem:
-        raise ClusterError(f"Ray at {address} cannot be used: {problem[0]}")
-
-
-def is_done(reference: Any) -> bool:
-    done, _ = ray.wait([reference], timeout=0)
-    return bool(done)
-
-
-def last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+            if not is_adopted:
+                actors.adopt()
+                is_adopted = True
+            actors.step(find_offers(), time.monotonic())
+        except (RayError, FleetError, ConnectionError, TimeoutError) as error:
+            _log.warning("nodes and workers are not looked after right now: %s", last_line(error))
+        time.sleep(_STEP_S)

@@ -11,13 +11,14 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import ClassVar
 
 from ...membership.port_probe import listens
 from .launcher import Launcher
 from .listening import Listening
-from .node import RayNode, read_list
+from .node import RayNode, WaitUntil, program, read_list
+from .process_reaper import descendants
 from .settings import RaySettings
 
 _log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ class RayHead(RayNode):
         self._gcs_env: dict[str, str] = {}
         self._listening = Listening(lambda: listens(self.address))
 
-    def start(self, environ: Mapping[str, str], wait_until: Callable[[Callable[[], bool], float], bool]) -> None:
+    def start(self, environ: Mapping[str, str], wait_until: WaitUntil) -> None:
         self.settings.gcs_storage.mkdir(parents=True, exist_ok=True)
         super().start(environ, wait_until)
 
@@ -45,17 +46,12 @@ class RayHead(RayNode):
             if self._listening.is_deaf():
                 _log.warning("gcs_server no longer listens at %s, ending it", self.address)
                 self._listening.forget()
-                self.renew()
+                kill_gcs_server(self._launcher.guard_pid)
             return False
         self._listening.forget()
         self.gcs_pid = self._launcher.spawn(self._gcs_argv, self._gcs_env, "gcs_server")
         _log.warning("gcs_server was gone, started it again as pid %d", self.gcs_pid)
         return True
-
-    def renew(self) -> None:
-        """Has ``gcs_server`` started again, as if it had died: one that could not write for a while may never answer again."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.gcs_pid, signal.SIGKILL)
 
     def _found(self, pids: Mapping[str, int]) -> None:
         super()._found(pids)
@@ -65,3 +61,11 @@ class RayHead(RayNode):
         argv = read_list(self.gcs_pid, "cmdline")
         self._gcs_argv = [f"{_PORT_FLAG}{port}" if word.startswith(_PORT_FLAG) else word for word in argv]
         self._gcs_env = dict(pair.split("=", 1) for pair in read_list(self.gcs_pid, "environ") if "=" in pair)
+
+
+def kill_gcs_server(guard_pid: int) -> None:
+    """Has the supervisor start ``gcs_server`` again: one that could not write for a while may never answer again."""
+    for pid in descendants(guard_pid):
+        if program(pid) == "gcs_server":
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)

@@ -55,9 +55,9 @@ class Launcher:
     def guard_pid(self) -> int:
         return self._guard.pid
 
-    def spawn(self, argv: Sequence[str], env: Mapping[str, str], log: str) -> int:
-        """Starts ``argv`` with its output in the run's ``logs/``; returns its pid."""
-        order = {"spawn": list(argv), "env": dict(env), "log": str(self.log_path(log))}
+    def spawn(self, argv: Sequence[str], env: Mapping[str, str], log: str, warns_here: bool = False) -> int:
+        """Starts ``argv`` with its output in the run's ``logs/``, or its standard error on this process's; returns its pid."""
+        order = {"spawn": list(argv), "env": dict(env), "log": str(self.log_path(log)), "warns_here": warns_here}
         answer = self._ask(order)
         if "error" in answer:
             raise ClusterError(str(answer["error"]))

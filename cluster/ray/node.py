@@ -14,6 +14,7 @@ from .launcher import Launcher
 from .process_reaper import descendants
 from .settings import RaySettings
 
+WaitUntil = Callable[[Callable[[], bool], float], bool]
 _START_S = 120.0
 _LEAVE_S = 10.0
 
@@ -28,7 +29,7 @@ class RayNode:
         self._launcher = launcher
         self._command = command
 
-    def start(self, environ: Mapping[str, str], wait_until: Callable[[Callable[[], bool], float], bool]) -> None:
+    def start(self, environ: Mapping[str, str], wait_until: WaitUntil) -> None:
         """``wait_until(condition, timeout_s)`` does the waiting, so that a signal can end it."""
         starter = self._launcher.spawn(self._command, self.settings.environment(environ), "ray-start")
         came = wait_until(lambda: starter in self._launcher.exited, _START_S)
@@ -45,7 +46,7 @@ class RayNode:
             raise ClusterError("Ray's node process (raylet) ended, and every worker with it; start this again")
         return False
 
-    def leave(self, wait_until: Callable[[Callable[[], bool], float], bool]) -> None:
+    def leave(self, wait_until: WaitUntil) -> None:
         """Has Ray take the node out of the cluster; a head that comes back would take one that was killed for one still there."""
         self._launcher.terminate(self.raylet_pid)
         wait_until(lambda: self.raylet_pid in self._launcher.exited, _LEAVE_S)
@@ -57,10 +58,14 @@ class RayNode:
         """The pid of each daemon."""
         named: dict[str, int] = {}
         for pid in descendants(self._launcher.guard_pid):
-            named[Path(read_list(pid, "cmdline")[0]).name] = pid
+            named[program(pid)] = pid
         if not self.daemons <= named.keys():
             raise ClusterError(f"Ray's node came up without its daemons, only with {', '.join(sorted(named))}")
         return named
+
+
+def program(pid: int) -> str:
+    return Path(read_list(pid, "cmdline")[0]).name
 
 
 def read_list(pid: int, name: str) -> list[str]:

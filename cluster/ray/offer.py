@@ -1,13 +1,16 @@
-"""A node's offer of its place to one seat, and how Ray's words carry it.
+"""A node's offer of its place to workers, and how Ray's resources carry it.
 
-Knows nothing of who takes it. A seat is a name, and several nodes may offer it; an offer is one node's alone, from its start to its
-end. So what is hired, dismissed and drained is an offer's worker, never whoever sits at a seat of that name.
+An offer names one seat, or any seat. Several nodes may offer one seat; an offer is one node's alone, from its start to its end. So an
+actor is started, stopped and drained for an offer, never for a seat name that another node may serve by now.
 """
 
 import secrets
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from ..controller.desired_state import MAX_SEATS
+
+ANY_SEAT = "any"
 _RESOURCE = "seat-"
 
 
@@ -27,13 +30,18 @@ class Offer(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of the actor that takes it."""
+        """Names the actor that takes it."""
         return f"{self.seat}.{self.key}"
 
     @property
     def resource(self) -> str:
-        """The custom resource that pins that actor to the node."""
+        """Names the custom resource that pins actors to the node."""
         return f"{_RESOURCE}{self.name}"
+
+    @property
+    def resources(self) -> dict[str, int]:
+        """What the node announces: one unit for each actor that it takes."""
+        return {self.resource: 2 * MAX_SEATS if self.seat == ANY_SEAT else 1}
 
 
 def offers_among(resources: Mapping[str, float]) -> list[Offer]:

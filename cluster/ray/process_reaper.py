@@ -2,7 +2,7 @@
 
 Knows nothing of what it starts, and imports the standard library alone. Linux makes it the parent of every orphan below
 it (sub-reaper), so nothing that was started through it can get away, whatever session, title or environment it gives
-itself. 1. ``serve`` sends JSON lines on stdin: ``{"spawn": argv, "env": {...}, "log": path}``; 2. the guard answers
+itself. 1. ``serve`` sends JSON lines on stdin: ``{"spawn": argv, "env": {...}, "log": path, "warns_here": false}``; 2. the guard answers
 ``{"pid": n}`` and reports ends as ``{"exited": pid, "status": n}``; 3. on ``{"end": true}``, or when stdin closes because
 ``serve`` is gone, it kills all that is left, removes the run's folder, says ``{"killed": [pids]}`` and exits.
 """
@@ -122,7 +122,7 @@ def spawn(order: dict[str, Any]) -> dict[str, Any]:
                 env=order["env"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
-                stderr=log,
+                stderr=None if order["warns_here"] else log,
                 start_new_session=True,
             )
     except OSError as error:

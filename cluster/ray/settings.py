@@ -8,7 +8,7 @@ for four; each setting here undoes one of these.
 import hashlib
 import json
 import secrets
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,19 +36,21 @@ class RaySettings:
     host: str = _LOOPBACK  # what others reach this node at; with the default there are none
     port: int = 0  # the head's; 0 takes any free one
     storage: Path | None = None  # what the head keeps, if that shall outlive ``run_dir``
+    offer: Offer | None = None  # to workers, if the node takes any
 
     @property
     def gcs_storage(self) -> Path:
         return (self.storage or self.run_dir) / "gcs"
 
     def environment(self, base: Mapping[str, str]) -> dict[str, str]:
+        """A node's."""
+        return {**self.driver_environment(base), **self._node_environment()}
+
+    def driver_environment(self, base: Mapping[str, str]) -> dict[str, str]:
         """``base`` without what would configure Ray otherwise, plus this cluster's settings."""
         kept = {name: value for name, value in base.items() if not name.startswith(("RAY_", ENV_PREFIX))}
-        return {**kept, **self.client_environment(), **self._node_environment()}
-
-    def client_environment(self) -> dict[str, str]:
-        """What a driver needs."""
         return {
+            **kept,
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self.token,
             "RAY_gcs_rpc_server_reconnect_timeout_s": "3600",
@@ -72,10 +74,9 @@ class RaySettings:
         own = {"--port": str(self.port), "--include-dashboard": "false", "--include-log-monitor": "false"}
         return [*self._start(python), "--head", "--no-monitor", *_flags(own)]
 
-    def join_command(self, python: str, head: str, offer: Offer) -> list[str]:
-        """A node with a place for one worker, at a ``head`` HOST:PORT."""
-        own = {"--address": head, "--resources": json.dumps({offer.resource: 1})}
-        return [*self._start(python), *_flags(own)]
+    def join_command(self, python: str, head: str) -> list[str]:
+        """A node at a ``head`` HOST:PORT."""
+        return [*self._start(python), *_flags({"--address": head})]
 
     def _start(self, python: str) -> list[str]:
         options = {
@@ -87,6 +88,7 @@ class RaySettings:
             "--dashboard-agent-listen-port": "0",
             "--num-cpus": "0",
             "--num-gpus": "0",
+            "--resources": json.dumps(self.offer.resources if self.offer is not None else {}),
         }
         return [python, "-m", "ray.scripts.scripts", "start", "--disable-usage-stats", *_flags(options)]
 
@@ -98,13 +100,6 @@ def _flags(options: Mapping[str, str]) -> list[str]:
 def token_from(cluster_token: str) -> str:
     """Ray's token in a fleet of several machines: whoever knows the fleet's own can make it."""
     return hashlib.sha256(f"ray {cluster_token}".encode()).hexdigest()
-
-
-def prepare_driver(environ: MutableMapping[str, str], settings: RaySettings) -> None:
-    """Makes ``environ``, this process's own, that of a driver of this Ray; to be done before Ray is imported."""
-    for name in [name for name in environ if name.startswith("RAY_")]:
-        del environ[name]
-    environ.update(settings.client_environment())
 
 
 def thread_environment(threads: int) -> dict[str, str]:

@@ -18,7 +18,7 @@ from until import until
 from expertfleet.checkpoint.make_tiny import make_tiny
 from expertfleet.cluster.ray.process_reaper import alive, descendants
 
-FAKE_FLEET = Path(__file__).with_name("fake_fleet.py")
+FAKE_SERVERS = Path(__file__).with_name("fake_servers")
 
 
 def free_port() -> int:
@@ -36,7 +36,8 @@ class Serve:
         self.process = subprocess.Popen(
             [
                 sys.executable,
-                str(FAKE_FLEET),
+                "-m",
+                "expertfleet.cluster",
                 "serve",
                 str(model),
                 f"--port={self.port}",
@@ -47,7 +48,12 @@ class Serve:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**plain_environment(os.environ), "TMPDIR": str(self.tmp), **(env or {})},
+            env={
+                **plain_environment(os.environ),
+                "TMPDIR": str(self.tmp),
+                "PYTHONPATH": str(FAKE_SERVERS),
+                **(env or {}),
+            },
             start_new_session=True,
         )
         self.stdout: list[str] = []

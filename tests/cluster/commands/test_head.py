@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from expertfleet.cluster.commands.head import check_membership, first_wanted
+from expertfleet.cluster.commands.head import check_membership, first_desired
 from expertfleet.cluster.controller.desired_state import DesiredState
 from expertfleet.membership.security import WireSettings
 
@@ -11,12 +11,12 @@ TOKEN = WireSettings(cluster_token="a token of sixteen letters")
 
 def test_a_number_of_replicas_holds_until_another_is_given(tmp_path: Path) -> None:
     state, told = tmp_path / "fleet.json", tmp_path / "replicas"
-    assert first_wanted(1.5, state, told) == DesiredState((), (), 1.5)
+    assert first_desired(1.5, state, told) == DesiredState((), (), 1.5)
     DesiredState((0,), (0, 3), 2.0).save(state)  # as `scale` would
-    assert first_wanted(1.5, state, told) == DesiredState((0,), (0, 3), 2.0)
-    assert first_wanted(1.0, state, told) == DesiredState((0,), (0, 3), 1.0)
+    assert first_desired(1.5, state, told) == DesiredState((0,), (0, 3), 2.0)
+    assert first_desired(1.0, state, told) == DesiredState((0,), (0, 3), 1.0)
     assert DesiredState.load(state) == DesiredState((0,), (0, 3), 1.0)
-    assert first_wanted(1.0, state, told) == DesiredState((0,), (0, 3), 1.0)
+    assert first_desired(1.0, state, told) == DesiredState((0,), (0, 3), 1.0)
 
 
 @pytest.mark.parametrize(

@@ -365,7 +365,7 @@ def test_a_second_node_ends_with_status_one_and_has_started_nothing(
     assert status == 1
     assert line.startswith("expertfleet: error: seat: expert-1 is held by pid 77 on machine-a")
     assert ready.exists(), "it is the other one's"
-    assert desk.thread.controller.wanted == WANTED
+    assert desk.thread.controller.desired == WANTED
 
 
 def test_a_node_that_waits_ends_at_a_signal_and_leaves_the_seat_alone(desk: Desk, tmp_path: Path) -> None:
@@ -374,7 +374,7 @@ def test_a_node_that_waits_ends_at_a_signal_and_leaves_the_seat_alone(desk: Desk
     command.process.wait_for("waiting until expert-1 is free")
     assert command.process.end() == 0
     assert list(command.tmp.iterdir()) == []
-    assert desk.thread.controller.wanted == WANTED
+    assert desk.thread.controller.desired == WANTED
     assert desk.thread.controller._book.seats["expert-1"].lease_id == keeper.lease_id
 
 

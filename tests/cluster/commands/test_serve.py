@@ -177,7 +177,7 @@ def test_a_signal_while_starting_ends_cleanly(serve: Callable[..., Any]) -> None
 def test_a_worker_that_cannot_start_is_one_line_and_leaves_nothing(serve: Callable[..., Any]) -> None:
     one = serve(env={"FAKE_FAULT": "no such instruction"})
     assert one.process.wait(60) == 1
-    assert one.stderr[-1] == "expertfleet: error: expert-1 cannot start: OSError: no such instruction\n"
+    assert one.stderr[-1] == "expertfleet: error: expert-1 cannot start: no such instruction\n"
     assert one.left_over([]) == []
 
 

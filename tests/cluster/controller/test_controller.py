@@ -319,7 +319,7 @@ def test_a_wish_that_cannot_be_kept_is_refused_and_changes_nothing(tmp_path: Pat
             (tmp_path / "state").rmdir()
             with pytest.raises(grpc.aio.AioRpcError, match=r"fleet\.json cannot be written"):
                 await fleet.scale(attention_workers=2)
-            assert fleet.controller.wanted == WANTED
+            assert fleet.controller.desired == WANTED
 
     in_loop(scenario)
 
@@ -673,7 +673,7 @@ def test_nodes_decide_which_seats_there_are(tmp_path: Path) -> None:
             ):
                 await fleet.scale(expert_shards=1)
             assert (await fleet.scale(without=["expert-9"])).expert_seats == ["expert-5"]
-            assert fleet.controller.wanted == DesiredState((0,), (5, 9), 1), "a question changes nothing"
+            assert fleet.controller.desired == DesiredState((0,), (5, 9), 1), "a question changes nothing"
             await fleet.scale(drain="expert-5")
             await fleet.until(lambda: fleet.workers["expert-5"].left)
             assert fleet.held()["expert-9"] == 30
@@ -797,7 +797,7 @@ def test_a_node_drains_its_own_worker_and_nobody_elses(tmp_path: Path) -> None:
                 await fleet.join(seat, "ready", offer=f"of {seat}")
             await fleet.until_complete()
             await fleet.controller.offer({"expert-2": "d"})
-            before = fleet.controller.wanted
+            before = fleet.controller.desired
             for seat, offer, whose in (
                 ("expert-1", "another", f"held by pid {fleet.workers['expert-1'].pid} on"),
                 ("expert-1", "c", "held by pid"),  # it was to have the seat, and another process was there first
@@ -805,11 +805,11 @@ def test_a_node_drains_its_own_worker_and_nobody_elses(tmp_path: Path) -> None:
             ):
                 with pytest.raises(grpc.aio.AioRpcError, match=f"drain: {seat} is {whose}"):
                     await fleet.scale(drain=seat, drain_offer=offer)
-            assert fleet.controller.wanted == before
+            assert fleet.controller.desired == before
             await fleet.scale(drain="expert-2", drain_offer="d")
             await fleet.scale(drain="expert-1", drain_offer="of expert-1")
             await fleet.until(lambda: fleet.workers["expert-1"].left)
-            assert fleet.controller.wanted == DesiredState((0,), (0,), 1)
+            assert fleet.controller.desired == DesiredState((0,), (0,), 1)
 
     in_loop(scenario)
 
@@ -860,7 +860,7 @@ def test_a_machine_is_not_asked_for_memory_that_it_has_not_got(
             with pytest.raises(grpc.aio.AioRpcError, match=message) as caught:
                 await fleet.scale(**wish)
             assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-            assert fleet.controller.wanted == WANTED
+            assert fleet.controller.desired == WANTED
 
     in_loop(scenario)
 

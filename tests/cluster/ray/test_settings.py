@@ -1,10 +1,10 @@
 import json
 from pathlib import Path
 
-from expertfleet.cluster.ray.offer import Offer, offers_among
+from expertfleet.cluster.controller.desired_state import MAX_SEATS
+from expertfleet.cluster.ray.offer import ANY_SEAT, Offer, offers_among
 from expertfleet.cluster.ray.settings import (
     RaySettings,
-    prepare_driver,
     thread_environment,
     token_from,
 )
@@ -30,10 +30,9 @@ def test_the_users_own_ray_and_fleet_settings_stay_out() -> None:
     assert "RAY_ADDRESS" not in environment
     assert "EXPERTFLEET_PORT" not in environment
     assert environment["RAY_AUTH_TOKEN"] == SETTINGS.token
-    driver = dict(base)
-    prepare_driver(driver, SETTINGS)
-    assert "RAY_ADDRESS" not in driver
-    assert driver["RAY_AUTH_TOKEN"] == SETTINGS.token
+    driver = SETTINGS.driver_environment(base)
+    assert not {"RAY_ADDRESS", "EXPERTFLEET_PORT", "RAY_START_HOOK"} & driver.keys()
+    assert (driver["RAY_AUTH_TOKEN"], driver["HOME"]) == (SETTINGS.token, "/root")
 
 
 def test_every_cluster_has_a_token_of_its_own() -> None:
@@ -54,13 +53,27 @@ def test_waiting_threads_sleep() -> None:
 
 
 def test_a_node_of_several_machines_offers_one_seat_and_is_reached_at_its_address() -> None:
-    settings = RaySettings(Path("/run/x"), host="10.0.0.3", token=token_from("secret of the fleet"))
-    command = settings.join_command("python", "10.0.0.2:6379", Offer("expert-3", "f00"))
+    token, offer = token_from("secret of the fleet"), Offer("expert-3", "f00")
+    command = RaySettings(Path("/run/x"), host="10.0.0.3", token=token, offer=offer).join_command(
+        "python", "10.0.0.2:6379"
+    )
     assert "--address=10.0.0.2:6379" in command
     assert "--node-ip-address=10.0.0.3" in command
+    assert _resources(command) == {"seat-expert-3.f00": 1}
+    assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in RaySettings(Path("/run/x"), host="10.0.0.3").environment({})
+
+
+def test_a_head_takes_the_workers_that_it_offers_to_take_and_no_others() -> None:
+    offer = Offer.new(ANY_SEAT)
+    own, none = (RaySettings(Path("/run/x"), offer=each).head_command("python") for each in (offer, None))
+    assert offers_among(_resources(own)) == [offer]
+    assert _resources(own)[offer.resource] > MAX_SEATS
+    assert _resources(none) == {}
+
+
+def _resources(command: list[str]) -> dict[str, float]:
     (resources,) = (word.partition("=")[2] for word in command if word.startswith("--resources="))
-    assert offers_among(json.loads(resources)) == [Offer("expert-3", "f00")]
-    assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in settings.environment({})
+    return dict(json.loads(resources))
 
 
 def test_rays_token_follows_from_the_fleets_and_does_not_tell_it() -> None:

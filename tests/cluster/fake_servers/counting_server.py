@@ -1,11 +1,7 @@
-"""The `expertfleet` command with workers that need no torch: they sit on their seats and count instead of computing.
-
-A script, not a module: what lies in ``__main__`` travels to Ray's processes by value.
-"""
+"""A worker's server that needs no torch: it takes its seat and counts instead of computing."""
 
 import asyncio
 import os
-import sys
 import threading
 from collections.abc import AsyncIterator
 from typing import Any
@@ -13,8 +9,6 @@ from typing import Any
 import grpc
 
 from expertfleet.checkpoint.files import CheckpointFiles
-from expertfleet.cluster.__main__ import main
-from expertfleet.cluster.ray import actors
 from expertfleet.membership.epoch import NO_EPOCH, Epoch, ExpertSet
 from expertfleet.membership.lease_client import LeaseClient
 from expertfleet.membership.security import make_server, secure
@@ -24,17 +18,20 @@ from expertfleet.proto.generated import generate_pb2, generate_pb2_grpc, members
 TOKEN_S = 0.05
 
 
-class CountingWorker(generate_pb2_grpc.AttentionWorkerServicer):
+class CountingServer(generate_pb2_grpc.AttentionWorkerServicer):
     """Any role: registers, reports ready at once, and as an attention worker streams the ids 100, 101, …"""
 
-    def __init__(self, config: Any, offer: str = "") -> None:
+    def __init__(self, config: Any, offer: str) -> None:
+        self.failure = ""
         self.config, self.tokens = config, 0
         self.state = "loading" if config.seat.startswith("expert") else "ready"
         secure(config.wire)
         self.held, self.epoch = ExpertSet.empty(), NO_EPOCH
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
-        if "FAKE_FAULT" in os.environ and config.seat == "expert-1":
+
+    def start(self) -> None:
+        if "FAKE_FAULT" in os.environ and self.config.seat == "expert-1":
             raise OSError(os.environ["FAKE_FAULT"])
         asyncio.run_coroutine_threadsafe(self.serve(), self.loop).result(30)
 
@@ -87,14 +84,5 @@ class CountingWorker(generate_pb2_grpc.AttentionWorkerServicer):
     def address(self) -> str:
         return f"{self.config.host}:{self.port}"
 
-    def ping(self) -> bool:
-        return True
 
-    def drain(self, timeout_s: float) -> bool:
-        self.state = "draining"
-        return True
-
-
-if __name__ == "__main__":
-    actors.ExpertSeat = actors.AttentionSeat = CountingWorker  # type: ignore[misc,assignment]
-    sys.exit(main())
+ExpertServer = AttentionServer = CountingServer
