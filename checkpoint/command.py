@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from .check import CheckReport, check
 from .files import CheckpointFiles
@@ -44,9 +43,8 @@ _HELP = {
 }
 
 
-def add_parser(subparsers: Any) -> None:
-    """Adds ``checkpoint`` with its own verbs; the chosen one's ``run`` is in ``args.run``."""
-    parser = subparsers.add_parser("checkpoint", help="make, check and pull checkpoints")
+def fill_parser(parser: argparse.ArgumentParser) -> None:
+    """Adds the verbs; the chosen one's ``run`` is in ``args.run``."""
     verbs = parser.add_subparsers(dest="verb", required=True)
     tiny = verbs.add_parser("make-tiny", help="write a random checkpoint in the published format")
     tiny.add_argument("directory", type=Path, metavar="DIR")

@@ -8,28 +8,33 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-
-import yaml
+from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..checkpoint import command as checkpoint_command
-from ..gateway import command as gateway_command
-from ..settings.reader import SettingsError, add_flags, masked, read_file, resolve, within
-from .commands.chat import Chat, line_editor
-from .commands.chat_client import ChatClient
-from .commands.config import FleetConfig
-from .commands.head import HeadConfig, run_head
-from .commands.node import add_node_flags, read_node_config, run_node
-from .commands.scale import scale
-from .commands.serve import dry_run, serve
-from .commands.statefulset import scale_statefulset
-from .commands.status import fetch_status, render
-from .controller.desired_state import MAX_SEATS
+from ..settings.help_formatter import HelpFormatter
 from .errors import ClusterError
 
+if TYPE_CHECKING:
+    from .commands.config import FleetConfig
+
+# NOTE: a command's modules are imported once it is the one that was typed: the others' (numpy, gRPC, httpx) take half a second.
 _URL = "http://127.0.0.1:8000"
+
+
+class _Command(argparse.ArgumentParser):
+    """A parser that gets its flags once its command is the one that was typed."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**{"formatter_class": HelpFormatter, **given})
+        self.fill: Callable[[argparse.ArgumentParser], None] | None = None
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self.fill is not None:
+            fill, self.fill = self.fill, None
+            fill(self)
+        return super().parse_known_args(args, namespace)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,36 +52,48 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="expertfleet", description="Serve a mixture of experts on ordinary machines.")
     parser.add_argument("--version", action="version", version=f"expertfleet {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_serve(commands.add_parser("serve", help="start a fleet and serve its API"))
-    _add_head(commands.add_parser("head", help="start the head of a fleet on several machines"))
-    _add_node(commands.add_parser("node", help="offer this machine's place for one worker to a head"))
-    gateway_command.fill_parser(commands.add_parser("gateway", help="start a gateway of a fleet on several machines"))
-    _add_status(commands.add_parser("status", help="list the workers of a running fleet"))
-    _add_scale(commands.add_parser("scale", help="change the size of a running fleet"))
-    _add_drain(commands.add_parser("drain", help="have one worker of a running fleet leave"))
-    _add_chat(commands.add_parser("chat", help="talk to a running fleet"))
-    _add_certs(commands.add_parser("certs", help="make a test authority and a certificate for mutual TLS"))
-    checkpoint_command.add_parser(commands)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Command)
+    for name, (fill, told) in _COMMANDS.items():
+        commands.add_parser(name, help=told).fill = fill
     return parser
 
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("positional_model", nargs="?", metavar="MODEL", help="checkpoint directory")
-    parser.add_argument("--config", type=Path, help="YAML file of settings, named as the flags are")
+    from ..settings.flags import add_flags
+    from .commands.config import FleetConfig
+
+    parser.add_argument("positional_model", nargs="?", metavar="MODEL", help="directory of the checkpoint")
+    parser.add_argument("--config", type=Path, metavar="PATH", help="YAML file of settings, named as the flags are")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved settings and the plan, then stop")
-    add_flags(parser, FleetConfig)
+    add_flags(parser, FleetConfig, positional="MODEL")
     parser.set_defaults(run=_serve)
 
 
 def _add_head(parser: argparse.ArgumentParser) -> None:
+    from ..settings.flags import add_flags
+    from .commands.head import HeadConfig
+
     add_flags(parser, HeadConfig)
     parser.set_defaults(run=_head)
 
 
 def _add_node(parser: argparse.ArgumentParser) -> None:
+    from .commands.node import add_node_flags
+
     add_node_flags(parser)
     parser.set_defaults(run=_node)
+
+
+def _add_gateway(parser: argparse.ArgumentParser) -> None:
+    from ..gateway.command import fill_parser
+
+    fill_parser(parser)
+
+
+def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    from ..checkpoint.command import fill_parser
+
+    fill_parser(parser)
 
 
 def _add_status(parser: argparse.ArgumentParser) -> None:
@@ -132,8 +149,11 @@ def _add_certs(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_certs)
 
 
-def read_fleet_config(arguments: argparse.Namespace) -> FleetConfig:
+def read_fleet_config(arguments: argparse.Namespace) -> "FleetConfig":
     """File < environment < flags; the positional MODEL is a flag."""
+    from ..settings.reader import SettingsError, read_file, resolve
+    from .commands.config import FleetConfig
+
     flags = dict(vars(arguments))
     if flags.get("positional_model") is not None:
         if "model" in flags:
@@ -145,6 +165,11 @@ def read_fleet_config(arguments: argparse.Namespace) -> FleetConfig:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
+    import yaml
+
+    from ..settings.reader import masked
+    from .commands.serve import dry_run, serve
+
     config = read_fleet_config(arguments)
     if not arguments.dry_run:
         return serve(config)
@@ -153,19 +178,31 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _head(arguments: argparse.Namespace) -> int:
+    from ..settings.reader import resolve
+    from .commands.head import HeadConfig, run_head
+
     return run_head(resolve(HeadConfig, flags=vars(arguments), environ=os.environ))
 
 
 def _node(arguments: argparse.Namespace) -> int:
+    from .commands.node import read_node_config, run_node
+
     return run_node(*read_node_config(vars(arguments), os.environ))
 
 
 def _status(arguments: argparse.Namespace) -> int:
+    from .commands.status import fetch_status, render
+
     print(render(fetch_status(arguments.url), arguments.json))
     return 0
 
 
 def _scale(arguments: argparse.Namespace) -> int:
+    from ..settings.option import within
+    from .commands.scale import scale
+    from .commands.statefulset import scale_statefulset
+    from .controller.desired_state import MAX_SEATS
+
     names = ("expert_shards", "attention_workers", "replicas")
     wish = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     if not wish:
@@ -191,16 +228,23 @@ def _scale(arguments: argparse.Namespace) -> int:
 
 
 def _check_wait(arguments: argparse.Namespace) -> None:
+    from ..settings.option import within
+
     within("wait_s", arguments.wait_s, 0, 86_400 * 30)
 
 
 def _drain(arguments: argparse.Namespace) -> int:
+    from .commands.scale import scale
+
     _check_wait(arguments)
     scale(arguments.url, {"drain": arguments.seat}, arguments.api_key, arguments.wait_s, print)
     return 0
 
 
 def _chat(arguments: argparse.Namespace) -> int:
+    from .commands.chat import Chat, line_editor
+    from .commands.chat_client import ChatClient
+
     client = ChatClient(arguments.url.rstrip("/"), arguments.api_key)
     options = {name: value for name in ("temperature", "max_tokens") if (value := getattr(arguments, name)) is not None}
     is_terminal = sys.stdout.isatty()
@@ -221,6 +265,20 @@ def _certs(arguments: argparse.Namespace) -> int:
 
     print(issue(arguments.directory, arguments.days))
     return 0
+
+
+_COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
+    "serve": (_add_serve, "start a fleet and serve its API"),
+    "head": (_add_head, "start the head of a fleet on several machines"),
+    "node": (_add_node, "offer this machine's place for one worker to a head"),
+    "gateway": (_add_gateway, "start a gateway of a fleet on several machines"),
+    "status": (_add_status, "list the workers of a running fleet"),
+    "scale": (_add_scale, "change the size of a running fleet"),
+    "drain": (_add_drain, "have one worker of a running fleet leave"),
+    "chat": (_add_chat, "talk to a running fleet"),
+    "certs": (_add_certs, "make a test authority and a certificate for mutual TLS"),
+    "checkpoint": (_add_checkpoint, "make, check and pull checkpoints"),
+}
 
 
 if __name__ == "__main__":

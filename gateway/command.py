@@ -14,7 +14,8 @@ from pathlib import Path
 import yaml
 
 from ..membership.entrance import check_entrance
-from ..settings.reader import add_flags, masked, read_file, resolve
+from ..settings.flags import add_flags
+from ..settings.reader import masked, read_file, resolve
 from .config import GatewayConfig
 
 

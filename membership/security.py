@@ -20,7 +20,7 @@ import grpc
 
 from ..proto.address import is_loopback, join_address
 from ..proto.errors import Code, FleetError, abort
-from ..settings.reader import option
+from ..settings.option import Settings, option
 from .certificates import find_fault
 from .renewed_channel import KINDS_OF_CALLS, Files, RenewedAioChannel, RenewedChannel
 
@@ -82,21 +82,21 @@ class WireSecurity:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WireSettings:
+class WireSettings(Settings):
     """The settings of this that every role has."""
 
     tls_dir: Path | None = option(
-        None, "directory of ca.crt, tls.crt and tls.key: TLS on both sides of every gRPC channel"
+        None, "directory of ca.crt, tls.crt and tls.key: TLS on both sides of every gRPC channel", group="network"
     )
-    cluster_token: str = option("", "secret that every gRPC call must carry", secret=True)
+    cluster_token: str = option("", "secret that every gRPC call must carry", group="network", secret=True)
 
     @property
     def wire(self) -> WireSecurity:
         """Raises ValueError for files that are not there and a token that is too short."""
         return WireSecurity(self.tls_dir, self.cluster_token)
 
-    def check_wire(self) -> None:
-        """For ``__post_init__``."""
+    def check(self) -> None:
+        super().check()
         WireSecurity(self.tls_dir, self.cluster_token)
 
 

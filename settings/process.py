@@ -15,7 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeVar
 
-from .reader import SettingsError, add_flags, masked, read_file, resolve
+from .flags import add_flags
+from .reader import SettingsError, masked, read_file, resolve
 
 C = TypeVar("C")
 

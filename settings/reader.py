@@ -1,24 +1,23 @@
 """Builds a role's frozen configuration dataclass from a YAML file, the environment and flags, in that order.
 
-Knows nothing of any role: a field's name, type, default and ``metadata`` are all there is.
-1. ``add_flags`` turns every field into a ``--flag``; 2. ``read_file`` parses the YAML file; 3. ``resolve``
-lays file < ``EXPERTFLEET_*`` < flag over the defaults and builds the dataclass, whose ``__post_init__`` checks values.
-Field metadata: ``help`` (one line), ``secret`` (masked by ``masked``), ``flag`` (False: not settable by flag).
+Knows nothing of any role: the options of the dataclass are all there is. ``read_file`` parses the YAML file; ``resolve`` lays
+file < ``EXPERTFLEET_*`` < flag over the defaults and builds the dataclass, which checks the values. An error names the flag, the
+variable or the file that a value came from.
 """
 
-import argparse
 import dataclasses
 import difflib
 import ipaddress
 import os
 import re
-import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
+
+from .flags import flag_name, optional, plain, printable
 
 ENV_PREFIX = "EXPERTFLEET_"
 MASK = "********"
@@ -30,11 +29,6 @@ C = TypeVar("C")
 
 class SettingsError(ValueError):
     """A setting that cannot be used; the message names where it came from, its value and what is allowed."""
-
-
-def option(default: Any = dataclasses.MISSING, help: str = "", *, secret: bool = False, flag: bool = True) -> Any:
-    """A dataclass field with a help line; lists and dicts are not allowed as defaults (use tuples)."""
-    return dataclasses.field(default=default, metadata={"help": help, "secret": secret, "flag": flag})
 
 
 def check_address(name: str, address: str) -> None:
@@ -60,33 +54,6 @@ def check_seat(seat: str, role: str, most: int = 999_999_999) -> None:
     is_number = ordinal != seat and ordinal.isdecimal() and len(ordinal) < 10 and ordinal == str(int(ordinal))
     if not is_number or int(ordinal) > most:
         raise ValueError(f"seat: {seat!r} is not {role}-N, N from 0 to {most}")
-
-
-def within(name: str, value: float, low: float, high: float) -> None:
-    """For ``__post_init__``. Raises ValueError naming the setting, its value and the limits."""
-    if not low <= value <= high:
-        shown = f"{value:g}" if isinstance(value, float) else value
-        raise ValueError(f"{name}: {shown} is not within {low} to {high}")
-
-
-def flag_name(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def add_flags(parser: argparse.ArgumentParser, config: type) -> None:
-    """Adds one flag per field; absent flags stay out of the namespace."""
-    hints = typing.get_type_hints(config)
-    for field in dataclasses.fields(config):
-        if not field.metadata.get("flag", True):
-            continue
-        kind = _plain(hints[field.name])
-        shared: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS, "help": _help(field)}
-        if kind is bool:
-            parser.add_argument(flag_name(field.name), action=argparse.BooleanOptionalAction, **shared)
-        elif typing.get_origin(kind) is tuple:
-            parser.add_argument(flag_name(field.name), nargs="+", metavar=field.name.upper(), **shared)
-        else:
-            parser.add_argument(flag_name(field.name), metavar=field.name.upper(), **shared)
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -126,22 +93,10 @@ def resolve(
 ) -> C:
     """Builds ``config`` from file < environment < flags; an unknown key of the file or the environment is an error."""
     hints = typing.get_type_hints(config)
-    names = {field.name for field in dataclasses.fields(config)}  # type: ignore[arg-type]
     values: dict[str, Any] = {}
-    for name, value in (file or {}).items():
-        if name not in names:
-            raise SettingsError(f"{file_name}: unknown setting {name!r}{_nearest(name, names)}")
-        values[name] = convert(value, hints[name], f"{file_name}: {name}")
-    for variable, text in environ.items():
-        if not variable.startswith(ENV_PREFIX):
-            continue
-        name = _setting(variable)
-        if name not in names:
-            raise SettingsError(f"environment: unknown setting {variable}{_nearest(name, names)}")
-        values[name] = convert(text, hints[name], variable)
-    for name, value in flags.items():
-        if name in names:
-            values[name] = convert(value, hints[name], flag_name(name))
+    sources: dict[str, str] = {}
+    for name, source, value in _given(set(hints), flags, environ, file or {}, file_name):
+        values[name], sources[name] = convert(value, hints[name], source), source
     missing = [
         flag_name(field.name)
         for field in dataclasses.fields(config)  # type: ignore[arg-type]
@@ -151,17 +106,38 @@ def resolve(
         raise SettingsError(f"missing: {', '.join(missing)}")
     try:
         return config(**values)
-    except SettingsError:
-        raise
     except ValueError as error:
-        raise SettingsError(str(error)) from error
+        name, colon, rest = str(error).partition(":")
+        raise SettingsError(f"{sources.get(name, name)}{colon}{rest}") from error
+
+
+def _given(
+    names: set[str],
+    flags: Mapping[str, Any],
+    environ: Mapping[str, str],
+    file: Mapping[str, Any],
+    file_name: str,
+) -> Iterator[tuple[str, str, Any]]:
+    """Each value with the option's name and where it comes from; a later one replaces an earlier one."""
+    for name, value in file.items():
+        if name not in names:
+            raise SettingsError(f"{file_name}: unknown setting {name!r}{_nearest(name, names)}")
+        yield name, f"{file_name}: {name}", value
+    for variable, text in environ.items():
+        if variable.startswith(ENV_PREFIX):
+            if (name := _setting(variable)) not in names:
+                raise SettingsError(f"environment: unknown setting {variable}{_nearest(name, names)}")
+            yield name, variable, text
+    for name, value in flags.items():
+        if name in names:
+            yield name, flag_name(name), value
 
 
 def convert(value: Any, hint: Any, source: str) -> Any:
     """``value`` (text, or a YAML scalar or list) as the type ``hint``."""
-    if _optional(hint) and (value is None or (isinstance(value, str) and value.lower() in {"", "none", "null"})):
+    if optional(hint) and (value is None or (isinstance(value, str) and value.lower() in {"", "none", "null"})):
         return None
-    kind = _plain(hint)
+    kind = plain(hint)
     origin = typing.get_origin(kind)
     if origin is Literal:
         choices = typing.get_args(kind)
@@ -194,31 +170,15 @@ def masked(config: Any) -> dict[str, Any]:
         elif dataclasses.is_dataclass(value):
             shown[field.name] = masked(value)
         else:
-            shown[field.name] = _printable(value)
+            shown[field.name] = printable(value)
     return shown
 
 
 def write_file(config: Any, path: Path) -> None:
     """What ``read_file`` and ``resolve`` make the same configuration of; secrets included, so it is for this user alone."""
-    values = {field.name: _printable(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    values = {field.name: printable(getattr(config, field.name)) for field in dataclasses.fields(config)}
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
         yaml.safe_dump(values, file)
-
-
-def to_flags(config: Any) -> list[str]:
-    """The command line that rebuilds ``config`` through ``add_flags`` and ``resolve``; secrets are left out."""
-    flags: list[str] = []
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if value is None or field.metadata.get("secret") or not field.metadata.get("flag", True):
-            continue
-        if isinstance(value, bool):
-            flags.append(flag_name(field.name) if value else "--no-" + field.name.replace("_", "-"))
-        elif isinstance(value, tuple):
-            flags += [flag_name(field.name), *map(str, value)] if value else []
-        else:
-            flags.append(f"{flag_name(field.name)}={value}")
-    return flags
 
 
 def _is_host(text: str) -> bool:
@@ -254,30 +214,6 @@ def _to_number(value: Any, kind: type, source: str) -> int | float:
     except (TypeError, ValueError):
         raise SettingsError(f"{source}: {value!r} is not {'a number' if kind is float else 'a whole number'}") from None
     return number
-
-
-def _plain(hint: Any) -> Any:
-    """``X`` for ``X | None``."""
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return next(arg for arg in typing.get_args(hint) if arg is not type(None))
-    return hint
-
-
-def _optional(hint: Any) -> bool:
-    return typing.get_origin(hint) in (typing.Union, types.UnionType) and type(None) in typing.get_args(hint)
-
-
-def _help(field: "dataclasses.Field[Any]") -> str:
-    text = str(field.metadata.get("help", "")).replace("%", "%%")
-    if field.default in (dataclasses.MISSING, None, (), ""):
-        return text
-    return f"{text} (default: {_printable(field.default)})".replace("%%", "%").replace("%", "%%")
-
-
-def _printable(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _nearest(name: str, names: set[str]) -> str:

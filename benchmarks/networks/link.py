@@ -5,7 +5,7 @@ Knows nothing of how it is done, but for the words in which ``tc`` is told.
 
 from dataclasses import dataclass
 
-from expertfleet.settings.reader import within
+from expertfleet.settings.option import within
 
 BURST_BYTES = 256 << 10
 QUEUE_S = 0.1

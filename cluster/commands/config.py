@@ -5,95 +5,73 @@ Knows nothing of processes; values are checked here once. What a role checks of 
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from ...attention_workers.config import MAX_NUM_QUEUED_REQS, AttentionConfig
-from ...expert_workers.config import BackendSetting, ExpertConfig
-from ...gateway.access.access_settings import AccessSettings
-from ...gateway.config import GatewayConfig
-from ...gateway.engine.failover_settings import FailoverOptions
+from ...attention_workers.config import AttentionConfig, AttentionSettings
+from ...expert_workers.config import ExpertConfig, ExpertSettings
+from ...gateway.config import GatewayConfig, GatewaySettings
 from ...membership.security import WireSettings
-from ...settings.reader import option, within
+from ...membership.worker_settings import PairSettings, WeightSettings, WorkerSettings
+from ...settings.option import derive, option, redefine, within
 from ..controller.budget import Size
 from ..controller.placement_settings import PlacingSettings
 from ..controller.stragglers import SlowSettings
 
 CONTROLLER_SEAT = "controller"
+# Options of a role alone: `serve` has no flag for them, and a role that it starts has its own default.
+EXPERT_ALONE = ("experts", "node", "tcp_lanes", "lane_port", "device", "max_frame_mib", "max_queued_frames", "slice_ms")
+ATTENTION_ALONE = ("shards", "node", "local_lanes", "tcp_lanes", "max_frame_mib")
+GATEWAY_ALONE = ("max_body_mib", "max_choices", "first_chunk_s", "retry_after_s", "access_log")
 
 
 @dataclass(frozen=True)
-class FleetConfig(WireSettings, SlowSettings, PlacingSettings, FailoverOptions, AccessSettings):
+class FleetConfig(
+    SlowSettings,
+    PlacingSettings,
+    AttentionSettings,
+    ExpertSettings,
+    GatewaySettings,
+    PairSettings,
+    WireSettings,
+    WeightSettings,
+):
     """Configuration of one fleet."""
 
-    model: Path = option(help="checkpoint directory")
-    shared_model: Path | None = option(
-        None, "a second directory with the checkpoint, such as a network mount: read where --model lacks a file"
-    )
-    port: int = option(8000, "port of the API; 0 takes any free one")
-    admin_host: str = option("127.0.0.1", "address of metrics and status")
-    admin_port: int = option(0, "port of metrics and status; 0 takes any free one")
-    controller_port: int = option(0, "port of the controller; 0 takes any free one")
-    attention_workers: int = option(1, "number of attention workers")
-    expert_shards: int = option(2, "number of expert shards")
+    controller_port: int = option(0, "port of the controller; 0 takes any free one", group="network", range=(0, 65535))
+    attention_workers: int = option(1, "number of attention workers", range=(1, 4096), common=True)
+    expert_shards: int = option(2, "number of expert shards", range=(1, 4096), common=True)
     replicas: float = option(
-        1.0, "copies of each expert, every one on another shard; 1.25 is a second copy of a quarter of them"
+        1.0,
+        "copies of each expert, every one on another shard; 1.25 is a second copy of a quarter of them",
+        range=(1, 4096),
+        common=True,
     )
-    memory_gib: float | None = option(
+    memory_gib: float | None = redefine(
+        ExpertSettings,
+        "memory_gib",
         None,
         "memory for experts of each shard, GiB, lost shards' experts included; all there is, shared out, if not given",
     )
-    device: Literal["auto", "cpu", "cuda"] = option("auto", "where the workers compute: auto or cpu")
-    backend: BackendSetting = option("auto", "how experts are computed")
-    dtype: Literal["bfloat16", "float32"] = option("bfloat16", "dtype of activations, cache and frames")
-    threads: int | None = option(None, "threads of each worker; if not given the cores are shared out")
-    spin_us: int | None = option(
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "where the workers compute: auto or cpu", common=True)
+    threads: int | None = redefine(
+        WorkerSettings, "threads", None, "threads of each worker; if not given the cores are shared out"
+    )
+    spin_us: int | None = redefine(
+        WorkerSettings,
+        "spin_us",
         None,
         "microseconds that workers look for work before they sleep; if not given, as the threads leave processors to spare",
     )
     pin: bool | None = option(
         None, "expert shards keep to processors of their own; the choice where NUMA nodes are several"
     )
-    served_model_name: tuple[str, ...] = option((), "names of the model in the API; the directory's if not given")
-    max_model_len: int | None = option(None, "most tokens of prompt and answer; the checkpoint's limit if not given")
-    max_num_seqs: int = option(64, "most sequences in one forward step")
-    max_num_queued_reqs: int | None = option(None, MAX_NUM_QUEUED_REQS)
-    max_num_batched_tokens: int = option(512, "most tokens in one forward step")
-    step_target_ms: float = option(
-        100.0,
-        "milliseconds that a step with answers and new prompts may take, or twice a step of answers alone if that is longer; "
-        "prompts are read in smaller chunks to keep to it",
+    pair_transport: Literal["none", "gloo"] = redefine(
+        PairSettings, "pair_transport", "none", "how large rows travel between machines: none (all over gRPC) or gloo"
     )
-    max_micro_batches: int = option(1, "forward steps under way at once; 2 hides a remote shard's latency")
-    cache_gib: float | None = option(None, "latent cache of an attention worker, GiB; the worker's choice if not given")
-    prefix_caching: bool = option(True, "prompts that begin alike share the latents of whole pages of 256 tokens")
-    pair_transport: Literal["none", "gloo"] = option(
-        "none", "how large rows travel between machines: none (all over gRPC) or gloo"
-    )
-    pair_min_kib: int = option(256, "rows from this size on go by --pair-transport, KiB")
-    layer_deadline_s: float = option(10.0, "seconds that one layer's experts may take, retries and all")
-    lost_expert_wait_s: float = option(
-        120.0,
-        "seconds that a layer waits for an expert which no live shard holds, before its requests end with an error",
-    )
-    keep_alive_s: float = option(15.0, "seconds of silence after which a stream gets a comment line")
-    drain_s: float = option(30.0, "seconds that running requests may take after SIGTERM")
 
-    def __post_init__(self) -> None:
-        self.check_wire()
-        within("attention_workers", self.attention_workers, 1, 4096)
-        within("expert_shards", self.expert_shards, 1, 4096)
+    def check(self) -> None:
+        super().check()
         within("replicas", self.replicas, 1, self.expert_shards)
-        if self.memory_gib is not None:
-            within("memory_gib", self.memory_gib, 0.001, 1 << 20)
-        self.check_slow()
-        self.check_placing()
-        within("drain_s", self.drain_s, 0, 86_400)
-        if self.threads is not None:
-            within("threads", self.threads, 1, 1024)
-        if self.spin_us is not None:
-            within("spin_us", self.spin_us, 0, 1_000_000)
-        for name in ("port", "admin_port", "controller_port"):
-            within(name, getattr(self, name), 0, 65535)
         if self.port and self.port == self.admin_port:
             raise ValueError(f"admin_port: {self.admin_port} is the API's port as well; choose another")
         if self.device == "cuda":
@@ -129,73 +107,19 @@ class FleetConfig(WireSettings, SlowSettings, PlacingSettings, FailoverOptions, 
     def expert(
         self, seat: str, controller: str, host: str, threads: int, cpus: str = "", spin_us: int = 0
     ) -> ExpertConfig:
-        model, shared_model = self.model_folders
-        return ExpertConfig(
-            model=model,
-            shared_model=shared_model,
-            seat=seat,
-            controller=controller,
-            host=host,
-            threads=threads,
-            spin_us=spin_us,
-            cpus=cpus,
-            dtype=self.dtype,
-            backend=self.backend,
-            memory_gib=self.memory_gib,
-            drain_s=self.drain_s,
-            pair_transport=self.pair_transport,
-            pair_min_kib=self.pair_min_kib,
-            tls_dir=self.tls_dir,
-            cluster_token=self.cluster_token,
-        )
+        given = self._worker(seat, controller, host, threads, spin_us)
+        return derive(ExpertConfig, self, EXPERT_ALONE, cpus=cpus, **given)
 
     def attention(self, seat: str, controller: str, host: str, threads: int, spin_us: int = 0) -> AttentionConfig:
-        model, shared_model = self.model_folders
-        return AttentionConfig(
-            model=model,
-            shared_model=shared_model,
-            seat=seat,
-            controller=controller,
-            host=host,
-            threads=threads,
-            spin_us=spin_us,
-            dtype=self.dtype,
-            max_model_len=self.max_model_len,
-            max_num_seqs=self.max_num_seqs,
-            max_num_queued_reqs=self.max_num_queued_reqs,
-            max_num_batched_tokens=self.max_num_batched_tokens,
-            step_target_ms=self.step_target_ms,
-            max_micro_batches=self.max_micro_batches,
-            cache_gib=self.cache_gib,
-            prefix_caching=self.prefix_caching,
-            layer_deadline_s=self.layer_deadline_s,
-            lost_expert_wait_s=self.lost_expert_wait_s,
-            drain_s=self.drain_s,
-            pair_transport=self.pair_transport,
-            pair_min_kib=self.pair_min_kib,
-            tls_dir=self.tls_dir,
-            cluster_token=self.cluster_token,
-        )
+        given = self._worker(seat, controller, host, threads, spin_us)
+        return derive(AttentionConfig, self, ATTENTION_ALONE, **given)
 
     def gateway(self, controller: str, port: int, admin_port: int) -> GatewayConfig:
-        return GatewayConfig(
-            model=self.model,
-            seat="gateway-0",
-            controller=controller,
-            host=self.host,
-            port=port,
-            admin_host=self.admin_host,
-            admin_port=admin_port,
-            served_model_name=self.served_model_name,
-            max_model_len=self.max_model_len,
-            api_key=self.api_key,
-            api_key_file=self.api_key_file,
-            open=self.open,
-            keep_alive_s=self.keep_alive_s,
-            worker_wait_s=self.worker_wait_s,
-            on_inexact=self.on_inexact,
-            max_worker_deaths=self.max_worker_deaths,
-            drain_s=self.drain_s,
-            tls_dir=self.tls_dir,
-            cluster_token=self.cluster_token,
-        )
+        given = {"seat": "gateway-0", "controller": controller, "port": port, "admin_port": admin_port}
+        return derive(GatewayConfig, self, GATEWAY_ALONE, **given)
+
+    def _worker(self, seat: str, controller: str, host: str, threads: int, spin_us: int) -> dict[str, Any]:
+        """What every worker has of its own; it listens on any free port."""
+        model, shared_model = self.model_folders
+        own = {"model": model, "shared_model": shared_model, "seat": seat, "controller": controller, "host": host}
+        return {**own, "port": 0, "threads": threads, "spin_us": spin_us}

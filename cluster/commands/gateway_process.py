@@ -15,7 +15,8 @@ import httpx
 from ...gateway.access.keys import all_keys
 from ...gateway.config import GatewayConfig
 from ...proto.address import family_of, is_every_address, join_address
-from ...settings.reader import ENV_PREFIX, to_flags
+from ...settings.flags import to_flags
+from ...settings.reader import ENV_PREFIX
 from ..errors import ClusterError
 from ..ray.launcher import Launcher
 from ..ray.supervised_process import SupervisedProcess

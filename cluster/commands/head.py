@@ -9,14 +9,15 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from ...checkpoint.checkpoint_headers import Outline
 from ...checkpoint.files import CheckpointFiles
 from ...membership.entrance import check_own
 from ...membership.security import WireSettings, secure
+from ...membership.worker_settings import WeightSettings
 from ...proto.address import addresses_of, join_address
-from ...settings.reader import check_host, option, within
+from ...settings.option import option
+from ...settings.reader import check_host
 from ..controller.controller import Controller
 from ..controller.desired_state import DesiredState
 from ..controller.placement_settings import PlacingSettings
@@ -35,38 +36,36 @@ _POLL_S = 0.5
 
 
 @dataclass(frozen=True)
-class HeadConfig(WireSettings, SlowSettings, PlacingSettings):
+class HeadConfig(SlowSettings, PlacingSettings, WireSettings, WeightSettings):
     """Configuration of the head of a fleet on several machines."""
 
-    model: Path = option(
-        help="checkpoint directory (its config, index and the heads of its files are read, no weights)"
+    storage: Path = option(
+        help="directory that outlives this process: Ray's and the controller's state", group="failure", common=True
     )
-    storage: Path = option(help="directory that outlives this process: Ray's and the controller's state")
-    host: str = option(help="address of this machine, as its nodes and gateways reach it")
-    shared_model: Path | None = option(
-        None, "a second directory with the checkpoint, such as a network mount: read where --model lacks a file"
-    )
-    ray_port: int = option(6379, "port that nodes join at")
-    controller_port: int = option(7411, "port of the controller")
+    host: str = option(help="address of this machine, as its nodes and gateways reach it", group="network", common=True)
+    ray_port: int = option(6379, "port that nodes join at", group="network", range=(1, 65535))
+    controller_port: int = option(7411, "port of the controller", group="network", range=(1, 65535))
     replicas: float = option(
-        1.0, "copies of each expert; `expertfleet scale` changes it until another number is given here"
+        1.0,
+        "copies of each expert; `expertfleet scale` changes it until another number is given here",
+        range=(1, 4096),
+        common=True,
     )
-    dtype: Literal["bfloat16", "float32"] = option("bfloat16", "dtype of the fleet's activations")
-    gather_s: float = option(5.0, "at the first start: seconds without a new node after which experts are laid out")
-    forget_s: float = option(600.0, "seconds that a seat waits for its node to come back")
+    gather_s: float = option(
+        5.0,
+        "at the first start: seconds without a new node after which experts are laid out",
+        group="workers",
+        range=(0, 3600),
+    )
+    forget_s: float = option(
+        600.0, "seconds that a seat waits for its node to come back", group="failure", range=(1, 86_400 * 30)
+    )
 
-    def __post_init__(self) -> None:
-        self.check_wire()
+    def check(self) -> None:
+        super().check()
         check_membership(self, self.host)
-        for name in ("ray_port", "controller_port"):
-            within(name, getattr(self, name), 1, 65535)
         if self.ray_port == self.controller_port:
             raise ValueError(f"controller_port: {self.controller_port} is Ray's port as well; choose another")
-        self.check_slow()
-        self.check_placing()
-        within("replicas", self.replicas, 1, 4096)
-        within("gather_s", self.gather_s, 0, 3600)
-        within("forget_s", self.forget_s, 1, 86_400 * 30)
 
 
 def check_membership(settings: WireSettings, host: str) -> None:

@@ -20,7 +20,9 @@ from ...membership.client import MembershipClient
 from ...membership.port_probe import why_unreachable
 from ...membership.security import secure
 from ...proto.errors import Code, FleetError
-from ...settings.reader import add_flags, check_address, option, resolve, shares, within, write_file
+from ...settings.flags import add_flags
+from ...settings.option import Settings, option
+from ...settings.reader import check_address, resolve, shares, write_file
 from ..errors import ClusterError
 from ..ray.launcher import Launcher, make_run_dir
 from ..ray.node import RayNode
@@ -38,27 +40,36 @@ _SERVING = ("ready", "leaving", "draining")
 
 
 @dataclass(frozen=True)
-class NodeConfig:
+class NodeConfig(Settings):
     """What a node is told beside its worker's own settings."""
 
-    head: str = option(help="HOST:PORT of the head's Ray")
-    leave_s: float = option(300.0, "seconds after SIGTERM for others to take over what the worker holds")
-    ready_file: Path | None = option(None, "file that exists while the worker serves")
-    if_taken: IfTaken = option("end", "what to do while another process holds the seat: end (with status 1) or wait")
-    head_wait_s: float = option(600.0, "seconds to wait for a head that does not answer, at the start")
+    head: str = option(help="HOST:PORT of the head's Ray", group="network", common=True)
+    leave_s: float = option(
+        300.0,
+        "seconds after SIGTERM for others to take over what the worker holds",
+        group="failure",
+        range=(0, 86_400),
+    )
+    ready_file: Path | None = option(None, "file that exists while the worker serves", group="workers")
+    if_taken: IfTaken = option(
+        "end", "what to do while another process holds the seat: end (with status 1) or wait", group="failure"
+    )
+    head_wait_s: float = option(
+        600.0,
+        "seconds to wait for a head that does not answer, at the start",
+        group="failure",
+        range=(0, 86_400 * 30),
+    )
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        super().check()
         check_address("head", self.head)
-        within("leave_s", self.leave_s, 0, 86_400)
-        within("head_wait_s", self.head_wait_s, 0, 86_400 * 30)
 
 
 def add_node_flags(parser: argparse.ArgumentParser) -> None:
     roles = parser.add_subparsers(dest="role", required=True, metavar="ROLE")
     for role, config in CONFIGS.items():
-        one = roles.add_parser(role, help=config.__doc__)
-        add_flags(one, NodeConfig)
-        add_flags(one, config)
+        add_flags(roles.add_parser(role, help=config.__doc__), NodeConfig, config)
 
 
 def read_node_config(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[NodeConfig, RoleConfig]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...router.placement.replica_counts import Objective
-from ...settings.reader import option, within
+from ...settings.option import Settings, option
 
 
 @dataclass(frozen=True)
@@ -24,24 +24,22 @@ class PlacementSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlacingSettings:
+class PlacingSettings(Settings):
     """The settings of this."""
 
     placement_objective: Objective = option(
         "activated",
         "what is evened out over shards: activated, the experts that a step reads, or tokens, the rows that are routed",
+        group="workers",
     )
     spare_memory: float | None = option(
         None,
         "copies fill the shards' memory but for this share of it (0.2: a fifth stays free), --replicas being the least; if not "
         "given, --replicas is all there is",
+        group="memory",
+        range=(0, 0.95),
     )
 
     @property
     def placing(self) -> PlacementSettings:
         return PlacementSettings(self.placement_objective, self.spare_memory)
-
-    def check_placing(self) -> None:
-        """For ``__post_init__``."""
-        if self.spare_memory is not None:
-            within("spare_memory", self.spare_memory, 0, 0.95)

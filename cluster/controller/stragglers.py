@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from ...settings.reader import option, within
+from ...settings.option import Settings, option
 
 Times = Mapping[str, float]  # seconds for each activated expert, by the shard's address
 
@@ -23,26 +23,26 @@ class SlowRule:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SlowSettings:
+class SlowSettings(Settings):
     """The settings of this."""
 
     drain_slow_s: float = option(
         0.0,
         "seconds after which a shard that stays slower than its peers is drained, if the others can hold the model; 0: never",
+        group="failure",
+        range=(5, 86_400),
+        zero=True,
     )
     drain_slow_factor: float = option(
-        3.0, "how many times the median of its peers' times for an expert a shard must take to count as slow"
+        3.0,
+        "how many times the median of its peers' times for an expert a shard must take to count as slow",
+        group="failure",
+        range=(1.5, 1000),
     )
 
     @property
     def slow_rule(self) -> SlowRule:
         return SlowRule(self.drain_slow_s, self.drain_slow_factor)
-
-    def check_slow(self) -> None:
-        """For ``__post_init__``."""
-        if self.drain_slow_s:
-            within("drain_slow_s", self.drain_slow_s, 5, 86_400)
-        within("drain_slow_factor", self.drain_slow_factor, 1.5, 1000)
 
 
 def find_slow(witnesses: Sequence[Times], classes: Mapping[str, str], factor: float) -> set[str]:

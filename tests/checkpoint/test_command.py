@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from expertfleet.checkpoint.command import add_parser
+from expertfleet.checkpoint.command import fill_parser
 from expertfleet.checkpoint.model_config import ModelConfig
 
 
 def run(*arguments: object) -> int:
     parser = argparse.ArgumentParser()
-    add_parser(parser.add_subparsers(required=True))
-    args = parser.parse_args(["checkpoint", *map(str, arguments)])
+    fill_parser(parser)
+    args = parser.parse_args([*map(str, arguments)])
     return int(args.run(args))
 
 

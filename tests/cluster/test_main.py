@@ -2,6 +2,8 @@ import json
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,6 +87,11 @@ def test_settings_come_from_file_environment_and_flags(
     settings = yaml.safe_load(out)["settings"]
     assert status == 0
     assert (settings["port"], settings["expert_shards"], settings["replicas"]) == (2222, 3, 3)
+    file.write_text(f"model: {tiny}\nport: 70000\n")
+    monkeypatch.setenv("EXPERTFLEET_PORT", "65536")
+    assert "EXPERTFLEET_PORT: 65536 is not within 0 to 65535" in error_of(capsys, "serve", "--config", str(file))
+    monkeypatch.delenv("EXPERTFLEET_PORT")
+    assert f"--config {file}: port: 70000 is not within 0 to 65535" in error_of(capsys, "serve", "--config", str(file))
     file.write_text("modle: x\n")
     assert "unknown setting 'modle' (did you mean 'model'?)" in error_of(capsys, "serve", "--config", str(file))
 
@@ -92,7 +99,7 @@ def test_settings_come_from_file_environment_and_flags(
 def test_user_errors_are_one_line(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "missing: --model" in error_of(capsys, "serve")
     assert "model: /no/such is not a directory" in error_of(capsys, "serve", "/no/such")
-    assert "replicas: 9 is not within 1 to 2" in error_of(capsys, "serve", str(tiny), "--replicas", "9")
+    assert "--replicas: 9 is not within 1 to 2" in error_of(capsys, "serve", str(tiny), "--replicas", "9")
     assert "too little memory" in error_of(capsys, "serve", str(tiny), "--cache-gib", "9999")
     assert "memory_gib: " in error_of(capsys, "serve", str(tiny), "--memory-gib", "0.001")
     for number in ("nan", "inf", "0", "-1"):
@@ -109,7 +116,7 @@ def test_an_api_open_to_strangers_wants_a_key_or_the_wish_before_anything_starts
     tiny: Path, capsys: pytest.CaptureFixture[str], host: str, more: tuple[str, ...]
 ) -> None:
     said = error_of(capsys, "serve", str(tiny), "--host", host, *more)
-    assert said.startswith(f"expertfleet: error: host: {host} can be reached by strangers")
+    assert said.startswith(f"expertfleet: error: --host: {host} can be reached by strangers")
     assert "--api-key-file" in said
     assert "--open" in said
     with_both = error_of(capsys, "serve", str(tiny), "--host", host, "--open", "--api-key", "secret", *more)
@@ -168,3 +175,47 @@ def test_checkpoint_verbs_are_part_of_the_command(tmp_path: Path, capsys: pytest
     status, out, _ = run(capsys, "checkpoint", "make-tiny", str(tmp_path / "m"), "--seed", "5")
     assert status == 0
     assert "random" in out
+
+
+HELPS = [
+    *([name] for name in ("serve", "head", "gateway", "status", "scale", "drain", "chat")),
+    *(["node", role] for role in ("attention", "expert")),
+    *(["checkpoint", verb] for verb in ("make-tiny", "check", "pull")),
+]
+
+
+def help_of(capsys: pytest.CaptureFixture[str], *command: str) -> str:
+    with pytest.raises(SystemExit) as caught:
+        main([*command, "--help"])
+    assert caught.value.code == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", HELPS, ids=" ".join)
+@pytest.mark.parametrize("columns", ["40", "200"])
+def test_help_has_80_columns_on_every_terminal(
+    command: list[str], columns: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    shown = help_of(capsys, *command)
+    assert shown.startswith(f"usage: expertfleet {' '.join(command)} ")
+    assert 60 < max(map(len, shown.splitlines())) <= 80
+
+
+def test_help_of_serve_is_grouped(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = help_of(capsys, "serve")
+    titles = [line for line in shown.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    groups = ["model:", "workers:", "memory:", "network:", "limits:", "failure:"]
+    assert titles == ["positional arguments:", "options:", *groups]
+
+
+@pytest.mark.parametrize("command", [[], ["serve"], ["gateway"], ["head"], ["scale"]], ids=" ".join)
+def test_help_imports_neither_torch_nor_ray(command: list[str]) -> None:
+    heavy = ("torch", "ray", "transformers", *(() if command else ("grpc", "numpy", "httpx", "yaml")))
+    code = (
+        "import sys\nfrom expertfleet.cluster.__main__ import main\n"
+        f"try: main({[*command, '--help']})\n"
+        f"except SystemExit: print([name for name in {heavy} if name in sys.modules])"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert ended.stdout.splitlines()[-1] == "[]"

@@ -112,8 +112,8 @@ def test_dry_run_shows_the_settings_and_hides_the_keys(
         (("--model", "/nowhere", "--controller", "a:1"), "not a directory"),
         (("--model", ".", "--controller", "a"), "is not HOST:PORT"),
         (("--model", ".", "--controller", "a:1"), "config.json"),
-        (("--model", ".", "--controller", "a:1", "--port", "70000"), "70000 is not within 0 to 65535"),
-        (("--model", ".", "--controller", "a:1", "--drain-s", "-1"), "drain_s: -1 is not within"),
+        (("--model", ".", "--controller", "a:1", "--port", "70000"), "--port: 70000 is not within 0 to 65535"),
+        (("--model", ".", "--controller", "a:1", "--drain-s", "-1"), "--drain-s: -1 is not within 0 to 86400"),
         (("--controller", "a:1"), "--model"),
     ],
 )

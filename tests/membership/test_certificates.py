@@ -104,7 +104,7 @@ def test_every_role_finds_it_before_anything_starts(tmp_path: Path, certify: Cer
     wrong = certify(tmp_path / "tls", trustme.CA(), "somebody")
     token = "a token of these tests alone"
     for make in (
-        lambda: WireSettings(tls_dir=wrong).check_wire(),
+        lambda: WireSettings(tls_dir=wrong),
         lambda: FleetConfig(tmp_path, tls_dir=wrong),
         lambda: ExpertConfig(tmp_path, tls_dir=wrong),
         lambda: HeadConfig(tmp_path, tmp_path, "10.0.0.2", tls_dir=wrong, cluster_token=token),
@@ -117,4 +117,4 @@ def test_a_file_that_may_not_be_read_is_named(tls_dir: Path) -> None:
     (tls_dir / "tls.key").unlink()
     (tls_dir / "tls.key").mkdir()
     with pytest.raises(ValueError, match=r"^tls_dir: .*tls\.key: Is a directory; the directory must hold"):
-        WireSettings(tls_dir=tls_dir).check_wire()
+        WireSettings(tls_dir=tls_dir)

@@ -290,11 +290,11 @@ def test_an_ipv6_address_is_listened_on_and_announced_in_brackets() -> None:
 
 def test_bad_settings_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^cluster_token: wants at least 16"):
-        WireSettings(cluster_token="short").check_wire()
+        WireSettings(cluster_token="short")
     with pytest.raises(ValueError, match=r"^cluster_token: "):
-        WireSettings(cluster_token="sixteen\nand much more").check_wire()
-    WireSettings(cluster_token="x" * 4096).check_wire()
+        WireSettings(cluster_token="sixteen\nand much more")
+    WireSettings(cluster_token="x" * 4096)
     with pytest.raises(ValueError, match=r"^cluster_token: wants .* at most 4096$"):
-        WireSettings(cluster_token="x" * 4097).check_wire()
+        WireSettings(cluster_token="x" * 4097)
     with pytest.raises(ValueError, match=r"^tls_dir: .*ca\.crt: No such file or directory; the directory must hold"):
-        WireSettings(tls_dir=tmp_path).check_wire()
+        WireSettings(tls_dir=tmp_path)

@@ -7,18 +7,17 @@ from typing import Literal
 
 import pytest
 
+from expertfleet.settings.flags import add_flags, to_flags
+from expertfleet.settings.option import option
 from expertfleet.settings.reader import (
     SettingsError,
-    add_flags,
     check_address,
     check_host,
     check_seat,
     masked,
-    option,
     read_file,
     resolve,
     shares,
-    to_flags,
     write_file,
 )
 

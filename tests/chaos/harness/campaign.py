@@ -6,7 +6,7 @@ Knows nothing of processes and of what plans mean.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from expertfleet.settings.reader import within
+from expertfleet.settings.option import within
 
 _AROUND_S = 240.0  # what the start of a fleet, its calm run and its end take beside a step that lasts
 _SHORTEST_S = 20.0

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
-from expertfleet.settings.reader import within
+from expertfleet.settings.option import within
 
 from .scaling import Scaling
 

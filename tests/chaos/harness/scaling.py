@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from expertfleet.cluster.controller.desired_state import DesiredState
-from expertfleet.settings.reader import within
+from expertfleet.settings.option import within
 
 Change = int | str  # expert shards to scale to, or a seat to drain
 
