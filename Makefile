@@ -1,5 +1,5 @@
 # dev sets up .venv and fetches Helm for the chart's tests; demo shows the thing at work; test, lint and check verify;
-# proto writes the stubs; bench-kernels times the experts' kernels.
+# proto writes the stubs, reference the page of flags and the chart's schema; bench-kernels times the experts' kernels.
 # On a machine with an NVIDIA GPU, `make clean dev CUDA=1` takes PyTorch's CUDA build (gigabytes), not the CPU build.
 PYTHON ?= python3
 CUDA ?=
@@ -9,7 +9,7 @@ TORCH := 2.13.0
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 PACKAGES := attention_workers checkpoint cluster demo expert_workers gateway kernels membership proto router settings transport
 
-.PHONY: dev proto test lint check demo bench-kernels clean
+.PHONY: dev proto reference test lint check demo bench-kernels clean
 
 dev: .venv/.installed
 
@@ -44,6 +44,7 @@ lint: dev
 
 check: lint
 	@$(BIN)/python -m expertfleet.proto.make_stubs --check
+	@$(BIN)/python -m expertfleet.cluster.make_reference --check
 
 bench-kernels: dev
 	@$(BIN)/python benchmarks/bench_experts_cpu.py --results benchmarks/results
@@ -53,6 +54,9 @@ bench-kernels: dev
 
 proto: dev
 	@$(BIN)/python -m expertfleet.proto.make_stubs
+
+reference: dev
+	@$(BIN)/python -m expertfleet.cluster.make_reference
 
 clean:
 	rm -rf .venv .link build kernels/*.so

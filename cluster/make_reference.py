@@ -96,6 +96,8 @@ def make_schema(schema_text: str, values: dict[str, Any]) -> str:
         options = _options(*configs)
         for key, default in _at(values, place).items():
             if not isinstance(default, dict):
+                if _snake(key) not in options:
+                    sys.exit(f"{CHART}/values.yaml: {place}/{key}: no option {_snake(key)}")
                 properties[key] = _type(*options[_snake(key)], is_nullable=key not in must)
         for key in [key for key in properties if key not in _at(values, place) and _snake(key) in options]:
             del properties[key]

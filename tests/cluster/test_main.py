@@ -199,7 +199,7 @@ def test_help_has_80_columns_on_every_terminal(
     monkeypatch.setenv("COLUMNS", columns)
     shown = help_of(capsys, *command)
     assert shown.startswith(f"usage: expertfleet {' '.join(command)} ")
-    assert 60 < max(map(len, shown.splitlines())) <= 80
+    assert 50 < max(map(len, shown.splitlines())) <= 80
 
 
 def test_help_of_serve_is_grouped(capsys: pytest.CaptureFixture[str]) -> None:

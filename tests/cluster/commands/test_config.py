@@ -1,9 +1,14 @@
+import dataclasses
+from inspect import get_annotations
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from expertfleet.cluster.commands.config import FleetConfig
+from expertfleet.attention_workers.config import AttentionConfig
+from expertfleet.cluster.commands.config import ATTENTION_ALONE, EXPERT_ALONE, GATEWAY_ALONE, FleetConfig
+from expertfleet.expert_workers.config import ExpertConfig
+from expertfleet.gateway.config import GatewayConfig
 from expertfleet.settings.reader import SettingsError, resolve
 
 
@@ -47,6 +52,15 @@ def test_every_role_gets_the_fleets_settings(tmp_path: Path) -> None:
     assert (gateway.port, gateway.admin_port, gateway.max_model_len) == (8001, 8002, 99)
     assert gateway.served_model_name == ("a/b",)
     assert expert.drain_s == attention.drain_s == gateway.drain_s == 3.0
+
+
+@pytest.mark.parametrize(
+    ("role", "alone"),
+    [(ExpertConfig, EXPERT_ALONE), (AttentionConfig, ATTENTION_ALONE), (GatewayConfig, GATEWAY_ALONE)],
+)
+def test_what_a_role_has_alone_is_no_option_that_the_fleet_inherits(role: type, alone: tuple[str, ...]) -> None:
+    shared = {name for each in role.__mro__ if issubclass(FleetConfig, each) for name in get_annotations(each)}
+    assert set(alone) <= {field.name for field in dataclasses.fields(role)} - shared
 
 
 @pytest.mark.parametrize(("given", "most"), [(None, 7 + 256), (0, None), (1, 1), (500, 500)])
