@@ -383,7 +383,7 @@ def test_a_node_that_waits_ends_at_a_signal_and_leaves_the_seat_alone(desk: Desk
     [
         ((), "of another fleet altogether", "cluster_token: "),
         (("--host=10.255.255.254",), TOKEN, "host: "),
-        (("--tls-dir=/no/such",), TOKEN, "tls_dir: "),
+        (("--tls-dir=/no/such",), TOKEN, "--tls-dir: "),
         ((), TOKEN, "head: "),
     ],
 )

@@ -69,9 +69,9 @@ def test_too_little_memory_is_one_line_with_the_remedy(tiny: Path, checkpoint: C
 
 def test_a_cache_too_small_for_one_sequence_names_what_would_do(tiny: Path, checkpoint: CheckpointFiles) -> None:
     with pytest.raises(
-        ClusterError, match=r"cache_gib: 0\.0001 GiB cannot hold one sequence of 512 positions; give --cache"
+        ClusterError, match=r"cache_gib: 0\.001 GiB cannot hold one sequence of 8192 positions; give --cache"
     ):
-        make_plan(config(tiny, cache_gib=0.0001), checkpoint, 2, NODES)
+        make_plan(config(tiny, max_model_len=8192, cache_gib=0.001), checkpoint, 2, NODES)
 
 
 def test_more_positions_than_the_checkpoint_has_are_refused(tiny: Path, checkpoint: CheckpointFiles) -> None:
