@@ -20,7 +20,7 @@ from .config import GatewayConfig
 
 
 def fill_parser(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", type=Path, help="YAML file of settings")
+    parser.add_argument("--config", type=Path, metavar="PATH", help="YAML file of settings, named as the flags are")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved settings and end")
     add_flags(parser, GatewayConfig)
     parser.set_defaults(run=run)

@@ -1,4 +1,7 @@
-"""Help of 80 columns on every terminal. Knows nothing of any command, and imports nothing that would make ``--help`` slow."""
+"""Help of 80 columns on every terminal.
+
+Knows nothing of any command, and imports nothing that would make ``--help`` slow.
+"""
 
 import argparse
 

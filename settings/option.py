@@ -1,7 +1,7 @@
 """One option of a configuration: type, default, help, range and group stand in one dataclass field.
 
-Knows nothing of any role, of files and of command lines. A mix-in of options is inherited by the role's configuration and by the
-fleet's; ``derive`` makes the role's configuration of the fleet's.
+Knows nothing of any role, of files and of command lines. The role's configuration and the fleet's inherit the same mix-in of
+options; ``derive`` makes the role's configuration of the fleet's.
 """
 
 import dataclasses
@@ -27,8 +27,11 @@ def option(
     common: bool = False,
     secret: bool = False,
 ) -> Any:
-    """A dataclass field. ``range`` holds for a value that is given, ``zero`` allows 0 besides; ``pattern`` is for the chart's schema;
-    ``common`` options come first in their group; lists and dicts are not allowed as defaults (use tuples)."""
+    """A dataclass field; its default is no list and no dict (use tuples).
+
+    ``range`` holds for a value that is given, ``zero`` allows 0 besides. ``pattern`` is for the chart's schema. Help shows ``common``
+    options first in their group.
+    """
     told = {"help": help, "group": group, "range": range, "zero": zero, "pattern": pattern}
     return dataclasses.field(default=default, metadata={**told, "common": common, "secret": secret})
 
@@ -62,7 +65,7 @@ class Settings:
 
 
 def derive(role: type[C], source: Settings, own: Collection[str], **given: Any) -> C:
-    """``role``'s configuration: options of a mix-in that ``source`` inherits too are copied, those of ``own`` keep the role's default.
+    """``role``'s configuration. An option of a mix-in that ``source`` inherits too is copied; one in ``own`` keeps its default.
 
     Raises TypeError for an option that is neither copied, nor given, nor ``own``.
     """

@@ -41,7 +41,7 @@ class Server(Protocol):
 def read_config(program: str, config: type[C], argv: list[str]) -> tuple[C, bool]:
     """The configuration from ``--config``, environment and flags, and whether ``--dry-run`` was given."""
     parser = argparse.ArgumentParser(prog=f"python -m expertfleet.{program}", description=config.__doc__)
-    parser.add_argument("--config", type=Path, help="YAML file of settings, named as the flags are")
+    parser.add_argument("--config", type=Path, metavar="PATH", help="YAML file of settings, named as the flags are")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved settings and stop")
     add_flags(parser, config)
     flags = parser.parse_args(argv)

@@ -60,3 +60,12 @@ def test_common_options_come_first(shown: str) -> None:
 def test_help_names_value_and_default_in_plain_words(shown: str, line: str) -> None:
     words = " ".join(shown.split())
     assert f" {line} " in f"{words} "
+
+
+@pytest.mark.parametrize("columns", ["30", "200"])
+def test_help_is_the_same_on_every_terminal(shown: str, columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    parser = argparse.ArgumentParser(prog="it")
+    add_flags(parser, Beside, Config, positional="MODEL")
+    assert parser.format_help() == shown
+    assert max(map(len, shown.splitlines())) <= 80
