@@ -13,7 +13,7 @@ import torch
 
 from ..checkpoint.model_config import ModelConfig
 from ..kernels.activation import silu_mul
-from ..kernels.batch_invariant_linear import BatchInvariantLinear, ExactHeads
+from ..kernels.batch_invariant_linear import BatchInvariantHeads, BatchInvariantLinear
 from ..kernels.mla import DecodePlan, mla_attend, mla_decode
 from ..kernels.norm import rms_norm
 from ..kernels.rope import RopeTable, rotate
@@ -122,8 +122,8 @@ class Attention:
     kv_norm: torch.Tensor  # [kv_lora_rank]
     q_norm: torch.Tensor | None  # [q_lora_rank]; None: q_up takes the hidden row itself
     q_up: BatchInvariantLinear  # [heads · (nope + rope), q_lora_rank or H]
-    absorb_key: ExactHeads  # W_UK [heads, nope, kv_lora_rank]
-    absorb_value: ExactHeads  # W_UV transposed [heads, kv_lora_rank, v]
+    absorb_key: BatchInvariantHeads  # W_UK [heads, nope, kv_lora_rank]
+    absorb_value: BatchInvariantHeads  # W_UV transposed [heads, kv_lora_rank, v]
     out: BatchInvariantLinear  # [H, heads · v]
     scale: float  # of the scores before softmax
     rule: RowRule  # counts of query rows that give a row the same bits

@@ -11,9 +11,9 @@ import torch
 from ..checkpoint.model_config import ModelConfig
 from ..checkpoint.tensors import Checkpoint
 from ..kernels.batch_invariant_linear import (
+    BatchInvariantHeads,
     BatchInvariantLinear,
     BatchInvariantScores,
-    ExactHeads,
     heads_rule,
     linear_rule,
 )
@@ -113,9 +113,9 @@ class Loader:
         num_out, num_in = weight.shape
         return BatchInvariantLinear(weight, linear_rule(self._rules, num_out, num_in, weight.dtype))
 
-    def _heads(self, weight: torch.Tensor) -> ExactHeads:
+    def _heads(self, weight: torch.Tensor) -> BatchInvariantHeads:
         num_heads, num_in, num_out = weight.shape
-        return ExactHeads(weight, heads_rule(self._rules, num_heads, num_in, num_out, weight.dtype))
+        return BatchInvariantHeads(weight, heads_rule(self._rules, num_heads, num_in, num_out, weight.dtype))
 
     def _tensor(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
         return self._stored(name).to(dtype or self._dtype)

@@ -250,7 +250,7 @@ def _write_checkpoint(experts: Sequence[ExpertWeights], folder: Path) -> None:
 
 
 class Readers:
-    """Three ways of doing nothing but reading memory on all threads: a sum, a maximum, and the native kernel's vectors."""
+    """ExpertWeights ways of doing nothing but reading memory on all threads: a sum, a maximum, and the native kernel's vectors."""
 
     def __init__(self) -> None:
         self._memory = torch.zeros(_READ_BYTES, dtype=torch.uint8)

@@ -4,7 +4,7 @@
 twins for shared memory, cancels, errors, greetings) are encoded and decoded; the growth of the resident set after the first
 tenth is divided by the frames after it. 2. As many frames are decoded after 1 to 8 of their bytes were changed, or an end was cut
 off or added: each must decode or be refused by type, and no refusal may allocate. Frames of at most 128 KiB go through sockets as well,
-to the compiled calls that both ends of a lane read usual frames with, which must leave the memory around results as it is. --processes share the frames, each with a seed
+to the compiled calls that both ends of a lane read fast-path frames with, which must leave the memory around results as it is. --processes share the frames, each with a seed
 of its own, and look at their own memory. Prints a CSV line for each process and for whole and mutated frames (of 10,000,000
 frames the growth counts after the first million); ends with 1 if one of the limits (1 byte per frame, 64 MiB for one decoding) is
 passed.
@@ -67,7 +67,7 @@ class Compiled:
         self._held = bytearray(b"\1" * 4 * _EXPERTS)
         self._memory = torch.zeros(1 << 22, dtype=torch.uint8)
         shape = {"num_layers": 4, "num_experts": _EXPERTS, "hidden": _HIDDEN, "dtype": 1, "item_bytes": 2}
-        self._fence = AdmissionFilter(held=address_of(self._held), **shape)
+        self._filter = AdmissionFilter(held=address_of(self._held), **shape)
         self._results = torch.zeros(self._ROUTES * _HIDDEN + 2 * self._GUARD, dtype=torch.bfloat16)
         self._routes = torch.arange(self._ROUTES)
         self._places = torch.zeros(self._ROUTES + 2 * self._GUARD, dtype=torch.int64)
@@ -78,7 +78,7 @@ class Compiled:
         self._shards, self._workers = [], []
         for _, near in self._pairs:
             shard = ShardEnd(socket=near.fileno(), version=WIRE_VERSION, most_routes=64)
-            shard.filter = ctypes.pointer(self._fence)
+            shard.filter = ctypes.pointer(self._filter)
             self._shards.append(shard)
             self._workers.append(WorkerEnd())
             native_lanes.open_end(self._workers[-1], near.fileno(), WIRE_VERSION, self._clear)
@@ -207,7 +207,10 @@ def soak(seed: int, frames: int) -> bool:
     whole = _soak("whole", seed, frames, lambda index: mix.frame(index + 1), take)
     num_handled, compiled.num_handled = compiled.num_handled, 0
     mutated = _soak("mutated", seed, frames, lambda index: mix.mutated(mix.frame(index + 1)), take)
-    print(f"# seed {seed}: usual were {num_handled} whole and {compiled.num_handled} mutated frames", file=sys.stderr)
+    print(
+        f"# seed {seed}: the fast path took {num_handled} whole and {compiled.num_handled} mutated frames",
+        file=sys.stderr,
+    )
     if not (compiled.is_intact() and num_handled):
         print(f"# seed {seed}: compiled calls wrote where nothing belongs, or did nothing", file=sys.stderr)
         return False

@@ -1,6 +1,6 @@
 """What a shard holds and which frames it may answer; loading experts and giving them back.
 
-Knows nothing of lanes and leases, and not where experts come from. ``admit`` decides on a frame: it passes only if checkpoint, dtype, width, epoch and
+Knows nothing of lanes and leases, and not where experts come from. ``admit`` is the full check: a frame passes only if checkpoint, dtype, width, epoch and
 every route of it fit what is held.
 """
 
@@ -41,7 +41,7 @@ class ExpertStore:
         self._is_held = bytearray(config.num_layers * config.num_experts)  # layer by layer
         self._mask = np.frombuffer(self._is_held, dtype=bool).reshape(config.num_layers, config.num_experts)
         self._lock = threading.Lock()
-        self.admission = AdmissionFilter(  # the same for compiled code
+        self.filter = AdmissionFilter(  # the same check for compiled calls
             fingerprint=int.from_bytes(self._short, "little"),
             held=address_of(self._is_held),
             num_layers=config.num_layers,
@@ -54,7 +54,7 @@ class ExpertStore:
     @property
     def newest_epoch(self) -> EpochId:
         """Of all frames that were let in."""
-        return EpochId(*self.admission.newest_epoch)
+        return EpochId(*self.filter.newest_epoch)
 
     @property
     def held(self) -> ExpertSet:
@@ -115,7 +115,7 @@ class ExpertStore:
         """The oldest epoch served from now on; it never goes down."""
         with self._lock:
             self.min_epoch = max(self.min_epoch, epoch)
-            self.admission.min_epoch[:] = [self.min_epoch.incarnation, self.min_epoch.counter]
+            self.filter.min_epoch[:] = [self.min_epoch.incarnation, self.min_epoch.counter]
             return self.min_epoch
 
     def admit(self, frame: Dispatch) -> None:
@@ -135,7 +135,7 @@ class ExpertStore:
             raise FleetError(Code.STALE_EPOCH, f"epoch {epoch} is below this shard's minimum {self.min_epoch}")
         self._admit_routes(frame.layer, frame.route_experts)
         if epoch > self.newest_epoch:
-            self.admission.newest_epoch[:] = list(frame.epoch)
+            self.filter.newest_epoch[:] = list(frame.epoch)
 
     def _admit_routes(self, layer: int, route_experts: Indices) -> None:
         num_layers, num_experts = self._mask.shape

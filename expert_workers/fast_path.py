@@ -21,11 +21,9 @@ from .runtime import MIN_SLICE_ROUTES
 class FastPath:
     """``at_once(asked, results, answer)`` computes them to an address, calls ``answer`` and says so, or leaves them to the pool."""
 
-    def __init__(
-        self, admission: AdmissionFilter, at_once: Callable[[ShardEnd, int, Callable[[], None]], bool]
-    ) -> None:
-        self._admission, self._at_once = admission, at_once
-        self._hidden, self._dtype = admission.hidden, dtype_of(admission.dtype)
+    def __init__(self, filter: AdmissionFilter, at_once: Callable[[ShardEnd, int, Callable[[], None]], bool]) -> None:
+        self._filter, self._at_once = filter, at_once
+        self._hidden, self._dtype = filter.hidden, dtype_of(filter.dtype)
         self._calls = native_lanes.calls()
 
     def read_local(
@@ -85,7 +83,7 @@ class FastPath:
 
     def _end(self, socket_number: int, version: int, most_routes: int) -> ShardEnd:
         end = ShardEnd(socket=socket_number, version=version, most_routes=most_routes)
-        end.filter = ctypes.pointer(self._admission)
+        end.filter = ctypes.pointer(self._filter)
         return end
 
     def _room_for(self, num_routes: int) -> Rows:

@@ -1,4 +1,4 @@
-"""Matrix products whose rows never depend on the rows beside them, for weights that stay.
+"""Batch-invariant matrix products: a row's bits never depend on the rows beside it. For weights that stay.
 
 Knows nothing of layers or models. A rule says in which form the weight is kept and which row counts are run
 (row_rule.py finds it with the real shape, see there for what was measured).
@@ -81,7 +81,7 @@ def native_kernel(num_in: int) -> Native | None:
     return loaded if isinstance(loaded, Native) and num_in % 16 == 0 else None
 
 
-class ExactHeads:
+class BatchInvariantHeads:
     """One small product per head: x [R, heads, in] → [R, heads, out]; the weight is [heads, in, out]."""
 
     def __init__(self, weight: torch.Tensor, rule: RowRule) -> None:

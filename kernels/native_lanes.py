@@ -42,7 +42,7 @@ class AdmissionFilter(ctypes.Structure):
 
 
 class ShardEnd(ctypes.Structure):
-    """A shard's end of a lane and, from ``size`` on, the usual frame that came last; ``memory`` is shared, None over TCP."""
+    """A shard's end of a lane and, from ``size`` on, the fast-path frame that came last; ``memory`` is shared, None over TCP."""
 
     socket: int
     version: int
@@ -87,7 +87,7 @@ class Came(ctypes.Structure):
 
 
 class WorkerEnd(ctypes.Structure):
-    """A worker's end of a lane; ``socket`` is -1 where no frame is usual, ``clear`` the address of a number that is not 0 while
+    """A worker's end of a lane; ``socket`` is -1 where no frame takes the fast path, ``clear`` the address of a number that is not 0 while
     nothing waits to be sent.
 
     Over shared memory, at ``memory``, the next frame may take ``area_bytes`` from ``area`` on, and 0 are left then.
@@ -196,7 +196,7 @@ class Calls:
 
 
 def open_end(end: WorkerEnd, socket: int, version: int, clear: ctypes.c_int64) -> None:
-    """Usual frames may take this socket; whoever opens it says besides what it can."""
+    """Opens the fast path over this socket; the caller then sets the connection's limits."""
     close_end(end)
     end.socket, end.version, end.clear = socket, version, ctypes.addressof(clear)
 
@@ -210,7 +210,7 @@ def each_that_came(end: WorkerEnd, hear: Callable[[int, int], None]) -> None:
 
 
 def close_end(end: WorkerEnd) -> None:
-    """No frame is usual any more; what is known of the shard stays."""
+    """Closes the fast path; what is known of the shard stays."""
     known = end.seconds_per_expert
     ctypes.memset(ctypes.addressof(end), 0, ctypes.sizeof(end))
     end.socket, end.seconds_per_expert = -1, known

@@ -19,7 +19,13 @@ import torch
 
 from . import int4
 from .activation import silu_mul
-from .batch_invariant_linear import BatchInvariantLinear, BatchInvariantScores, ExactHeads, heads_rule, linear_rule
+from .batch_invariant_linear import (
+    BatchInvariantHeads,
+    BatchInvariantLinear,
+    BatchInvariantScores,
+    heads_rule,
+    linear_rule,
+)
 from .errors import KernelError
 from .expert_backend import ExpertBackend, TritonRules, make_backend
 from .expert_layer import ExpertLayer, Projection
@@ -126,7 +132,7 @@ def _heads_results(shapes: AttentionShapes, dtype: torch.dtype, rules: RuleCache
     for num_in, num_out in ((shapes.nope_width, shapes.num_latent), (shapes.num_latent, shapes.value_width)):
         row, flat = cancelling(shapes.num_heads * num_out, num_in, dtype, salt=num_in)
         weight = flat.view(shapes.num_heads, num_out, num_in).transpose(1, 2)
-        heads = ExactHeads(weight, heads_rule(rules, shapes.num_heads, num_in, num_out, dtype))
+        heads = BatchInvariantHeads(weight, heads_rule(rules, shapes.num_heads, num_in, num_out, dtype))
         results.append(heads(row.expand(1, shapes.num_heads, num_in)))
     return results
 

@@ -76,7 +76,7 @@ class RowRule:
 
 
 class RuleCache:
-    """The rules found so far in this process, by what they are for and the number of threads they were found with."""
+    """The row rules found so far in this process, by what they are for and the number of threads they were found with."""
 
     def __init__(self) -> None:
         self._rules: dict[tuple[str, int], RowRule] = {}

@@ -122,7 +122,7 @@ bool are_held(const AdmissionFilter& filter, const Asked& asked, const uint8_t* 
   return true;
 }
 
-// Whether the frame is usual; then `end` says what it asks.
+// Whether the frame takes the fast path; then `end` says what it asks.
 bool take(ShardEnd* end, uint8_t* frame, int64_t size) {
   Asked asked;
   if (!lets_in(*end, frame, size, &asked)) return false;
@@ -314,7 +314,7 @@ int64_t expertfleet_ask(const FanoutArgs* ask) {
   return num_asked;
 }
 
-// From now on answers to a frame are usual, until all have come or it is forgotten. 0 where too many are awaited.
+// From now on answers to a frame take the fast path, until all have come or it is forgotten. 0 where too many are awaited.
 int expertfleet_expect(WorkerEnd* end, uint64_t frame_id, int64_t num_routes, int64_t hidden, int64_t row_bytes, int64_t dtype,
                        uint8_t* results, const int64_t* routes, uintptr_t* places) {
   if (end->num_expected == kMostExpected) return 0;

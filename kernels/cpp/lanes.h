@@ -20,7 +20,7 @@ struct ShardEnd {
   AdmissionFilter* filter;
   uint8_t* memory;  // shared with the worker; null where rows come with their frames
   int64_t memory_bytes;
-  // What is asked, once a usual frame has come, of so many bytes.
+  // What is asked, once a fast-path frame has come, of so many bytes.
   int64_t size;
   uint64_t frame_id;
   int64_t layer, num_rows, num_routes;
@@ -48,7 +48,7 @@ constexpr size_t kMostParts = 512;  // of a frame
 
 // A worker's end of a lane.
 struct WorkerEnd {
-  int64_t socket, version;  // socket -1 where there is none for usual frames
+  int64_t socket, version;  // socket -1 while the fast path is closed
   const int64_t* clear;     // not 0 while nothing waits to be sent before
   int64_t most_frame_bytes, most_answer_bytes;
   double seconds_per_expert;  // what the shard took of late

@@ -43,7 +43,7 @@ BEFORE_ROUTES = {"placed": 80, "dispatch": 64}
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> ExpertStore:
     """Half of the experts of layers 1 and 2, at epoch 1.4 or later."""
-    folder = tmp_path_factory.mktemp("usual") / "model"
+    folder = tmp_path_factory.mktemp("fast_path") / "model"
     make_tiny(folder, hidden=HIDDEN, layers=3, experts=EXPERTS, top_k=TOP_K, expert_width=32, dense_width=64, vocab=512)
     checkpoint = Checkpoint.open(folder)
     store = ExpertStore(checkpoint, "bfloat16", ExpertSources(checkpoint))
@@ -62,7 +62,7 @@ class Pair:
         family = socket.SOCK_SEQPACKET if self.is_local else socket.SOCK_STREAM
         self.worker, self.shard = socket.socketpair(socket.AF_UNIX, family)
         self.end = ShardEnd(socket=self.shard.fileno(), version=WIRE_VERSION, most_routes=MOST)
-        self.end.filter = ctypes.pointer(store.admission)
+        self.end.filter = ctypes.pointer(holdings.filter)
         if self.is_local:
             self.end.memory, self.end.memory_bytes = self.arena.address, self.arena.size
         self.buffer = bytearray(LIMIT)

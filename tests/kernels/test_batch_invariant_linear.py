@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from expertfleet.kernels.batch_invariant_linear import (
+    BatchInvariantHeads,
     BatchInvariantLinear,
     BatchInvariantScores,
-    ExactHeads,
     heads_rule,
     linear_rule,
 )
@@ -82,7 +82,7 @@ def test_a_wrong_width_or_dtype_is_refused() -> None:
 def test_heads_are_right_and_exact(threads: int, heads: int, num_in: int, num_out: int, dtype: torch.dtype) -> None:
     flat_x, flat = _cancelling(heads * num_out, num_in, 100, dtype)
     weight = flat.view(heads, num_out, num_in).transpose(1, 2)
-    product = ExactHeads(weight, heads_rule(RuleCache(), heads, num_in, num_out, dtype))
+    product = BatchInvariantHeads(weight, heads_rule(RuleCache(), heads, num_in, num_out, dtype))
     x = flat_x[:, None].expand(-1, heads, -1)
     whole = bits_of(product(x))
     for count in (1, 2, 3, 5, 8, 15, 16, 17, 31, 33, 65):
