@@ -260,8 +260,8 @@ class ExpertServer:
         hello = Hello(
             config.seat, self.checkpoint.fingerprint, config.dtype, config.max_frame_bytes, pair=config.pair_transport
         )
-        fast_path = FastPath(self.holdings.filter, self.runtime.at_once)
-        self.lanes = LaneHandler(self.holdings, self.pool, self.reactor, hello, self._pair, fast_path)
+        fast_path = FastPath(self.store.filter, self.runtime.at_once)
+        self.lanes = LaneHandler(self.store, self.pool, self.reactor, hello, self._pair, fast_path)
         self._server = security.make_server(server_options(config.max_frame_bytes))
         self._server.add_generic_rpc_handlers((stream_handler(self.lanes.stream),))
         control = ControlService(self.store, self.giver, self.registration.report, self._ending.asked)

@@ -62,7 +62,7 @@ class Pair:
         family = socket.SOCK_SEQPACKET if self.is_local else socket.SOCK_STREAM
         self.worker, self.shard = socket.socketpair(socket.AF_UNIX, family)
         self.end = ShardEnd(socket=self.shard.fileno(), version=WIRE_VERSION, most_routes=MOST)
-        self.end.filter = ctypes.pointer(holdings.filter)
+        self.end.filter = ctypes.pointer(store.filter)
         if self.is_local:
             self.end.memory, self.end.memory_bytes = self.arena.address, self.arena.size
         self.buffer = bytearray(LIMIT)
