@@ -2,15 +2,13 @@
 
 Everything is as in serving (routing to parts, frames, the shards' handler, pool and runtime, answers, the exact combine) but
 the experts, which return their rows, after a sleep if one is asked for. Kinds of lanes take turns, round by round: ``local``
-(sockets and shared memory), ``tcp`` (beside gRPC), ``grpc`` alone, and ``gloo`` (gRPC, with rows from ``--pair-min-kib`` on
-beside it); so do ``raw``, one TCP connection, and ``bare``, one gRPC stream, with as many bytes as rows and answers have and nothing
+(sockets and shared memory), ``tcp`` (beside gRPC), and ``grpc`` alone; so do ``raw``, one TCP connection, and ``bare``, one gRPC stream, with as many bytes as rows and answers have and nothing
 around them. CPU is what processes burnt per layer, all threads; ``experts_us`` is how long the experts of all shards took of a layer, by
 the clock, in the mean: with one shard the lane itself takes what is left of the median without them.
 Prints a CSV line per kind, number of tokens and of shards.
 """
 
 import argparse
-import os
 import socket
 import tempfile
 import time
@@ -28,7 +26,6 @@ from expertfleet.checkpoint.make_tiny import make_tiny
 from expertfleet.checkpoint.tensors import Checkpoint
 from expertfleet.proto.codec import MAX_PIECE_BYTES
 from expertfleet.transport.io_thread import IoThread
-from expertfleet.transport.pair_group import PairSettings
 
 _COLUMNS = "kind,tokens,shards,layers,median_us,p99_us,layers_per_s,router_cpu_us,shard_cpu_us,experts_us"
 _DRAWS = 16
@@ -131,14 +128,11 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     print(_COLUMNS)
     io = IoThread("io")  # gRPC's poller serves all of a process's loops, so there is one
     for count in options.shards:
-        pair_flags = ("--pair-transport", "gloo", "--pair-min-kib", str(options.pair_min_kib))
-        flags = ("--us-per-route", str(options.us_per_route), "--spin-us", str(options.spin_us), *pair_flags)
+        flags = ("--us-per-route", str(options.us_per_route), "--spin-us", str(options.spin_us))
         shards = [ShardProcess(model, [f"expert-{number}"], "echo", 1, *flags) for number in range(count)]
-        pair = PairSettings("gloo", options.pair_min_kib << 10)
         spin_us = options.spin_us
         everybody = members(shards, checkpoint.config)
         paths = [Lanes(kind, checkpoint, everybody, io, spin_us=spin_us) for kind in KINDS]
-        paths.append(Lanes("gloo", checkpoint, everybody, io, pair, spin_us))
         plain: list[Bare | Raw] = [Raw(), Bare(io)]
         for tokens in options.tokens:
             _compare(paths, plain, shards, tokens, checkpoint, options)
@@ -195,7 +189,6 @@ def main() -> None:
         "--in-flight", type=int, default=1, help="layers under way at once, as of several micro-batches"
     )
     parser.add_argument("--us-per-route", type=float, default=0.0, help="a shard sleeps so long for each of its routes")
-    parser.add_argument("--pair-min-kib", type=int, default=256, help="rows from this size on go by gloo")
     parser.add_argument("--spin-us", type=int, default=0, help="how long both ends look for work before they sleep")
     parser.add_argument("--hidden", type=int, default=7168)
     parser.add_argument("--experts", type=int, default=48)
@@ -203,7 +196,6 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="bench") as folder:
         measure(options, Path(folder))
-    os._exit(0)  # gloo's threads may still be inside it, and would abort an ordinary end
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ from expertfleet.router.dispatch.layer_dispatch import LayerDispatch
 from expertfleet.router.router import Router
 from expertfleet.settings.heap import keep_large_blocks
 from expertfleet.transport.io_thread import IoThread
-from expertfleet.transport.pair_group import ALL_ON_THE_LANE, PairSettings
 from expertfleet.transport.reactor import Reactor
 
 KINDS = ("local", "tcp", "grpc")
@@ -33,7 +32,7 @@ Draw = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # rows [T, H], ids and w
 
 
 class Lanes:
-    """``kind`` is local (sockets and shared memory), tcp (beside gRPC), grpc, or gloo (``pair`` beside gRPC); ready when built."""
+    """``kind`` is local (sockets and shared memory), tcp (beside gRPC) or grpc; ready when built."""
 
     def __init__(
         self,
@@ -41,28 +40,27 @@ class Lanes:
         checkpoint: Checkpoint,
         members: Sequence[Member],
         io: IoThread,
-        pair: PairSettings = ALL_ON_THE_LANE,
         spin_us: int = 0,
     ) -> None:
         keep_large_blocks()
         self.kind = kind
         self._layers = checkpoint.config.moe_layers
         self._reactor = Reactor(spin_us / 1e6)
-        hello = Hello("attention-0", checkpoint.fingerprint, "bfloat16", _LIMIT, pair=pair.transport)
+        hello = Hello("attention-0", checkpoint.fingerprint, "bfloat16", _LIMIT)
         allowed = {"local_lanes": kind == "local", "tcp_lanes": kind == "tcp"}
-        self.router = Router(io, self._reactor, hello, _PATIENCE_S, **allowed, pair=pair)
+        self.router = Router(io, self._reactor, hello, _PATIENCE_S, **allowed)
         self.router.set_epoch(Epoch(EpochId(1, 1), checkpoint.fingerprint, "bfloat16", tuple(members), (), True))
         ends_at = time.monotonic() + _PATIENCE_S
         while not (self.router.usable and self._beside_usable()):
             assert time.monotonic() < ends_at, f"no {kind} lane to some shard"
-            self._reactor.step(_TICK_S)  # a pair forms on a thread of its own and wakes nobody
+            self._reactor.step(_TICK_S)
 
     def _beside_usable(self) -> bool:
         """Whether all rows go the way that they shall."""
         connections: list[Any] = [lane._connection for lane in self.router._lanes.values() if lane.up]
         if self.kind == "tcp":
             return all(connection._tcp.is_usable for connection in connections)
-        return self.kind != "gloo" or all(connection._pairs.pair.usable for connection in connections)
+        return True
 
     def wait(self, dispatch: LayerDispatch) -> None:
         """Until it is answered."""

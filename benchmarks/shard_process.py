@@ -8,7 +8,6 @@ those that its experts took, and ends with the input.
 
 import argparse
 import ctypes
-import os
 import resource
 import subprocess
 import sys
@@ -195,7 +194,6 @@ def main() -> None:
         print(cpu_seconds(), sum(server.runtime.counters.compute_s for server in servers), flush=True)
     for server in servers:
         server.stop(5.0)
-    os._exit(0)  # gloo's threads may still be inside it, and would abort or hold up an ordinary end
 
 
 def make_server(seat: str, options: argparse.Namespace) -> ExpertServer:

@@ -29,18 +29,18 @@ from expertfleet.kernels import native_lanes
 from expertfleet.kernels.native_lanes import AdmissionFilter, ShardEnd, WorkerEnd
 from expertfleet.proto.codec import (
     Dispatch,
-    Filled,
+    DispatchShm,
     Hello,
-    Placed,
     Result,
+    ResultShm,
     decode,
     encode_cancel,
     encode_dispatch,
+    encode_dispatch_shm,
     encode_error,
-    encode_filled,
     encode_hello,
-    encode_placed,
     encode_result,
+    encode_result_shm,
 )
 from expertfleet.proto.errors import Code, FleetError
 from expertfleet.proto.frame_prefix import WIRE_VERSION, Kind
@@ -88,8 +88,8 @@ class Compiled:
         """By the calls for frames of this kind, or for a kind of none by all of them; a frame of so many routes is awaited."""
         if not 0 < len(frame) <= self._MOST_BYTES:
             return
-        is_of_none = kind not in (Kind.PLACED, Kind.DISPATCH, Kind.FILLED, Kind.RESULT)
-        for stream, asks, answers in ((0, Kind.PLACED, Kind.FILLED), (1, Kind.DISPATCH, Kind.RESULT)):
+        is_of_none = kind not in (Kind.DISPATCH_SHM, Kind.DISPATCH, Kind.RESULT_SHM, Kind.RESULT)
+        for stream, asks, answers in ((0, Kind.DISPATCH_SHM, Kind.RESULT_SHM), (1, Kind.DISPATCH, Kind.RESULT)):
             if kind == asks or is_of_none:
                 self._take_asked(stream, frame)
             if kind == answers or is_of_none:
@@ -100,7 +100,7 @@ class Compiled:
 
     def _take_asked(self, stream: int, frame: bytes) -> None:
         self._send(stream, frame)
-        call = self._calls.take_dispatch if stream else self._calls.take_placed
+        call = self._calls.take_dispatch if stream else self._calls.take_dispatch_shm
         self.num_handled += call(ctypes.addressof(self._shards[stream]), *self._into) == native_lanes.HANDLED
 
     def _take_answer(self, stream: int, frame: bytes, frame_id: int, num_routes: int) -> None:
@@ -108,7 +108,7 @@ class Compiled:
         at = ctypes.addressof(worker)
         self._calls.expect(at, frame_id, num_routes, _HIDDEN, 2 * _HIDDEN, 1, *self._answers)
         self._send(stream, frame)
-        call = self._calls.take_results if stream else self._calls.take_filled
+        call = self._calls.take_results if stream else self._calls.take_result_shm
         call(at, *self._into)
         self.num_handled += worker.num_came
         self._calls.forget(at, frame_id)
@@ -153,7 +153,7 @@ class Mix:
     def _placed(self, frame_id: int) -> bytes:
         rows = self.rng.choice(_ROWS)
         shape = (torch.bfloat16, rows, _HIDDEN, 0, 1 << 20)
-        return encode_placed(Placed(frame_id, bytes(8), (1, 2), 3, 0, 10**7, *shape, *self._routes(rows)))
+        return encode_dispatch_shm(DispatchShm(frame_id, bytes(8), (1, 2), 3, 0, 10**7, *shape, *self._routes(rows)))
 
     def _result(self, frame_id: int) -> bytes:
         self.num_routes = routes = self.rng.choice(_ROWS[:-1]) * _TOP_K
@@ -161,7 +161,7 @@ class Mix:
 
     def _filled(self, frame_id: int) -> bytes:
         self.num_routes = self.rng.choice(_ROWS) * _TOP_K
-        return encode_filled(Filled(frame_id, 0, 8, self.num_routes))
+        return encode_result_shm(ResultShm(frame_id, 0, 8, self.num_routes))
 
     def _routes(self, rows: int) -> tuple[memoryview, memoryview]:
         count = rows * _TOP_K

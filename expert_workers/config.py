@@ -64,8 +64,6 @@ class ExpertConfig(ExpertSettings, WorkerSettings):
             raise ValueError(f"backend: {self.backend} computes on the CPU, not on device {self.device!r}")
         if self.cpus and len(self.processors) < self.threads:
             raise ValueError(f"cpus: {self.cpus!r} are fewer than the {self.threads} threads")
-        if self.pair_transport == "nccl" and self.device == "cpu":
-            raise ValueError("pair_transport: nccl sends from a GPU; give --device cuda as well")
         if self.controller is not None:
             check_address("controller", self.controller)
             check_seat(self.seat, "expert", 4095)

@@ -39,12 +39,12 @@ class FastPath:
         mapped = memory.memory
 
         def answer() -> None:
-            if not connection.clear or calls.give_filled(end_at):
+            if not connection.clear or calls.send_result_shm(end_at):
                 say(end.frame_id, 0, end.num_routes, end.num_routes)
 
         def receive() -> int:
             assert mapped is not None  # stays until this has returned, even if the lane ends meanwhile
-            size: int = calls.take_placed(end_at, buffer_at, room)
+            size: int = calls.take_dispatch_shm(end_at, buffer_at, room)
             if size != HANDLED:
                 return check(size)
             return NOTHING if self._at_once(end, end.results, answer) else end.size

@@ -2,8 +2,8 @@
 
 Knows nothing of kernels. A lane over gRPC is one bidirectional stream on the IO loop: HELLO both ways, then DISPATCH and CANCEL
 in, RESULT and ERROR out, with one writer task a lane (two concurrent writes would end the stream). Frames may come over TCP
-beside it, to the runtime's thread, and are answered where they came. A lane over a local socket is that thread's, too: PLACED and
-CANCEL in, FILLED and ERROR out.
+beside it, to the runtime's thread, and are answered where they came. A lane over a local socket is that thread's, too: DISPATCH_SHM and
+CANCEL in, RESULT_SHM and ERROR out.
 """
 
 import asyncio
@@ -19,21 +19,21 @@ from ..membership.epoch import EpochId
 from ..proto.codec import (
     Cancel,
     Dispatch,
-    Filled,
+    DispatchShm,
     Frame,
     Hello,
-    Placed,
+    ResultShm,
     decode,
     encode_error,
-    encode_filled,
     encode_hello,
+    encode_result_shm,
     result_parts,
     result_rows,
 )
 from ..proto.errors import Code, FleetError, abort
 from ..proto.frame_prefix import NO_PAIR, PAIRS_SINCE, Buffer, frame_id_of
 from ..proto.generated import expert_pb2, expert_pb2_grpc, membership_pb2
-from ..proto.pair_frames import PairFrame
+from ..proto.group_frames import GroupFrame
 from ..proto.rows import Rows
 from ..transport.local_lane import FrameSocket
 from ..transport.pair_group import PairSettings
@@ -44,18 +44,18 @@ from .expert_store import ExpertStore
 from .fast_path import FastPath
 from .pairs import ShardPairs
 from .peer_export import ExpertExporter
-from .pool import Job, Lane, Pool
+from .pool import Job, Pool, ReplyLane
 
 logger = logging.getLogger(__name__)
 
 
-class GrpcLane:
+class GrpcLaneServer:
     """The shard's end of a lane over gRPC; ``receive`` and ``close`` belong to the IO loop."""
 
     def __init__(self, handler: "LaneHandler", send: Callable[[bytes], None]) -> None:
         self.send = send  # from any thread
         self.version = 0  # of this lane's frames; 0 until the worker has greeted
-        self.beside: list[TcpLane] = []  # connections for frames of this lane
+        self.beside: list[TcpLaneServer] = []  # connections for frames of this lane
         self._handler = handler
         self.pairs: ShardPairs | None = None
 
@@ -65,7 +65,7 @@ class GrpcLane:
             frame = self._handler.decode(data, self.version)
             if not self.version:
                 self._greet(frame)
-            elif isinstance(frame, PairFrame) and self.pairs is not None:
+            elif isinstance(frame, GroupFrame) and self.pairs is not None:
                 self.pairs.received(frame)
             else:
                 self._handler.take(self, frame)
@@ -114,10 +114,10 @@ class GrpcLane:
             self.send(b"".join(parts))
 
 
-class TcpLane:
+class TcpLaneServer:
     """Frames of a lane that come over TCP, on the runtime's thread."""
 
-    def __init__(self, handler: "LaneHandler", lane: GrpcLane, connection: TcpSocket) -> None:
+    def __init__(self, handler: "LaneHandler", lane: GrpcLaneServer, connection: TcpSocket) -> None:
         self.version = lane.version
         self._handler, self._lane = handler, lane
         self._connection = connection
@@ -154,7 +154,7 @@ class TcpLane:
         self._handler.tcp_lanes.discard(self)
 
 
-class LocalLane:
+class LocalLaneServer:
     """The shard's end of a lane over a local socket, on the runtime's thread; it ends every frame in so many words."""
 
     def __init__(self, handler: "LaneHandler", reactor: Reactor, connected: socket.socket) -> None:
@@ -169,7 +169,7 @@ class LocalLane:
         place = job.results.part(first_route, rows.count)
         if rows.address != place.address:
             place.copy(rows)
-        self._say_filled(job.frame.frame_id, first_route, rows.count, job.num_routes)
+        self._send_result_shm(job.frame.frame_id, first_route, rows.count, job.num_routes)
 
     def close(self) -> None:
         self._socket.end(FleetError(Code.DRAINING, "the shard ends"))
@@ -180,9 +180,9 @@ class LocalLane:
             if self._memory is None:
                 _, self.version = self._handler.greet(frame)
                 self._memory = SharedMemory.received(self._socket.received_file)
-                self._handler.fast_path.read_local(self._socket, self.version, self._memory, self._say_filled)
+                self._handler.fast_path.read_local(self._socket, self.version, self._memory, self._send_result_shm)
                 self.send(encode_hello(self._handler.hello))
-            elif isinstance(frame, Placed):
+            elif isinstance(frame, DispatchShm):
                 self._admit(frame, self._memory)
             elif isinstance(frame, Cancel):
                 if self._handler.pool.cancel(self, frame.frame_id):
@@ -197,10 +197,10 @@ class LocalLane:
             else:
                 self._handler.refuse(self, frame_id_of(data), error)
 
-    def _say_filled(self, frame_id: int, first_route: int, count: int, num_routes: int) -> None:
-        self.send(encode_filled(Filled(frame_id, first_route, count, num_routes), self.version))
+    def _send_result_shm(self, frame_id: int, first_route: int, count: int, num_routes: int) -> None:
+        self.send(encode_result_shm(ResultShm(frame_id, first_route, count, num_routes), self.version))
 
-    def _admit(self, frame: Placed, memory: SharedMemory) -> None:
+    def _admit(self, frame: DispatchShm, memory: SharedMemory) -> None:
         rows = memory.rows(frame.rows_at, frame.dtype, frame.num_rows, frame.hidden)
         results = memory.rows(frame.results_at, frame.dtype, len(frame.route_rows), frame.hidden)
         self._handler.admit(self, frame.with_rows(rows), results)
@@ -230,16 +230,16 @@ class LaneHandler:
         self.hello = hello
         self.pair = pair
         self.num_refused = 0
-        self.local_lanes: set[LocalLane] = set()
-        self.tcp_lanes: set[TcpLane] = set()
+        self.local_lanes: set[LocalLaneServer] = set()
+        self.tcp_lanes: set[TcpLaneServer] = set()
         self.tcp_port = 0
-        self._tickets: dict[str, GrpcLane] = {}
+        self._tickets: dict[str, GrpcLaneServer] = {}
         self._store = store
 
     async def stream(self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> None:
         """A lane over gRPC, from greeting to end."""
         outgoing = Outgoing(asyncio.get_running_loop())
-        lane = GrpcLane(self, outgoing.put)
+        lane = GrpcLaneServer(self, outgoing.put)
         ticket = Ticket.draw(self.tcp_port)
         if self.tcp_port:
             self._tickets[ticket.secret] = lane
@@ -260,7 +260,7 @@ class LaneHandler:
         lane = self._tickets.get(ticket)
         if lane is None or not lane.version:
             return False
-        TcpLane(self, lane, connection)
+        TcpLaneServer(self, lane, connection)
         return True
 
     def decode(self, data: Buffer, version: int) -> Frame:
@@ -282,7 +282,7 @@ class LaneHandler:
             )
         return hello, version
 
-    def take(self, lane: Lane, frame: Frame) -> None:
+    def take(self, lane: ReplyLane, frame: Frame) -> None:
         """What a worker sends once both have greeted. Raises FleetError."""
         if isinstance(frame, Dispatch):
             self.admit(lane, frame)
@@ -291,11 +291,11 @@ class LaneHandler:
         else:
             raise _unwanted(frame)
 
-    def refuse(self, lane: Lane, frame_id: int, error: FleetError) -> None:
+    def refuse(self, lane: ReplyLane, frame_id: int, error: FleetError) -> None:
         self.num_refused += 1
         lane.send(encode_error(frame_id, error, lane.version))
 
-    def admit(self, lane: Lane, frame: Dispatch, results: Rows | None = None) -> None:
+    def admit(self, lane: ReplyLane, frame: Dispatch, results: Rows | None = None) -> None:
         """Queues what was asked. Raises FleetError."""
         self._store.admit(frame)
         self.pool.put(Job(frame, lane, time.monotonic() + frame.timeout_us / 1e6, results))

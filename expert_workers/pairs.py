@@ -12,7 +12,7 @@ import torch
 
 from ..proto.codec import Dispatch
 from ..proto.errors import Code, FleetError
-from ..proto.pair_frames import PairAt, Paired, PairedResult, PairFrame, Taken, encode_paired_result, encode_taken
+from ..proto.group_frames import AckPg, DispatchPg, GroupFrame, GroupOffer, ResultPg, encode_ack_pg, encode_result_pg
 from ..proto.rows import Rows
 from ..transport.pair import Pair
 from ..transport.pair_group import PairSettings, join_pair
@@ -48,19 +48,19 @@ class ShardPairs:
             if not self._offer(job, first_route + start, piece):
                 self._over_stream(job, first_route + start, piece)
 
-    def received(self, frame: PairFrame) -> None:
+    def received(self, frame: GroupFrame) -> None:
         """Raises FleetError for what does not fit."""
         current = 0 if self.pair is None else self.pair.generation
         match frame:
-            case PairAt() if frame.generation > current:
+            case GroupOffer() if frame.generation > current:
                 self._begin(frame)
-            case Paired() if self.pair is not None and frame.generation == current:
+            case DispatchPg() if self.pair is not None and frame.generation == current:
                 self._expect(self.pair, frame)
-            case Taken() if self.pair is not None and frame.generation == current:
+            case AckPg() if self.pair is not None and frame.generation == current:
                 self.pair.taken(frame)
-            case Taken() if frame.ended and frame.generation > current:
-                self._say(Taken(frame.generation, 0, True))  # it ended before it was told of
-            case Taken() | Paired() if frame.generation < current:
+            case AckPg() if frame.ended and frame.generation > current:
+                self._say(AckPg(frame.generation, 0, True))  # it ended before it was told of
+            case AckPg() | DispatchPg() if frame.generation < current:
                 pass  # both ends have ended it; what it had comes over the stream
             case _:
                 raise FleetError(Code.BAD_FRAME, f"a misfit {type(frame).__name__} frame")
@@ -73,14 +73,14 @@ class ShardPairs:
         if self.pair is not None:
             self.pair.close()
 
-    def _begin(self, at: PairAt) -> None:
+    def _begin(self, at: GroupOffer) -> None:
         if self.pair is not None:
             self.pair.close()
         self._announced.clear()
         self.pair = Pair(self._worker, at.generation, lambda: join_pair(self._settings, at.address), self._say)
 
-    def _say(self, taken: Taken) -> None:
-        self._send(encode_taken(taken, self._version))
+    def _say(self, taken: AckPg) -> None:
+        self._send(encode_ack_pg(taken, self._version))
 
     def _offer(self, job: Job, first_route: int, piece: Rows) -> bool:
         pair, frame_id = self.pair, job.frame.frame_id
@@ -89,15 +89,15 @@ class ShardPairs:
 
         def announce(number: int) -> None:
             transfer = (piece.dtype, piece.count, piece.width, pair.generation, number)
-            result = PairedResult(frame_id, first_route, job.num_routes, *transfer)
-            self._send(encode_paired_result(result, self._version))
+            result = ResultPg(frame_id, first_route, job.num_routes, *transfer)
+            self._send(encode_result_pg(result, self._version))
 
         def over_stream() -> None:
             self._over_stream(job, first_route, piece)
 
         return pair.offer(frame_id, piece.tensor, job.expires_at, announce, over_stream)
 
-    def _expect(self, pair: Pair, frame: Paired) -> None:
+    def _expect(self, pair: Pair, frame: DispatchPg) -> None:
         expires_at = time.monotonic() + frame.timeout_us / 1e6
 
         def take(rows: torch.Tensor) -> None:
@@ -106,7 +106,7 @@ class ShardPairs:
         self._announced.add(frame.frame_id)
         pair.expect(frame.number, (frame.num_rows, frame.hidden), frame.dtype, expires_at, take)
 
-    def _arrive(self, frame: Paired, expires_at: float, rows: torch.Tensor) -> None:
+    def _arrive(self, frame: DispatchPg, expires_at: float, rows: torch.Tensor) -> None:
         if frame.frame_id not in self._announced:
             return
         self._announced.discard(frame.frame_id)

@@ -22,7 +22,7 @@ from ..proto.rows import Rows
 _PATIENCE_S = 0.1
 
 
-class Lane(Protocol):
+class ReplyLane(Protocol):
     """Where a job came from; all of it is for the runtime's thread."""
 
     @property
@@ -41,7 +41,7 @@ class Job:
     """One DISPATCH frame under way; ``results`` [N, H] is where they belong if there is such a place."""
 
     frame: Dispatch
-    lane: Lane
+    lane: ReplyLane
     expires_at: float
     results: Rows | None = None
     arrived_at: float = field(default_factory=time.monotonic)
@@ -93,7 +93,7 @@ class Pool:
             self._jobs.append(job)
         self._wake()
 
-    def _is_full(self, lane: Lane) -> bool:
+    def _is_full(self, lane: ReplyLane) -> bool:
         most = self._max_queued_per_lane
         return len(self._jobs) >= most and sum(queued.lane is lane for queued in self._jobs) >= most
 
@@ -105,7 +105,7 @@ class Pool:
             self._jobs = [job for job in self._jobs if not job.cancelled]
             return self._cut(max_routes) if self._jobs else []
 
-    def cancel(self, lane: Lane, frame_id: int | None = None) -> bool:
+    def cancel(self, lane: ReplyLane, frame_id: int | None = None) -> bool:
         """Forgets what a lane no longer wants: one frame, or all of them; whether there was any."""
         with self._lock:
             unwanted = [job for job in self._jobs if job.lane is lane and frame_id in (None, job.frame.frame_id)]

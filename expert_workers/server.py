@@ -36,7 +36,7 @@ from .device_memory import available_on
 from .expert_store import ExpertStore
 from .fast_path import FastPath
 from .fetch_headers import ask_heads
-from .handler import ControlService, LaneHandler, LocalLane, TcpLane
+from .handler import ControlService, LaneHandler, LocalLaneServer, TcpLaneServer
 from .latest_assignment import LatestAssignment
 from .memory import num_experts_in
 from .numa import keep_to
@@ -137,7 +137,7 @@ class ExpertServer:
             self._local.close()
         if self._tcp is not None:
             self._tcp.close()
-        lanes: list[LocalLane | TcpLane] = [*self.lanes.local_lanes, *self.lanes.tcp_lanes]
+        lanes: list[LocalLaneServer | TcpLaneServer] = [*self.lanes.local_lanes, *self.lanes.tcp_lanes]
         for lane in lanes:
             lane.close()
         self._io.submit(self._close())
@@ -150,7 +150,7 @@ class ExpertServer:
 
     def _listen_locally(self) -> LocalServer | None:
         def connect(connected: socket.socket) -> None:
-            self.lanes.local_lanes.add(LocalLane(self.lanes, self.reactor, connected))
+            self.lanes.local_lanes.add(LocalLaneServer(self.lanes, self.reactor, connected))
 
         try:
             return LocalServer(self.reactor, int(self.address.rpartition(":")[2]), connect)
@@ -158,7 +158,7 @@ class ExpertServer:
             logger.warning("%s has no local lanes: %s", self.config.seat, error)
             return None
 
-    def _listen_beside(self) -> TcpServer | None:
+    def _listen_tcp(self) -> TcpServer | None:
         config = self.config
         if not config.tcp_lanes:
             return None
@@ -266,7 +266,7 @@ class ExpertServer:
         self._server.add_generic_rpc_handlers((stream_handler(self.lanes.stream),))
         control = ControlService(self.store, self.giver, self.registration.report, self._ending.asked)
         expert_pb2_grpc.add_ExpertShardServicer_to_server(control, self._server)
-        self._tcp = self._listen_beside()
+        self._tcp = self._listen_tcp()
         self.address = await listen(self._server, config.host, config.port)
 
     def _fill(self, report: membership_pb2.WorkerReport) -> None:

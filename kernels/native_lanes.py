@@ -183,15 +183,15 @@ class Calls:
         self.expect.argtypes = [_POINTER, _ID, *[_COUNT] * 4, *[_POINTER] * 3]
         self.forget = library.expertfleet_forget
         self.forget.argtypes, self.forget.restype = [_POINTER, _ID], None
-        self.take_filled = library.expertfleet_take_filled
+        self.take_result_shm = library.expertfleet_take_result_shm
         self.take_results = library.expertfleet_take_results
-        self.take_placed = library.expertfleet_take_placed
+        self.take_dispatch_shm = library.expertfleet_take_dispatch_shm
         self.take_dispatch = library.expertfleet_take_dispatch
-        self.give_filled = library.expertfleet_give_filled
+        self.send_result_shm = library.expertfleet_send_result_shm
         self.give_result = library.expertfleet_give_result
-        for take in (self.take_placed, self.take_dispatch, self.take_filled, self.take_results):
+        for take in (self.take_dispatch_shm, self.take_dispatch, self.take_result_shm, self.take_results):
             take.argtypes, take.restype = [_POINTER, _POINTER, _COUNT], _COUNT
-        self.give_filled.argtypes, self.give_filled.restype = [_POINTER], _COUNT
+        self.send_result_shm.argtypes, self.send_result_shm.restype = [_POINTER], _COUNT
         self.give_result.argtypes, self.give_result.restype = [_POINTER, _POINTER], _COUNT
 
 

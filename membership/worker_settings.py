@@ -59,9 +59,9 @@ class DrainSettings(Settings):
 class PairSettings(Settings):
     """Options of both ends of a pair."""
 
-    pair_transport: Literal["none", "gloo", "nccl"] = option(
+    pair_transport: Literal["none", "nccl"] = option(
         "none",
-        "how large rows travel between machines: none (as all frames), gloo or nccl; both ends must name it",
+        "how large rows travel between machines: none (as all frames) or nccl; both ends must name it",
         group="network",
     )
     pair_min_kib: int = option(

@@ -4,15 +4,15 @@ Knows nothing of gRPC, of placement or of who computes.
 1. Both sides send HELLO; 2. the worker sends DISPATCH (and CANCEL), 3. the shard answers each DISPATCH with RESULT
 pieces that cover its routes in their order, or with one ERROR.
 
-After the prefix that every frame has (``frame_prefix.py``), by kind (``pair_frames.py`` has more):
+After the prefix that every frame has (``frame_prefix.py``), by kind (``group_frames.py`` has more):
 
 * HELLO     a msgpack map (see ``Hello``), at most 64 KiB
 * DISPATCH  44-byte header and 4 zero bytes, rows [R, H], route_rows int32 [N], route_experts int32 [N]
 * RESULT    24-byte header, rows [n, H] for the routes first_route .. first_route + n - 1
 * ERROR     code u16, 6 zero bytes, UTF-8 message of at most 1,024 bytes
 * CANCEL    nothing
-* PLACED    as DISPATCH, but instead of the rows where they lie in shared memory and where the results belong, u64 each
-* FILLED    first_route u32, count u32, num_routes u32, 4 zero bytes: these results lie in shared memory
+* DISPATCH_SHM    as DISPATCH, but instead of the rows where they lie in shared memory and where the results belong, u64 each
+* RESULT_SHM    first_route u32, count u32, num_routes u32, 4 zero bytes: these results lie in shared memory
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 import msgpack
 import torch
 
-from . import pair_frames
+from . import group_frames
 from .dispatch_header import (
     DISPATCH_HEADER,
     DispatchHeader,
@@ -120,7 +120,7 @@ class Cancel:
 
 
 @dataclass(slots=True)
-class Placed(DispatchHeader):
+class DispatchShm(DispatchHeader):
     """A DISPATCH whose rows [num_rows, hidden] lie in shared memory; results [N, hidden] belong there as well."""
 
     dtype: torch.dtype
@@ -139,7 +139,7 @@ class Placed(DispatchHeader):
 
 
 @dataclass(slots=True)
-class Filled:
+class ResultShm:
     """Results that the shard has written to shared memory."""
 
     frame_id: int
@@ -149,7 +149,7 @@ class Filled:
 
 
 _HELLO_FIELDS = {field.name for field in dataclasses.fields(Hello)}
-Frame = Hello | Dispatch | Result | Error | Cancel | Placed | Filled | pair_frames.PairFrame
+Frame = Hello | Dispatch | Result | Error | Cancel | DispatchShm | ResultShm | group_frames.GroupFrame
 
 
 def short_fingerprint(fingerprint: str) -> bytes:
@@ -177,15 +177,15 @@ def dispatch_parts(frame: Dispatch, version: int) -> tuple[Buffer, ...]:
     return begin, rows.data(), *pack_routes(frame.route_rows, frame.route_experts)
 
 
-def encode_placed(frame: Placed, version: int = WIRE_VERSION) -> bytes:
+def encode_dispatch_shm(frame: DispatchShm, version: int = WIRE_VERSION) -> bytes:
     header = pack_dispatch_header(frame, frame.dtype, frame.num_rows, len(frame.route_rows), frame.hidden)
     places = _PLACES.pack(frame.rows_at, frame.results_at)
-    begin = prefix(version, Kind.PLACED, frame.frame_id)
+    begin = prefix(version, Kind.DISPATCH_SHM, frame.frame_id)
     return b"".join((begin, header, places, *pack_routes(frame.route_rows, frame.route_experts)))
 
 
-def placed_rows(max_bytes: int, top_k: int) -> int:
-    """Rows whose ``top_k`` routes each fit a PLACED frame."""
+def dispatch_shm_rows(max_bytes: int, top_k: int) -> int:
+    """Rows whose ``top_k`` routes each fit a DISPATCH_SHM frame."""
     return (max_bytes - PREFIX.size - DISPATCH_HEADER.size - _PLACES.size) // (8 * top_k)
 
 
@@ -219,9 +219,9 @@ def encode_cancel(frame_id: int, version: int = WIRE_VERSION) -> bytes:
     return prefix(version, Kind.CANCEL, frame_id)
 
 
-def encode_filled(filled: Filled, version: int = WIRE_VERSION) -> bytes:
+def encode_result_shm(filled: ResultShm, version: int = WIRE_VERSION) -> bytes:
     places = _FILLED.pack(filled.first_route, filled.count, filled.num_routes)
-    return prefix(version, Kind.FILLED, filled.frame_id) + places
+    return prefix(version, Kind.RESULT_SHM, filled.frame_id) + places
 
 
 def decode(frame: Buffer, max_frame_bytes: int, version: int = WIRE_VERSION) -> Frame:
@@ -242,8 +242,8 @@ def decode(frame: Buffer, max_frame_bytes: int, version: int = WIRE_VERSION) -> 
         return _DECODERS[kind](frame, frame_id)
     if kind == Kind.HELLO:
         return _decode_hello(frame, borne)
-    if kind in pair_frames.KINDS and version >= PAIRS_SINCE:
-        return pair_frames.decode(frame, Kind(kind), frame_id, max_frame_bytes)
+    if kind in group_frames.KINDS and version >= PAIRS_SINCE:
+        return group_frames.decode(frame, Kind(kind), frame_id, max_frame_bytes)
     raise bad(f"unknown kind {kind}")
 
 
@@ -255,21 +255,21 @@ def _decode_dispatch(frame: Buffer, frame_id: int) -> Dispatch:
     return Dispatch(frame_id, *asked, Rows(num_rows, hidden, dtype, frame, start), *routes)
 
 
-def _decode_placed(frame: Buffer, frame_id: int) -> Placed:
+def _decode_dispatch_shm(frame: Buffer, frame_id: int) -> DispatchShm:
     asked, dtype, num_rows, num_routes, hidden = unpack_dispatch_header(frame)
     start = PREFIX.size + DISPATCH_HEADER.size
     at_least(frame, start + _PLACES.size)
     rows_at, results_at = _PLACES.unpack_from(frame, start)
     routes = unpack_routes(frame, start + _PLACES.size, num_routes, num_rows)
-    return Placed(frame_id, *asked, dtype, num_rows, hidden, rows_at, results_at, *routes)
+    return DispatchShm(frame_id, *asked, dtype, num_rows, hidden, rows_at, results_at, *routes)
 
 
-def _decode_filled(frame: Buffer, frame_id: int) -> Filled:
+def _decode_result_shm(frame: Buffer, frame_id: int) -> ResultShm:
     expect(frame, PREFIX.size + _FILLED.size)
     first, count, num_routes = _FILLED.unpack_from(frame, PREFIX.size)
     if not count or first + count > num_routes:
         raise bad(f"routes {first} to {first + count} of {num_routes}")
-    return Filled(frame_id, first, count, num_routes)
+    return ResultShm(frame_id, first, count, num_routes)
 
 
 def _decode_result(frame: Buffer, frame_id: int) -> Result:
@@ -327,6 +327,6 @@ _DECODERS: dict[int, Callable[[Buffer, int], Frame]] = {  # plain numbers: an en
     int(Kind.RESULT): _decode_result,
     int(Kind.ERROR): _decode_error,
     int(Kind.CANCEL): _decode_cancel,
-    int(Kind.PLACED): _decode_placed,
-    int(Kind.FILLED): _decode_filled,
+    int(Kind.DISPATCH_SHM): _decode_dispatch_shm,
+    int(Kind.RESULT_SHM): _decode_result_shm,
 }

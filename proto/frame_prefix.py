@@ -32,12 +32,12 @@ class Kind(enum.IntEnum):
     RESULT = 3
     ERROR = 4
     CANCEL = 5
-    PLACED = 6
-    FILLED = 7
-    PAIR = 8
-    PAIRED = 9
-    PAIRED_RESULT = 10
-    TAKEN = 11
+    DISPATCH_SHM = 6
+    RESULT_SHM = 7
+    GROUP_OFFER = 8
+    DISPATCH_PG = 9
+    RESULT_PG = 10
+    ACK_PG = 11
 
 
 def prefix(version: int, kind: Kind, frame_id: int) -> bytes:

@@ -2,8 +2,8 @@
 
 Knows nothing of what rows mean. ``offer`` and ``expect`` may be called from any thread and never wait; two threads of its own
 wait, one for each direction, and end soon after ``close``.
-1. The groups are formed; an end that has formed says TAKEN 0, and a pair is usable when both have; 2. what is offered is announced
-on the lane first, then sent; the other end receives in the order of the announcements and says how many it has TAKEN; 3. an
+1. The groups are formed; an end that has formed says ACK_PG 0, and a pair is usable when both have; 2. what is offered is announced
+on the lane first, then sent; the other end receives in the order of the announcements and says how many it has ACK_PG; 3. an
 operation that fails, or that nobody takes in time, ends the generation: each end says how many it has taken in all, and what
 the other one kept beyond those goes over the lane, in order. So each transfer is handed over exactly once.
 """
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 
 from ..proto.errors import Code, FleetError
-from ..proto.pair_frames import Taken
+from ..proto.group_frames import AckPg
 from .pair_group import Groups
 
 logger = logging.getLogger(__name__)
@@ -53,9 +53,9 @@ class _Expected:
 
 
 class Pair:
-    """``form`` makes the groups, on a thread of this object; ``say`` puts a TAKEN on the lane, from any thread."""
+    """``form`` makes the groups, on a thread of this object; ``say`` puts a ACK_PG on the lane, from any thread."""
 
-    def __init__(self, name: str, generation: int, form: Callable[[], Groups], say: Callable[[Taken], None]) -> None:
+    def __init__(self, name: str, generation: int, form: Callable[[], Groups], say: Callable[[AckPg], None]) -> None:
         self.generation = generation
         self.ended = False
         self.settled = False  # both ends have ended, and what was kept went over the lane
@@ -124,7 +124,7 @@ class Pair:
             if self._num_expected - self._num_taken > _MOST_EXPECTED:
                 self.end(f"more than {_MOST_EXPECTED} transfers were announced and have not come")
 
-    def taken(self, taken: Taken) -> None:
+    def taken(self, taken: AckPg) -> None:
         """What the other end says of this generation. Raises FleetError for what cannot be."""
         with self._lock:
             first = self._kept[0].number if self._kept else self._num_offered
@@ -148,7 +148,7 @@ class Pair:
             self.ended = True
             if not self._silent:
                 logger.warning("%s ended: %s", self._name, reason)
-                self._say(Taken(self.generation, self._num_taken, True))
+                self._say(AckPg(self.generation, self._num_taken, True))
             self._sends.put(None)
             self._receives.put(None)
             if self._groups is not None:
@@ -178,7 +178,7 @@ class Pair:
                 return
             self._groups = groups
             self._start(self._receive_all, "pair-in")
-            self._say(Taken(self.generation, 0, False))
+            self._say(AckPg(self.generation, 0, False))
         while True:
             try:
                 kept = self._sends.get(timeout=_TICK_S if self._kept else None)
@@ -205,7 +205,7 @@ class Pair:
                 if self.ended:  # then the operation may have returned with nothing done
                     return
                 self._num_taken += 1
-                self._say(Taken(self.generation, self._num_taken, False))
+                self._say(AckPg(self.generation, self._num_taken, False))
                 expected.take(rows)
 
 

@@ -1,4 +1,4 @@
-"""Process groups of two ranks: rows from one process's memory to another's, by gloo or NCCL.
+"""Process groups of two ranks: rows from one process's memory to another's, by NCCL; CI runs the same over gloo, which needs no GPU.
 
 Knows nothing of lanes and frames. The attention worker is rank 0 and hosts the store at which both meet, the shard is rank 1.
 There is a group for each direction, as operations of one NCCL group run in the order in which each end began them: sends and
@@ -22,6 +22,7 @@ from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 from ..proto.address import join_address, own_host, split_address
 from ..proto.frame_prefix import NO_PAIR
 
+BACKEND: Literal["nccl", "gloo"] = "nccl"  # NOTE: only tests choose gloo
 _FORMING_S = 5.0
 _POLL_S = 50e-6
 _NEVER_SENT = (1 << 30) + 1
@@ -31,16 +32,18 @@ _NEVER_SENT = (1 << 30) + 1
 class PairSettings:
     """What an end is told: the transport, rows from how many bytes on travel by it, and the device NCCL sends from."""
 
-    transport: Literal["none", "gloo", "nccl"] = NO_PAIR
+    transport: Literal["none", "nccl"] = NO_PAIR
     least_bytes: int = 0
     device: str = "cuda"
 
     def check(self) -> None:
         """Raises ValueError for a transport that this machine does not have."""
-        if self.transport == "gloo" and not dist.is_gloo_available():
-            raise ValueError("pair_transport: this PyTorch was built without gloo")
-        if self.transport == "nccl" and not (torch.cuda.is_available() and dist.is_nccl_available()):
+        if self.transport == NO_PAIR or BACKEND == "gloo":
+            return
+        if not (torch.cuda.is_available() and dist.is_nccl_available()):
             raise ValueError("pair_transport: nccl needs an NVIDIA GPU and a PyTorch with NCCL")
+        if not self.device.startswith("cuda"):
+            raise ValueError("pair_transport: nccl sends from a GPU; give --device cuda as well")
 
 
 ALL_ON_THE_LANE = PairSettings()
@@ -152,9 +155,7 @@ def _store(host: str, port: int, listening: int | None = None) -> Store:
 
 def _form(settings: PairSettings, store: Store, rank: int, host: str) -> Groups:
     """Formed is what a transfer each way has passed through."""
-    rows, results = (
-        _GROUPS[settings.transport](PrefixStore(way, store), rank, host, settings) for way in ("rows", "results")
-    )
+    rows, results = (_GROUPS[BACKEND](PrefixStore(way, store), rank, host, settings) for way in ("rows", "results"))
     outgoing, incoming = (rows, results) if rank == 0 else (results, rows)
     trial = torch.zeros(1)
     for step in (outgoing.send, incoming.receive) if rank == 0 else (incoming.receive, outgoing.send):

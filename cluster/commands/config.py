@@ -11,7 +11,7 @@ from ...attention_workers.config import AttentionConfig, AttentionSettings
 from ...expert_workers.config import ExpertConfig, ExpertSettings
 from ...gateway.config import GatewayConfig, GatewaySettings
 from ...membership.security import WireSettings
-from ...membership.worker_settings import PairSettings, WeightSettings, WorkerSettings
+from ...membership.worker_settings import WeightSettings, WorkerSettings
 from ...settings.option import derive, option, redefine, within
 from ..controller.budget import Size
 from ..controller.placement_settings import PlacingSettings
@@ -19,8 +19,12 @@ from ..controller.stragglers import SlowSettings
 
 CONTROLLER_SEAT = "controller"
 # Options of a role alone: `serve` has no flag for them, and a role that it starts has its own default.
-EXPERT_ALONE = ("experts", "node", "tcp_lanes", "lane_port", "device", "max_frame_mib", "max_queued_frames", "slice_ms")
-ATTENTION_ALONE = ("shards", "node", "local_lanes", "tcp_lanes", "max_frame_mib")
+_PAIRS = ("pair_transport", "pair_min_kib")
+EXPERT_ALONE = (
+    *("experts", "node", "tcp_lanes", "lane_port", "device", "max_frame_mib", "max_queued_frames", "slice_ms"),
+    *_PAIRS,
+)
+ATTENTION_ALONE = ("shards", "node", "local_lanes", "tcp_lanes", "max_frame_mib", *_PAIRS)
 GATEWAY_ALONE = ("max_body_mib", "max_choices", "first_chunk_s", "retry_after_s", "access_log")
 
 
@@ -31,7 +35,6 @@ class FleetConfig(
     AttentionSettings,
     ExpertSettings,
     GatewaySettings,
-    PairSettings,
     WireSettings,
     WeightSettings,
 ):
@@ -64,9 +67,6 @@ class FleetConfig(
     )
     pin: bool | None = option(
         None, "expert shards keep to processors of their own; the choice where NUMA nodes are several"
-    )
-    pair_transport: Literal["none", "gloo"] = redefine(
-        PairSettings, "pair_transport", "none", "how large rows travel between machines: none (all over gRPC) or gloo"
     )
 
     def check(self) -> None:

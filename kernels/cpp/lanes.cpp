@@ -22,7 +22,7 @@ namespace expertfleet {
 namespace {
 
 constexpr char kMagic[4] = {'X', 'F', 'L', 'T'};
-constexpr uint8_t kDispatch = 2, kResult = 3, kPlaced = 6, kFilled = 7;
+constexpr uint8_t kDispatch = 2, kResult = 3, kDispatchShm = 6, kResultShm = 7;
 constexpr int64_t kAlignment = 64;             // of rows in shared memory
 constexpr int64_t kNothing = -1, kHandled = -2;  // instead of a size; an error is kHandled - errno
 
@@ -44,7 +44,7 @@ struct Places {
   uint64_t rows_at, results_at;
 };
 
-struct Filled {
+struct ResultShm {
   uint32_t first, count, num_routes, zero;
 };
 
@@ -54,7 +54,7 @@ struct Result {
 };
 
 static_assert(sizeof(Prefix) == 16 && sizeof(Asked) == 48 && sizeof(Places) == 16, "as in proto/");
-static_assert(sizeof(Filled) == 16 && sizeof(Result) == 24, "as in proto/");
+static_assert(sizeof(ResultShm) == 16 && sizeof(Result) == 24, "as in proto/");
 
 template <class T>
 T read_at(const uint8_t* from) {
@@ -103,7 +103,7 @@ inline bool is_older(const uint64_t* epoch, const uint64_t* other) {
 bool lets_in(const ShardEnd& end, const uint8_t* frame, int64_t size, Asked* asked) {
   const int64_t fixed = int64_t(sizeof(Prefix) + sizeof(Asked));
   if (size < fixed) return false;
-  if (!is_of(read_at<Prefix>(frame), end.version, end.memory ? kPlaced : kDispatch)) return false;
+  if (!is_of(read_at<Prefix>(frame), end.version, end.memory ? kDispatchShm : kDispatch)) return false;
   *asked = read_at<Asked>(frame + sizeof(Prefix));
   const AdmissionFilter& filter = *end.filter;
   const uint64_t epoch[2] = {asked->incarnation, asked->counter};
@@ -159,11 +159,11 @@ bool take(ShardEnd* end, uint8_t* frame, int64_t size) {
   return true;
 }
 
-bool take_filled(WorkerEnd* end, const uint8_t* frame, int64_t size) {
-  if (size != int64_t(sizeof(Prefix) + sizeof(Filled))) return false;
+bool take_result_shm(WorkerEnd* end, const uint8_t* frame, int64_t size) {
+  if (size != int64_t(sizeof(Prefix) + sizeof(ResultShm))) return false;
   const Prefix prefix = read_at<Prefix>(frame);
-  if (!is_of(prefix, end->version, kFilled)) return false;
-  const Filled filled = read_at<Filled>(frame + sizeof prefix);
+  if (!is_of(prefix, end->version, kResultShm)) return false;
+  const ResultShm filled = read_at<ResultShm>(frame + sizeof prefix);
   if (!end->fits(end->find(prefix.frame_id), filled.first, filled.count, filled.num_routes)) return false;
   end->arrived({prefix.frame_id, filled.first, filled.count});
   return true;
@@ -212,7 +212,7 @@ int64_t ask_one(const FanoutArgs& ask, const Told& told, int64_t shard, uint64_t
   const int64_t num_rows = told.row_ends[shard + 1] - told.row_ends[shard], row_bytes = ask.row_bytes;
   if (end->socket < 0 || !*end->clear || num_routes * row_bytes > end->most_answer_bytes) return -1;
   struct { uint64_t length; Prefix prefix; Asked asked; Places places; } head = {};
-  head.prefix = prefix_of(end->version, end->memory ? kPlaced : kDispatch, frame_id);
+  head.prefix = prefix_of(end->version, end->memory ? kDispatchShm : kDispatch, frame_id);
   head.asked = {ask.fingerprint, ask.epoch[0], ask.epoch[1], uint16_t(ask.layer), uint8_t(ask.dtype), uint8_t(ask.priority),
                 uint32_t(ask.timeout_us), uint32_t(num_rows), uint32_t(num_routes), uint32_t(ask.hidden), 0};
   std::vector<iovec> parts;
@@ -254,7 +254,7 @@ extern "C" {
 
 // Reads a frame of a local lane to `buffer`. kHandled if it is one that may be computed at once and nothing waits behind it: then `end`
 // says what it asks. Else its size, for Python to look at, 0 at the end of the connection, kNothing, or an error.
-int64_t expertfleet_take_placed(ShardEnd* end, uint8_t* buffer, int64_t room) {
+int64_t expertfleet_take_dispatch_shm(ShardEnd* end, uint8_t* buffer, int64_t room) {
   const int64_t size = receive(end->socket, buffer, room);
   if (size <= 0 || !take(end, buffer, size)) return size;
   const bool is_last = recv(int(end->socket), nullptr, 0, MSG_PEEK | MSG_DONTWAIT | MSG_TRUNC) < 0;
@@ -269,8 +269,8 @@ int64_t expertfleet_take_dispatch(ShardEnd* end, uint8_t* buffer, int64_t room) 
 }
 
 // Says that all results of what was asked are in their place: the bytes that the kernel did not take, or an error.
-int64_t expertfleet_give_filled(const ShardEnd* end) {
-  struct { Prefix prefix; Filled filled; } frame = {prefix_of(end->version, kFilled, end->frame_id), {}};
+int64_t expertfleet_send_result_shm(const ShardEnd* end) {
+  struct { Prefix prefix; ResultShm filled; } frame = {prefix_of(end->version, kResultShm, end->frame_id), {}};
   frame.filled.count = frame.filled.num_routes = uint32_t(end->num_routes);
   iovec part = {&frame, sizeof frame};
   return send_parts(end->socket, &part, 1);
@@ -326,11 +326,11 @@ void expertfleet_forget(WorkerEnd* end, uint64_t frame_id) { end->forget(frame_i
 
 // Reads what has come of a local lane and writes down where the answers are. The size of an unusual frame in `buffer`, 0 at the
 // connection's end, kNothing, or an error; all that is in `came` came before. kHandled where there may be more.
-int64_t expertfleet_take_filled(WorkerEnd* end, uint8_t* buffer, int64_t room) {
+int64_t expertfleet_take_result_shm(WorkerEnd* end, uint8_t* buffer, int64_t room) {
   end->num_came = 0;
   while (end->num_came < kMostCame) {
     const int64_t size = receive(end->socket, buffer, room);
-    if (size <= 0 || !take_filled(end, buffer, size)) return size;
+    if (size <= 0 || !take_result_shm(end, buffer, size)) return size;
   }
   return kHandled;
 }

@@ -12,7 +12,7 @@ from ...kernels.native_lanes import WorkerEnd
 from ...proto.codec import Dispatch, Hello, Result
 from ...proto.errors import FleetError
 from ...proto.frame_prefix import Buffer
-from ...proto.pair_frames import PairFrame
+from ...proto.group_frames import GroupFrame
 from .frame_in_flight import FrameInFlight
 
 
@@ -64,7 +64,7 @@ class Connection(Protocol):
 
     def answer(self, frame: object) -> Result | None: ...
 
-    def on_pair(self, frame: PairFrame) -> None:
+    def on_pair(self, frame: GroupFrame) -> None:
         """Raises FleetError for what does not fit."""
         ...
 
@@ -79,6 +79,22 @@ class Connection(Protocol):
     def discard(self) -> None:
         """On the IO loop: nobody will open it any more, if it is not open yet."""
         ...
+
+
+class SideChannel(Protocol):
+    """A way beside the lane's stream, which the stream announces; rows that do not come by it go over the stream."""
+
+    def post(self, frame: Dispatch) -> bool:
+        """Whether the frame goes this way; where not, the next way or the stream carries it."""
+        ...
+
+    def cancel(self, frame_id: int) -> bool:
+        """Whether the frame went this way, as now its cancel does."""
+        ...
+
+    def free(self, frame_id: int) -> None: ...
+
+    def close(self) -> None: ...
 
 
 def settle(future: "asyncio.Future[FleetError]", error: FleetError) -> None:

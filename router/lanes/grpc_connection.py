@@ -16,17 +16,17 @@ from ...membership import security
 from ...proto.codec import Dispatch, Hello, Result, dispatch_rows, encode_cancel, encode_dispatch
 from ...proto.errors import Code, FleetError, from_call, from_details
 from ...proto.frame_prefix import NO_PAIR, PAIRS_SINCE
-from ...proto.pair_frames import PairFrame
+from ...proto.group_frames import GroupFrame
 from ...proto.rows import Rows
 from ...transport.io_thread import IoThread
 from ...transport.lane import PATH, channel_options
 from ...transport.pair_group import PairSettings
 from ...transport.reactor import Reactor
 from ...transport.tcp_lane import METADATA_KEY, Ticket
-from .connection import Owner, settle
+from .connection import Owner, SideChannel, settle
 from .frame_in_flight import FrameInFlight
 from .pairs import WorkerPairs
-from .tcp_side_channel import TcpBeside
+from .tcp_side_channel import TcpSideChannel
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,9 @@ class GrpcConnection:
         self._outgoing: asyncio.Queue[bytes] = asyncio.Queue()
         self._pair = pair
         self._pairs: WorkerPairs | None = None
-        self._tcp = TcpBeside(lane, self, io, reactor, max_frame_bytes) if tcp else None
+        self._tcp = TcpSideChannel(lane, self, io, reactor, max_frame_bytes) if tcp else None
+        # In the order in which they are offered a frame.
+        self._side_channels: list[SideChannel] = [self._tcp] if self._tcp is not None else []
         self._version = 0  # until the shard has greeted
         self._tasks: list[asyncio.Task[None]] = []
         self._stream: grpc.aio.StreamStreamCall | None = None
@@ -67,12 +69,13 @@ class GrpcConnection:
         self._version = version
         if version >= PAIRS_SINCE and hello.pair == self._pair.transport != NO_PAIR:
             self._pairs = WorkerPairs(self._pair, self._lane, self, self._reactor, self._send, version)
+            self._side_channels.insert(0, self._pairs)
         elif self._pair.transport != NO_PAIR:
             logger.warning("%s exchanges rows by %s, not %s: over gRPC", hello.seat, hello.pair, self._pair.transport)
         if self._tcp is not None:
             if self._pairs is not None:
                 self._tcp.calls = None  # as rows may go by the pair
-            self._post(self._begin_beside, self._tcp)
+            self._post(self._begin_tcp, self._tcp)
 
     def max_rows(self, hello: Hello, row_bytes: int, top_k: int) -> int:
         return dispatch_rows(hello.max_frame_bytes, row_bytes, top_k)
@@ -80,9 +83,7 @@ class GrpcConnection:
     def post(self, frame: Dispatch, row_ids: torch.Tensor | None) -> None:
         if row_ids is not None:
             frame = frame.with_rows(Rows.of(frame.rows.tensor[row_ids]))
-        if self._pairs is not None and self._pairs.post(frame):
-            return
-        if self._tcp is None or not self._tcp.post(frame, self._version):
+        if not any(channel.post(frame) for channel in self._side_channels):
             self._send(encode_dispatch(frame, self._version))
 
     def sent(self, frame: FrameInFlight) -> None:
@@ -96,27 +97,23 @@ class GrpcConnection:
     def answer(self, frame: object) -> Result | None:
         return frame if isinstance(frame, Result) else None
 
-    def on_pair(self, frame: PairFrame) -> None:
+    def on_pair(self, frame: GroupFrame) -> None:
         if self._pairs is None:
             raise FleetError(Code.BAD_FRAME, f"{self._lane.seat} sent a {type(frame).__name__} frame without a pair")
         self._pairs.received(frame)
 
     def cancel(self, frame_id: int) -> bool:
-        if self._tcp is None or not self._tcp.cancel(frame_id, self._version):
+        if not any(channel.cancel(frame_id) for channel in self._side_channels):
             self._send(encode_cancel(frame_id, self._version))
         return False
 
     def free(self, frame_id: int) -> None:
-        if self._tcp is not None:
-            self._tcp.free(frame_id)
-        if self._pairs is not None:
-            self._pairs.free(frame_id)
+        for channel in self._side_channels:
+            channel.free(frame_id)
 
     def end(self, error: FleetError) -> None:
-        if self._tcp is not None:
-            self._tcp.close()
-        if self._pairs is not None:
-            self._pairs.close()
+        for channel in self._side_channels:
+            channel.close()
         self._post(self._end, error)
 
     def discard(self) -> None:
@@ -134,15 +131,15 @@ class GrpcConnection:
     def _begin(self) -> None:
         self._tasks.append(self._loop.create_task(self._run()))
 
-    def _begin_beside(self, tcp: TcpBeside) -> None:
-        self._tasks.append(self._loop.create_task(self._connect_beside(tcp)))
+    def _begin_tcp(self, tcp: TcpSideChannel) -> None:
+        self._tasks.append(self._loop.create_task(self._connect_tcp(tcp)))
 
     def _end(self, error: FleetError) -> None:
         settle(self.ended, error)
         for task in self._tasks:
             task.cancel()
 
-    async def _connect_beside(self, tcp: TcpBeside) -> None:
+    async def _connect_tcp(self, tcp: TcpSideChannel) -> None:
         """If the shard has said where; a stream that ends says why to its reader."""
         assert self._stream is not None
         try:

@@ -13,10 +13,10 @@ import logging
 from collections.abc import Callable
 
 from ...kernels.native_lanes import WorkerEnd, close_end
-from ...proto.codec import Error, Filled, Hello, Result, decode, encode_hello
+from ...proto.codec import Error, Hello, Result, ResultShm, decode, encode_hello
 from ...proto.errors import Code, FleetError
 from ...proto.frame_prefix import Buffer
-from ...proto.pair_frames import PairAt, Paired, PairedResult, Taken
+from ...proto.group_frames import AckPg, DispatchPg, GroupOffer, ResultPg
 from ...transport.io_thread import IoThread
 from ...transport.local_lane import connect_locally
 from ...transport.pair_group import PairSettings
@@ -241,14 +241,14 @@ class Lane:
             raise FleetError(frame.code, f"{self.seat}: {frame.message}")
         elif isinstance(frame, Error):
             self._fail(connection, frame)
-        elif isinstance(frame, Result | Filled):
+        elif isinstance(frame, Result | ResultShm):
             self._answer(connection, frame)
-        elif isinstance(frame, PairAt | Paired | PairedResult | Taken):
+        elif isinstance(frame, GroupOffer | DispatchPg | ResultPg | AckPg):
             connection.on_pair(frame)
         else:
             raise FleetError(Code.BAD_FRAME, f"{self.seat} sent a {type(frame).__name__} frame")
 
-    def _answer(self, connection: Connection, answer: Result | Filled) -> None:
+    def _answer(self, connection: Connection, answer: Result | ResultShm) -> None:
         frame = self._find(answer.frame_id, type(answer).__name__)
         if frame is None:
             return

@@ -13,9 +13,18 @@ from dataclasses import dataclass
 import torch
 
 from ...kernels import native_lanes
-from ...proto.codec import Dispatch, Filled, Hello, Placed, Result, encode_cancel, encode_placed, placed_rows
+from ...proto.codec import (
+    Dispatch,
+    DispatchShm,
+    Hello,
+    Result,
+    ResultShm,
+    dispatch_shm_rows,
+    encode_cancel,
+    encode_dispatch_shm,
+)
 from ...proto.errors import Code, FleetError
-from ...proto.pair_frames import PairFrame
+from ...proto.group_frames import GroupFrame
 from ...proto.rows import address_of
 from ...transport.local_lane import MAX_MESSAGE_BYTES, FrameSocket
 from ...transport.reactor import Reactor
@@ -67,7 +76,7 @@ class LocalConnection:
             self._enable_fast_path(self._calls)
 
     def max_rows(self, hello: Hello, row_bytes: int, top_k: int) -> int:
-        return placed_rows(MAX_MESSAGE_BYTES, top_k)
+        return dispatch_shm_rows(MAX_MESSAGE_BYTES, top_k)
 
     def post(self, frame: Dispatch, row_ids: torch.Tensor | None) -> None:
         rows, num_routes = frame.rows, len(frame.route_rows)
@@ -81,11 +90,11 @@ class LocalConnection:
             torch.index_select(rows.tensor, 0, row_ids, out=place.tensor)
         results_at = begin + rows_bytes
         self._areas[frame.frame_id] = _Area(begin, results_at, rows.dtype, num_routes, hidden)
-        placed = Placed(
+        placed = DispatchShm(
             frame.frame_id, frame.fingerprint, frame.epoch, frame.layer, frame.priority, frame.timeout_us,
             rows.dtype, num_rows, hidden, begin, results_at, frame.route_rows, frame.route_experts,
         )  # fmt: skip
-        self._send(encode_placed(placed, self._version))
+        self._send(encode_dispatch_shm(placed, self._version))
 
     def sent(self, frame: FrameInFlight) -> None:
         begin = self._lane.end.area
@@ -101,7 +110,7 @@ class LocalConnection:
             self._calls.forget(self._end_at, frame_id)
 
     def answer(self, frame: object) -> Result | None:
-        if not isinstance(frame, Filled) or frame.frame_id not in self._areas:
+        if not isinstance(frame, ResultShm) or frame.frame_id not in self._areas:
             return None
         area = self._areas[frame.frame_id]
         if frame.num_routes != area.num_routes:
@@ -111,7 +120,7 @@ class LocalConnection:
         rows = self._arena.rows(at, area.dtype, frame.count, area.hidden, alignment=area.dtype.itemsize)
         return Result(frame.frame_id, frame.first_route, frame.num_routes, rows)
 
-    def on_pair(self, frame: PairFrame) -> None:
+    def on_pair(self, frame: GroupFrame) -> None:
         raise FleetError(Code.BAD_FRAME, f"a {type(frame).__name__} frame came over a local lane")
 
     def cancel(self, frame_id: int) -> bool:
@@ -149,7 +158,7 @@ class LocalConnection:
         buffer_at, room = address_of(connection.buffer), len(connection.buffer)
 
         def receive() -> int:
-            size: int = calls.take_filled(end_at, buffer_at, room)
+            size: int = calls.take_result_shm(end_at, buffer_at, room)
             native_lanes.each_that_came(end, noted)
             return native_lanes.check(size)
 

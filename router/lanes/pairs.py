@@ -13,15 +13,15 @@ import torch
 
 from ...proto.codec import Dispatch, Result, encode_dispatch
 from ...proto.errors import Code, FleetError
-from ...proto.pair_frames import (
-    PairAt,
-    Paired,
-    PairedResult,
-    PairFrame,
-    Taken,
-    encode_pair,
-    encode_paired,
-    encode_taken,
+from ...proto.group_frames import (
+    AckPg,
+    DispatchPg,
+    GroupFrame,
+    GroupOffer,
+    ResultPg,
+    encode_ack_pg,
+    encode_dispatch_pg,
+    encode_group_offer,
 )
 from ...proto.rows import Rows
 from ...transport.pair import Pair
@@ -53,17 +53,16 @@ class WorkerPairs:
         self.pair = self._begin(1)
 
     def post(self, frame: Dispatch) -> bool:
-        """Whether the frame's rows go by the pair."""
         if frame.rows.nbytes < self._settings.least_bytes or not self.pair.usable:
             return False
         generation, rows = self.pair.generation, frame.rows
 
         def announce(number: int) -> None:
-            paired = Paired(
+            paired = DispatchPg(
                 frame.frame_id, frame.fingerprint, frame.epoch, frame.layer, frame.priority, frame.timeout_us,
                 rows.dtype, rows.count, rows.width, generation, number, frame.route_rows, frame.route_experts,
             )  # fmt: skip
-            self._send(encode_paired(paired, self._version))
+            self._send(encode_dispatch_pg(paired, self._version))
 
         expires_at = time.monotonic() + frame.timeout_us / 1e6
         self._frames[frame.frame_id] = frame, expires_at
@@ -72,22 +71,26 @@ class WorkerPairs:
         del self._frames[frame.frame_id]
         return False
 
-    def received(self, frame: PairFrame) -> None:
+    def received(self, frame: GroupFrame) -> None:
         """Raises FleetError for what does not fit."""
         match frame:
-            case Taken() if frame.generation == self.pair.generation:
+            case AckPg() if frame.generation == self.pair.generation:
                 self.pair.taken(frame)
                 if frame.count:
                     self._pause_s = _FIRST_PAUSE_S
                 if frame.ended and self._next is None:
                     self._next = self._reactor.call_later(self._pause_s, self._renew)
                     self._pause_s = min(_MAX_PAUSE_S, 2 * self._pause_s)
-            case PairedResult() if frame.generation == self.pair.generation:
+            case ResultPg() if frame.generation == self.pair.generation:
                 self._expect(frame)
-            case Taken() | PairedResult() if frame.generation < self.pair.generation:
+            case AckPg() | ResultPg() if frame.generation < self.pair.generation:
                 pass  # both ends have ended it; what it had comes over the stream
             case _:
                 raise FleetError(Code.BAD_FRAME, f"{self._lane.seat} sent a misfit {type(frame).__name__} frame")
+
+    def cancel(self, frame_id: int) -> bool:
+        """Its announcement went over the stream, and so does its cancel."""
+        return False
 
     def free(self, frame_id: int) -> None:
         self._frames.pop(frame_id, None)
@@ -100,20 +103,20 @@ class WorkerPairs:
 
     def _begin(self, generation: int) -> Pair:
         def tell(address: str) -> None:
-            self._send(encode_pair(PairAt(generation, address), self._version))
+            self._send(encode_group_offer(GroupOffer(generation, address), self._version))
 
         return Pair(
             f"{self._lane.seat} at {self._lane.address}",
             generation,
             lambda: host_pair(self._settings, self._lane.address, tell),
-            lambda taken: self._send(encode_taken(taken, self._version)),
+            lambda taken: self._send(encode_ack_pg(taken, self._version)),
         )
 
     def _renew(self) -> None:
         self._next = None
         self.pair = self._begin(self.pair.generation + 1)
 
-    def _expect(self, frame: PairedResult) -> None:
+    def _expect(self, frame: ResultPg) -> None:
         _, expires_at = self._frames.get(frame.frame_id, (None, math.inf))
 
         def take(rows: torch.Tensor) -> None:

@@ -28,7 +28,7 @@ _CONNECT_S = 5.0
 _SMALL_BYTES = 512 << 10  # of the answers to a dispatch
 
 
-class TcpBeside:
+class TcpSideChannel:
     """Belongs to the reactor's thread, but for ``connect``."""
 
     def __init__(
@@ -36,9 +36,9 @@ class TcpBeside:
     ) -> None:
         self._lane, self._connection = lane, connection
         self._io, self._reactor, self._max_frame_bytes = io, reactor, max_frame_bytes
-        self._small: _Way | None = None
-        self._large: _Way | None = None
-        self._taken: dict[int, _Way] = {}  # by frame id
+        self._small: _SideConnection | None = None
+        self._large: _SideConnection | None = None
+        self._carried_by: dict[int, _SideConnection] = {}  # by frame id
         self._results: dict[int, Rows] = {}  # of usual frames, by their ids
         self.calls = native_lanes.calls()  # None where no frame is usual
         self._end_at = ctypes.addressof(lane.end)
@@ -64,23 +64,22 @@ class TcpBeside:
     @property
     def is_usable(self) -> bool:
         """Whether no frame of a dispatch takes the stream any more."""
-        return all(way is not None and way.usable for way in (self._small, self._large))
+        return all(side is not None and side.usable for side in (self._small, self._large))
 
-    def post(self, frame: Dispatch, version: int) -> bool:
-        """Whether the frame went this way."""
+    def post(self, frame: Dispatch) -> bool:
         answer_bytes = len(frame.route_rows) * frame.rows.row_bytes
-        way = self._small if answer_bytes <= _SMALL_BYTES else self._large
-        if way is None or not way.usable:
+        side = self._small if answer_bytes <= _SMALL_BYTES else self._large
+        if side is None or not side.usable:
             return False
-        self._taken[frame.frame_id] = way
-        way.socket.send(dispatch_parts(frame, version))
+        self._carried_by[frame.frame_id] = side
+        side.socket.send(dispatch_parts(frame, self._lane.version))
         return True
 
     def sent(self, frame: FrameInFlight) -> None:
         """Gives memory to the answers of a frame that a compiled call has sent, and sends the rest of the frame."""
         assert self.calls is not None, "compiled calls have sent it"
         assert self._small is not None, "its end is open"
-        self._taken[frame.frame_id] = self._small
+        self._carried_by[frame.frame_id] = self._small
         frame.memory = self._results[frame.frame_id] = results = Rows.new(frame.num_routes, frame.hidden, frame.dtype)
         frame.expect(self.calls, self._end_at, results.address)
         if frame.unsent is not None:
@@ -90,16 +89,15 @@ class TcpBeside:
         if frame_id in self._results and self.calls is not None:
             self.calls.forget(self._end_at, frame_id)
 
-    def cancel(self, frame_id: int, version: int) -> bool:
-        """Whether the frame went this way, as now its cancel does."""
-        way = self._taken.get(frame_id)
-        if way is None:
+    def cancel(self, frame_id: int) -> bool:
+        side = self._carried_by.get(frame_id)
+        if side is None:
             return False
-        way.socket.send((encode_cancel(frame_id, version),))
+        side.socket.send((encode_cancel(frame_id, self._lane.version),))
         return True
 
     def free(self, frame_id: int) -> None:
-        self._taken.pop(frame_id, None)
+        self._carried_by.pop(frame_id, None)
         self._results.pop(frame_id, None)
 
     def close(self) -> None:
@@ -126,34 +124,34 @@ class TcpBeside:
             self._small = self._open(small, self._reactor, ticket)
             self._large = self._open(large, self._io, ticket)
 
-    def _open(self, connected: socket.socket, watcher: Reactor | IoThread, ticket: Ticket) -> "_Way":
+    def _open(self, connected: socket.socket, watcher: Reactor | IoThread, ticket: Ticket) -> "_SideConnection":
         def on_frame(data: Buffer) -> None:
             if watcher is self._reactor:
-                self._received(way, data)
+                self._received(side, data)
             else:
-                self._reactor.post(self._received, way, data)
+                self._reactor.post(self._received, side, data)
 
         def on_end(error: FleetError) -> None:
-            self._reactor.post(self._ended, way, error)
+            self._reactor.post(self._ended, side, error)
 
-        way = _Way(TcpSocket(connected, watcher, self._io, self._max_frame_bytes, on_frame, on_end))
-        way.socket.send((ticket.secret.encode(),))
-        return way
+        side = _SideConnection(TcpSocket(connected, watcher, self._io, self._max_frame_bytes, on_frame, on_end))
+        side.socket.send((ticket.secret.encode(),))
+        return side
 
-    def _ended(self, way: "_Way", error: FleetError) -> None:
+    def _ended(self, side: "_SideConnection", error: FleetError) -> None:
         """The lane ends with a connection that has carried frames, and does without one that never did."""
-        if way.usable:
+        if side.usable:
             self._connection.end(error)
             return
         if not self._closed:
             _log.warning("%s lets nobody in over TCP, frames take gRPC: %s", self._lane.seat, error)
-        if way is self._small:
+        if side is self._small:
             self._small = None
-        if way is self._large:
+        if side is self._large:
             self._large = None
 
-    def _received(self, way: "_Way", data: Buffer) -> None:
-        if way.usable:
+    def _received(self, side: "_SideConnection", data: Buffer) -> None:
+        if side.usable:
             self._lane.received(self._connection, data)
             return
         try:
@@ -163,9 +161,9 @@ class TcpBeside:
         except FleetError as error:
             self._connection.end(error)
             return
-        way.usable = True
-        if way is self._small and not way.socket.is_tls and self.calls is not None:
-            self._enable_fast_path(self.calls, way.socket)
+        side.usable = True
+        if side is self._small and not side.socket.is_tls and self.calls is not None:
+            self._enable_fast_path(self.calls, side.socket)
 
     def _enable_fast_path(self, calls: native_lanes.Calls, connection: TcpSocket) -> None:
         """From now on compiled calls send small frames, and read usual answers to where they shall be."""
@@ -182,7 +180,7 @@ class TcpBeside:
         connection.receive = receive
 
 
-class _Way:
+class _SideConnection:
     """A connection, usable once the shard has greeted on it."""
 
     def __init__(self, connected: TcpSocket) -> None:

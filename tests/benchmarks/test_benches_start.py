@@ -31,7 +31,7 @@ def test_lanes_of_every_kind_are_timed() -> None:
     flags = ("--hidden", 256, "--experts", 8, "--layers", 2, "--rounds", 1)
     lines = run("bench_lanes", "--tokens", 1, 2, "--shards", 1, *flags)
     assert [line[:3] for line in lines] == [
-        [kind, tokens, "1"] for tokens in ("1", "2") for kind in ("local", "tcp", "grpc", "gloo", "raw", "bare")
+        [kind, tokens, "1"] for tokens in ("1", "2") for kind in ("local", "tcp", "grpc", "raw", "bare")
     ]
 
 

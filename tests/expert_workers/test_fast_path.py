@@ -20,14 +20,14 @@ from expertfleet.kernels.native_lanes import HANDLED, NOTHING, Calls, ShardEnd
 from expertfleet.membership.epoch import EpochId
 from expertfleet.proto.codec import (
     Dispatch,
-    Filled,
-    Placed,
+    DispatchShm,
     Result,
+    ResultShm,
     decode,
     encode_cancel,
     encode_dispatch,
-    encode_filled,
-    encode_placed,
+    encode_dispatch_shm,
+    encode_result_shm,
     short_fingerprint,
 )
 from expertfleet.proto.errors import FleetError
@@ -66,7 +66,7 @@ class Pair:
         if self.is_local:
             self.end.memory, self.end.memory_bytes = self.arena.address, self.arena.size
         self.buffer = bytearray(LIMIT)
-        self.take = calls.take_placed if self.is_local else calls.take_dispatch
+        self.take = calls.take_dispatch_shm if self.is_local else calls.take_dispatch
 
     def receive(self) -> int:
         size: int = self.take(ctypes.addressof(self.end), address_of(self.buffer), len(self.buffer))
@@ -88,8 +88,8 @@ class Pair:
         asked = (*fields, rng.choice((1, 2)), rng.randrange(3), rng.choice((0, 10**6)))
         if self.is_local:
             places = (rng.choice((0, 64, 4096)), rng.choice((1 << 20, self.arena.size - 256 * rows)))
-            placed = Placed(*asked, torch.bfloat16, rows, HIDDEN, *places, route_rows, experts)
-            return encode_placed(placed)
+            placed = DispatchShm(*asked, torch.bfloat16, rows, HIDDEN, *places, route_rows, experts)
+            return encode_dispatch_shm(placed)
         values = torch.randn(rows, HIDDEN).bfloat16()
         return encode_dispatch(Dispatch(*asked, Rows.of(values), route_rows, experts))
 
@@ -97,7 +97,7 @@ class Pair:
         """What Python makes of it, None if it refuses."""
         try:
             found = decode(frame, LIMIT, WIRE_VERSION)
-            if isinstance(found, Placed) and self.is_local:
+            if isinstance(found, DispatchShm) and self.is_local:
                 rows = self.arena.rows(found.rows_at, found.dtype, found.num_rows, found.hidden)
                 self.arena.rows(found.results_at, found.dtype, len(found.route_rows), found.hidden)
                 found = found.with_rows(rows)
@@ -200,9 +200,9 @@ def test_answers_are_the_frames_that_python_would_send(pair: Pair) -> None:
         sent += 1
         end, wanted = pair.end, decode(frame, LIMIT)
         if pair.is_local:
-            assert pair.calls.give_filled(ctypes.addressof(end)) == 0
+            assert pair.calls.send_result_shm(ctypes.addressof(end)) == 0
             said = pair.worker.recv(LIMIT)
-            assert said == encode_filled(Filled(end.frame_id, 0, end.num_routes, end.num_routes))
+            assert said == encode_result_shm(ResultShm(end.frame_id, 0, end.num_routes, end.num_routes))
             continue
         rows = torch.randn(end.num_routes, HIDDEN).bfloat16()
         assert pair.calls.give_result(ctypes.addressof(end), rows.data_ptr()) == 0

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from gloo import over_gloo  # noqa: F401 - a fixture for all of this module
 
 from expertfleet.checkpoint.make_tiny import make_tiny
 from expertfleet.checkpoint.tensors import Checkpoint
@@ -35,8 +36,8 @@ class Fleet:
         self.config = checkpoint.config
         self.io, self.reactor = IoThread("test-io"), Reactor()
         self.processes = processes
-        hello = Hello("attention-0", checkpoint.fingerprint, "bfloat16", 64 << 20, pair="gloo")
-        self.router = Router(self.io, self.reactor, hello, 60.0, local_lanes=False, pair=PairSettings("gloo", 1 << 10))
+        hello = Hello("attention-0", checkpoint.fingerprint, "bfloat16", 64 << 20, pair="nccl")
+        self.router = Router(self.io, self.reactor, hello, 60.0, local_lanes=False, pair=PairSettings("nccl", 1 << 10))
         members = []
         for number, experts in enumerate(held):
             pairs = [(LAYER, expert) for expert in experts]
@@ -93,7 +94,7 @@ def make_fleet(start: Callable[..., Any], tmp_path: Path) -> Iterator[Callable[.
     make_tiny(model, hidden=HIDDEN, layers=2, experts=16, expert_width=32, dense_width=32, vocab=512)
 
     def make(*held: list[int]) -> Fleet:
-        flags = ("--model", model, "--pair-transport", "gloo", "--pair-min-kib", 1)
+        flags = ("--model", model, "--pair-transport", "nccl", "--pair-min-kib", 1)
         processes = [start("expert_workers", "--seat", f"expert-{number}", *flags) for number in range(len(held))]
         made.append(Fleet(Checkpoint.open(model), processes, list(held)))
         for number in range(len(held)):  # loaded, and warm

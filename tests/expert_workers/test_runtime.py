@@ -9,7 +9,7 @@ import torch
 
 from expertfleet.expert_workers import handler
 from expertfleet.expert_workers import runtime as module
-from expertfleet.expert_workers.handler import GrpcLane
+from expertfleet.expert_workers.handler import GrpcLaneServer
 from expertfleet.expert_workers.pool import Job, Pool
 from expertfleet.expert_workers.runtime import Runtime
 from expertfleet.kernels.expert_layer import ExpertShape
@@ -23,9 +23,9 @@ from expertfleet.transport.reactor import Reactor
 H = 256
 
 
-def answering(answers: "queue.Queue[bytes]") -> GrpcLane:
+def answering(answers: "queue.Queue[bytes]") -> GrpcLaneServer:
     """Only ``deliver`` and ``send`` are called."""
-    lane = GrpcLane(None, answers.put)  # type: ignore[arg-type]
+    lane = GrpcLaneServer(None, answers.put)  # type: ignore[arg-type]
     lane.version = WIRE_VERSION
     return lane
 

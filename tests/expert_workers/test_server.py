@@ -23,16 +23,16 @@ from expertfleet.kernels.grouped_gemm import grouped_gemm_reference
 from expertfleet.membership.epoch import ExpertSet
 from expertfleet.proto.codec import (
     Dispatch,
+    DispatchShm,
     Error,
-    Filled,
     Hello,
-    Placed,
     Result,
+    ResultShm,
     decode,
     encode_cancel,
     encode_dispatch,
+    encode_dispatch_shm,
     encode_hello,
-    encode_placed,
     encode_result,
     short_fingerprint,
 )
@@ -72,7 +72,7 @@ class LocalStream:
         except FleetError:  # it is not ours to be understood
             frame = None
         if isinstance(frame, Dispatch):
-            data = encode_placed(self.place(frame))
+            data = encode_dispatch_shm(self.place(frame))
         await loop.sock_sendall(self._socket, data)
 
     async def read(self) -> bytes:
@@ -81,12 +81,12 @@ class LocalStream:
         if not data:
             raise ConnectionResetError
         frame = decode(data, LIMIT)
-        if isinstance(frame, Filled):
+        if isinstance(frame, ResultShm):
             rows = self._results[frame.frame_id].part(frame.first_route, frame.count)
             return encode_result(frame.frame_id, frame.first_route, frame.num_routes, rows)
         return data
 
-    def place(self, frame: Dispatch, **changes: Any) -> Placed:
+    def place(self, frame: Dispatch, **changes: Any) -> DispatchShm:
         R, H, dtype = frame.rows.count, frame.rows.width, frame.rows.dtype
         N = len(frame.route_rows)
         rows_at, results_at = (self.arena.allocate(count * H * dtype.itemsize) for count in (R, N))
@@ -94,7 +94,7 @@ class LocalStream:
         self._results[frame.frame_id] = self.arena.rows(results_at, dtype, N, H)
         fields = {name: getattr(frame, name) for name in FIELDS if name != "rows"}
         placed = {"dtype": dtype, "num_rows": R, "hidden": H, "rows_at": rows_at, "results_at": results_at}
-        return Placed(**(fields | placed | changes))
+        return DispatchShm(**(fields | placed | changes))
 
     def close(self) -> None:
         if self._socket is not None:
@@ -298,7 +298,9 @@ def test_rows_outside_the_shared_memory_are_refused_and_the_lane_lives(
         assert isinstance(client.stream, LocalStream)
         frame = decode(client.frame(7), LIMIT)
         assert isinstance(frame, Dispatch)
-        return await client.ask(encode_placed(client.stream.place(frame, **changes))), await client.ask(client.frame(8))
+        return await client.ask(encode_dispatch_shm(client.stream.place(frame, **changes))), await client.ask(
+            client.frame(8)
+        )
 
     refused, fine = talk(shard, checkpoint, conversation, "local")
     assert isinstance(refused, Error)

@@ -72,7 +72,7 @@ def test_every_setting_of_the_values_arrives() -> None:
     values: chart.Values = {
         "dtype": "float32",
         "model": {"maxModelLen": 4096, "servedNames": ["a", "b"]},
-        "lanes": {"pairTransport": "gloo", "pairMinKib": 1048576, "maxFrameMib": 128},
+        "lanes": {"maxFrameMib": 128},
         "expertReplicas": 1.25,
         "head": {"forgetS": 42, "gatherS": 0, "placementObjective": "tokens", "spareMemory": 0.2},
         "attention": {
@@ -101,7 +101,6 @@ def test_every_setting_of_the_values_arrives() -> None:
     assert (head.placement_objective, head.spare_memory) == ("tokens", 0.2)
     attention, node = read_all["node", "attention"]
     assert (attention.dtype, attention.max_model_len, attention.max_frame_mib) == ("float32", 4096, 128)
-    assert (attention.pair_transport, attention.pair_min_kib) == ("gloo", 1048576)
     assert (attention.cache_gib, attention.max_num_seqs, attention.layer_deadline_s) == (0.125, 7, 2.5)
     assert attention.max_num_queued_reqs == 9
     assert (attention.max_micro_batches, attention.local_lanes) == (3, False)
@@ -109,7 +108,7 @@ def test_every_setting_of_the_values_arrives() -> None:
     assert node.leave_s == 60
     expert, _ = read_all["node", "expert"]
     assert (expert.slice_ms, expert.backend, expert.max_queued_frames) == (0.5, "reference", 1000000)
-    assert (expert.dtype, expert.pair_transport, expert.memory_gib) == ("float32", "gloo", 0.25)
+    assert (expert.dtype, expert.max_frame_mib, expert.memory_gib) == ("float32", 128, 0.25)
     gateway, _ = read_all["gateway",]
     assert (gateway.first_chunk_s, gateway.access_log, gateway.drain_s) == (0.25, True, 86400)
     assert (gateway.on_inexact, gateway.max_worker_deaths) == ("continue", 2)

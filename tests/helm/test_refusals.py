@@ -280,7 +280,6 @@ COMBINATIONS: list[tuple[str, chart.Values]] = [
         "expertGroups.gpu.resources.requests.nvidia.com/gpu: 2 must be the 1",
         {"expertGroups": {"gpu": {**GPU, "resources": GPU_AMOUNTS}}},
     ),
-    ("lanes.pairTransport: gloo", {"lanes": {"pairTransport": "gloo"}, "tls": {"existingSecret": "certificate"}}),
     ("expertShards.autoscaling.minReplicas: 1", {"expertShards": {"minReplicas": 2, "autoscaling": {"enabled": True}}}),
     ("expertShards.autoscaling.maxReplicas: 8", {"expertShards": {"autoscaling": {"enabled": True, "minReplicas": 9}}}),
     ("gateway.autoscaling.maxReplicas: 1", {"gateway": {"autoscaling": {"enabled": True, "maxReplicas": 1}}}),

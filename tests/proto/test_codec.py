@@ -50,9 +50,9 @@ def test_dispatch_round_trip(dtype: torch.dtype) -> None:
     assert decoded.route_experts.tolist() == fields["route_experts"].tolist()
 
 
-def make_placed(rng: random.Random) -> codec.Placed:
+def make_dispatch_shm(rng: random.Random) -> codec.DispatchShm:
     R, N = rng.randint(1, 9), rng.randint(1, 30)
-    return codec.Placed(
+    return codec.DispatchShm(
         frame_id=rng.getrandbits(64),
         fingerprint=rng.randbytes(8),
         epoch=(rng.getrandbits(60), rng.getrandbits(40)),
@@ -70,15 +70,15 @@ def make_placed(rng: random.Random) -> codec.Placed:
 
 
 def test_placed_and_filled_round_trip() -> None:
-    placed = make_placed(random.Random())
-    decoded = codec.decode(codec.encode_placed(placed), LIMIT)
-    assert isinstance(decoded, codec.Placed)
-    for field in dataclasses.fields(codec.Placed):
+    placed = make_dispatch_shm(random.Random())
+    decoded = codec.decode(codec.encode_dispatch_shm(placed), LIMIT)
+    assert isinstance(decoded, codec.DispatchShm)
+    for field in dataclasses.fields(codec.DispatchShm):
         assert np.array_equal(getattr(decoded, field.name), getattr(placed, field.name)), field.name
-    filled = codec.Filled(7, 2, 3, 5)
-    assert codec.decode(codec.encode_filled(filled), LIMIT) == filled
+    filled = codec.ResultShm(7, 2, 3, 5)
+    assert codec.decode(codec.encode_result_shm(filled), LIMIT) == filled
     with pytest.raises(FleetError, match="routes 2 to 6 of 5"):
-        codec.decode(codec.encode_filled(codec.Filled(7, 2, 4, 5)), LIMIT)
+        codec.decode(codec.encode_result_shm(codec.ResultShm(7, 2, 4, 5)), LIMIT)
 
 
 def test_result_error_cancel_and_hello_round_trip() -> None:
@@ -120,10 +120,10 @@ def test_frames_of_a_lane_bear_its_version_and_no_other_is_taken() -> None:
     rng = random.Random()
     frames = [
         codec.encode_dispatch(codec.Dispatch(**make_dispatch(rng, torch.float32)[1]), 7),
-        codec.encode_placed(make_placed(rng), 7),
+        codec.encode_dispatch_shm(make_dispatch_shm(rng), 7),
         codec.encode_result(7, 2, 5, Rows.of(torch.randn(3, 8)), 7),
         codec.encode_cancel(1, 7),
-        codec.encode_filled(codec.Filled(7, 2, 3, 5), 7),
+        codec.encode_result_shm(codec.ResultShm(7, 2, 3, 5), 7),
     ]
     for frame in frames:
         codec.decode(frame, LIMIT, version=7)
@@ -175,7 +175,7 @@ def test_a_greeting_of_an_impossible_version_is_malformed(oldest: object) -> Non
 
 
 def test_every_truncation_is_refused() -> None:
-    placed = codec.encode_placed(make_placed(random.Random()))
+    placed = codec.encode_dispatch_shm(make_dispatch_shm(random.Random()))
     for frame in (make_dispatch(random.Random(), torch.bfloat16)[0], placed):
         for size in range(len(frame)):
             with pytest.raises(FleetError):
@@ -195,7 +195,7 @@ def test_a_route_to_a_row_that_is_not_there_is_refused() -> None:
 @given(seed=st.integers(0, 2**32), flips=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=8))
 def test_mutated_frames_decode_or_are_refused(seed: int, flips: list[tuple[int, int]]) -> None:
     rng = random.Random(seed)
-    placed = codec.encode_placed(make_placed(rng))
+    placed = codec.encode_dispatch_shm(make_dispatch_shm(rng))
     frame = bytearray(rng.choice((make_dispatch(rng, torch.bfloat16)[0], placed)))
     for position, value in flips:
         frame[position % len(frame)] = value
@@ -206,7 +206,7 @@ def test_mutated_frames_decode_or_are_refused(seed: int, flips: list[tuple[int, 
     if isinstance(decoded, codec.Dispatch):
         assert max(decoded.route_rows) < decoded.rows.count
         assert decoded.rows.tensor.shape == (decoded.rows.count, decoded.rows.width)
-    if isinstance(decoded, codec.Placed):
+    if isinstance(decoded, codec.DispatchShm):
         assert max(decoded.route_rows) < decoded.num_rows
 
 

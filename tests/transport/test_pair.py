@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from gloo import over_gloo  # noqa: F401 - a fixture for all of this module
 
 from expertfleet.proto.errors import FleetError
-from expertfleet.proto.pair_frames import Taken
+from expertfleet.proto.group_frames import AckPg
 from expertfleet.transport import pair as module
 from expertfleet.transport.pair import Pair
 from expertfleet.transport.pair_group import Groups, PairSettings, host_pair, join_pair
@@ -49,7 +50,7 @@ class Ends:
     """Two ends and the lane between them: what each says is heard by the other, unless ``deaf``."""
 
     def __init__(self, forms: tuple[Callable[[], Groups], Callable[[], Groups]]) -> None:
-        self.heard: queue.Queue[tuple[int, Taken]] = queue.Queue()
+        self.heard: queue.Queue[tuple[int, AckPg]] = queue.Queue()
         self.deaf = False
         self.came: list[list[float]] = [[], []]  # first values of the rows that came by the pair, at each end
         self.resent: list[list[float]] = [[], []]  # of those that were given back, by each end
@@ -173,7 +174,7 @@ def test_transfers_out_of_order_are_refused(ends: Ends) -> None:
         ends.pairs[1].expect(1, (1, 1), torch.float32, 0.0, print)
     for count in (1, 7):
         with pytest.raises(FleetError, match=f"{count} transfers taken, of 0 to 0"):
-            ends.pairs[0].taken(Taken(1, count, False))
+            ends.pairs[0].taken(AckPg(1, count, False))
 
 
 def test_more_announcements_than_there_is_room_for_end_the_generation(
@@ -186,7 +187,7 @@ def test_more_announcements_than_there_is_room_for_end_the_generation(
 
 
 def test_a_generation_that_cannot_be_formed_ends() -> None:
-    said: list[Taken] = []
+    said: list[AckPg] = []
 
     def fail() -> Groups:
         raise OSError("no route")
@@ -197,14 +198,14 @@ def test_a_generation_that_cannot_be_formed_ends() -> None:
         assert time.monotonic() < end
         time.sleep(0.002)
     assert pair.ended
-    assert said == [Taken(4, 0, True)]
-    pair.taken(Taken(4, 0, True))
+    assert said == [AckPg(4, 0, True)]
+    pair.taken(AckPg(4, 0, True))
     assert pair.settled
 
 
 def gloo() -> tuple[Callable[[], Groups], Callable[[], Groups]]:
     """Both ends in this process, as two would."""
-    settings = PairSettings("gloo")
+    settings = PairSettings("nccl")
     address: queue.Queue[str] = queue.Queue()
     return (
         lambda: host_pair(settings, "127.0.0.1:9", address.put),

@@ -28,9 +28,6 @@ apiKeys.open: true serves whoever reaches the gateways, but apiKeys.existingSecr
 {{- else if not (or .Values.apiKeys.existingSecret .Values.apiKeys.open) }}
 apiKeys.existingSecret: empty; make one with kubectl create secret generic NAME --from-literal=keys=$(openssl rand -hex 24) and name it, or set apiKeys.open: true to serve whoever reaches the gateways
 {{- end }}
-{{- if and .Values.tls.existingSecret (ne .Values.lanes.pairTransport "none") }}
-lanes.pairTransport: {{ .Values.lanes.pairTransport }} does not encrypt; it cannot go with tls.existingSecret
-{{- end }}
 {{- end }}
 
 {{- define "expertfleet.checkModel" -}}

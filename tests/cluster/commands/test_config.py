@@ -71,12 +71,6 @@ def test_a_worker_has_no_more_requests_at_once_than_the_fleet_says(
     assert fleet.attention("attention-0", "h:1", "10.0.0.2", 2).max_open == most
 
 
-def test_both_ends_of_a_lane_are_told_of_the_same_pairs(tmp_path: Path) -> None:
-    fleet = config(tmp_path, pair_transport="gloo", pair_min_kib=9)
-    for role in (fleet.expert("expert-1", "h:1", "10.0.0.1", 4), fleet.attention("attention-0", "h:1", "10.0.0.2", 2)):
-        assert (role.pair_transport, role.pair_min_bytes) == ("gloo", 9 << 10)
-
-
 def test_whoever_reads_weights_is_told_of_both_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     fleet = config(Path("model"), shared_model=Path("shared"))

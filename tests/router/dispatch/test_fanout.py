@@ -14,7 +14,7 @@ from expertfleet.kernels import native_lanes
 from expertfleet.kernels.native import tensor_at
 from expertfleet.kernels.native_lanes import Calls, WorkerEnd
 from expertfleet.membership.epoch import EpochId, ExpertSet, Member
-from expertfleet.proto.codec import Dispatch, Placed, decode
+from expertfleet.proto.codec import Dispatch, DispatchShm, decode
 from expertfleet.proto.frame_prefix import WIRE_VERSION
 from expertfleet.router.dispatch.fanout import FanoutResult, LayerFanout
 from expertfleet.router.dispatch.routing_table import RoutingTable
@@ -59,7 +59,7 @@ class Shards:
             assert isinstance(frame, Dispatch)
             return frame
         placed = decode(data, 1 << 20)
-        assert isinstance(placed, Placed)
+        assert isinstance(placed, DispatchShm)
         end = self.ends[shard]
         assert end.area_bytes == 0
         assert placed.rows_at == end.area

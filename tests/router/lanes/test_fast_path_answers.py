@@ -15,12 +15,12 @@ import torch
 from expertfleet.kernels import native_lanes
 from expertfleet.kernels.native import tensor_at
 from expertfleet.kernels.native_lanes import HANDLED, Calls, WorkerEnd
-from expertfleet.proto.codec import Filled, Hello, Result, decode, encode_error, encode_filled, encode_result
+from expertfleet.proto.codec import Hello, Result, ResultShm, decode, encode_error, encode_result, encode_result_shm
 from expertfleet.proto.errors import Code, FleetError
 from expertfleet.proto.frame_prefix import DTYPE_CODES, WIRE_VERSION, Buffer
 from expertfleet.proto.rows import Rows, address_of
 from expertfleet.router.lanes.frame_in_flight import FrameInFlight
-from expertfleet.router.lanes.tcp_side_channel import TcpBeside, _Way
+from expertfleet.router.lanes.tcp_side_channel import TcpSideChannel, _SideConnection
 from expertfleet.transport.io_thread import IoThread
 from expertfleet.transport.reactor import Reactor
 from expertfleet.transport.tcp_lane import TcpSocket
@@ -102,11 +102,11 @@ class Beside:
         self.shard = socket.create_connection(listening.getsockname())
         near, _ = listening.accept()
         listening.close()
-        self.beside = TcpBeside(self.lane, None, self.io, self.reactor, LIMIT)  # type: ignore[arg-type]
+        self.beside = TcpSideChannel(self.lane, None, self.io, self.reactor, LIMIT)  # type: ignore[arg-type]
         self.socket = TcpSocket(
             near, self.reactor, self.io, LIMIT, lambda data: self.lane.received(None, data), lambda error: None
         )
-        self.way = self.beside._small = _Way(self.socket)
+        self.way = self.beside._small = _SideConnection(self.socket)
         self.way.usable = True
         self.beside._enable_fast_path(calls, self.socket)
         self.lane.ignore = self.beside.ignore
@@ -263,33 +263,33 @@ def test_over_shared_memory_only_the_next_routes_of_an_awaited_frame_are_usual(c
 
         def take() -> tuple[int, list[tuple[int, int]]]:
             heard: list[tuple[int, int]] = []
-            size = calls.take_filled(end_at, address_of(buffer), len(buffer))
+            size = calls.take_result_shm(end_at, address_of(buffer), len(buffer))
             native_lanes.each_that_came(end, lambda frame_id, count: heard.append((frame_id, count)))
             return size, heard
 
-        far.send(encode_filled(Filled(5, 0, 8, ROUTES)))
-        far.send(encode_filled(Filled(5, 8, 2, ROUTES)))
+        far.send(encode_result_shm(ResultShm(5, 0, 8, ROUTES)))
+        far.send(encode_result_shm(ResultShm(5, 8, 2, ROUTES)))
         wrong = [
-            Filled(5, 8, 2, ROUTES),
-            Filled(5, 11, 2, ROUTES),
-            Filled(5, 10, 31, ROUTES),
-            Filled(5, 10, 2, 41),
-            Filled(6, 0, 2, 2),
+            ResultShm(5, 8, 2, ROUTES),
+            ResultShm(5, 11, 2, ROUTES),
+            ResultShm(5, 10, 31, ROUTES),
+            ResultShm(5, 10, 2, 41),
+            ResultShm(6, 0, 2, 2),
         ]
         for filled in wrong:
-            far.send(encode_filled(filled))
-        far.send(encode_filled(Filled(5, 10, 30, ROUTES)))
+            far.send(encode_result_shm(filled))
+        far.send(encode_result_shm(ResultShm(5, 10, 30, ROUTES)))
         size, heard = take()
         assert heard == [(5, 8), (5, 2)]
-        assert buffer[:size] == encode_filled(wrong[0])
+        assert buffer[:size] == encode_result_shm(wrong[0])
         wait.check(10)
         for filled in wrong[1:]:
             size, heard = take()
             assert not heard
-            assert buffer[:size] == encode_filled(filled)
+            assert buffer[:size] == encode_result_shm(filled)
         assert take() == (native_lanes.NOTHING, [(5, 30)])
         wait.check()
-        far.send(encode_filled(Filled(5, 0, 8, ROUTES)))
+        far.send(encode_result_shm(ResultShm(5, 0, 8, ROUTES)))
         assert take() == (32, [])
         for number in range(20):
             calls.expect(
@@ -303,7 +303,7 @@ def test_over_shared_memory_only_the_next_routes_of_an_awaited_frame_are_usual(c
                 wait.routes.data_ptr(),
                 wait.places.data_ptr(),
             )
-            far.send(encode_filled(Filled(100 + number, 0, 1, 1)))
+            far.send(encode_result_shm(ResultShm(100 + number, 0, 1, 1)))
         size, heard = take()
         assert (size, len(heard)) == (HANDLED, 16)
         assert take() == (native_lanes.NOTHING, [(116 + number, 1) for number in range(4)])

@@ -11,19 +11,20 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from gloo import over_gloo  # noqa: F401 - a fixture for all of this module
 
 from expertfleet.expert_workers.config import ExpertConfig
-from expertfleet.expert_workers.handler import LocalLane
+from expertfleet.expert_workers.handler import LocalLaneServer
 from expertfleet.expert_workers.server import ExpertServer
 from expertfleet.kernels import native_lanes
 from expertfleet.membership.epoch import Epoch, EpochId, Member
 from expertfleet.proto.codec import (
-    Filled,
     Hello,
+    ResultShm,
     encode_cancel,
     encode_error,
-    encode_filled,
     encode_hello,
+    encode_result_shm,
     result_parts,
 )
 from expertfleet.proto.errors import Code, FleetError
@@ -53,7 +54,7 @@ class End:
     def __init__(self, io: IoThread, servers: Sequence[ExpertServer], way: str, deadline_s: float = 20.0) -> None:
         self.way, self.servers, self.reactor = way, servers, Reactor()
         checkpoint = servers[0].checkpoint
-        pair: Any = "gloo" if way == "pair" else "none"
+        pair: Any = "nccl" if way == "pair" else "none"
         hello = Hello("attention-0", checkpoint.fingerprint, "bfloat16", 1 << 24, pair=pair)
         allowed = {"local_lanes": way == "local", "tcp_lanes": way.startswith("tcp")}
         self.router = Router(io, self.reactor, hello, deadline_s, **allowed, pair=PairSettings(pair, LEAST_KIB << 10))
@@ -115,7 +116,7 @@ class Lie:
         lane = self.lane
         if self.way == "local":
             self.job.results.part(min(first, self.num_routes - rows.count), rows.count).copy(rows)
-            lane.send(encode_filled(Filled(frame_id, first, rows.count, num_routes), lane.version))
+            lane.send(encode_result_shm(ResultShm(frame_id, first, rows.count, num_routes), lane.version))
         elif self.way == "pair":
             frame = SimpleNamespace(frame_id=frame_id)
             lane.pairs.deliver(
@@ -163,7 +164,7 @@ def plain_servers(small_checkpoint: Path) -> Iterator[list[ExpertServer]]:
 
 @pytest.fixture(scope="module")
 def pair_servers(small_checkpoint: Path) -> Iterator[list[ExpertServer]]:
-    servers = started(small_checkpoint, pair_transport="gloo", pair_min_kib=LEAST_KIB)
+    servers = started(small_checkpoint, pair_transport="nccl", pair_min_kib=LEAST_KIB)
     yield servers
     for server in servers:
         server.stop(5)
@@ -251,7 +252,7 @@ FAULTS: dict[str, Callable[[Lie], object]] = {
     "two refusals": lambda lie: (lie.refuse(Code.NOT_HELD), lie.refuse(Code.NOT_HELD)),
     "a greeting": lambda lie: lie.lane.send(encode_hello(Hello("expert-0", "", "bfloat16", 1 << 20))),
     "a cancel": lambda lie: lie.lane.send(encode_cancel(lie.frame_id, lie.lane.version)),
-    "a frame of another version": lambda lie: lie.lane.send(encode_filled(Filled(lie.frame_id, 0, 1, 1), 77)),
+    "a frame of another version": lambda lie: lie.lane.send(encode_result_shm(ResultShm(lie.frame_id, 0, 1, 1), 77)),
     "no frame": lambda lie: lie.lane.send(b"no frame at all"),
     "half a header": lambda lie: lie.lane.send(encode_error(lie.frame_id, FleetError(Code.DRAINING, ""))[:17]),
 }
@@ -261,7 +262,7 @@ OF_ROWS: dict[str, Callable[[Lie], object]] = {
     "another dtype": lambda lie: lie.say(0, lie.of(lie.rows.width, torch.float32)),
     "another dtype of as many bytes": lambda lie: lie.say(0, lie.of(lie.rows.width // 2, torch.float32)),
     "filled where nothing is shared": lambda lie: lie.lane.send(
-        encode_filled(Filled(lie.frame_id, 0, lie.rows.count, lie.num_routes), lie.lane.version)
+        encode_result_shm(ResultShm(lie.frame_id, 0, lie.rows.count, lie.num_routes), lie.lane.version)
     ),
 }
 
@@ -395,7 +396,9 @@ def test_without_a_replica_a_shard_that_goes_on_lying_is_named_when_the_layers_t
 ) -> None:
     monkeypatch.setattr(plain_servers[0].lanes.fast_path, "_at_once", lambda *asked: False)
     monkeypatch.setattr(
-        LocalLane, "deliver", lambda lane, job, first, rows: all_twice(Lie("local", lane, job, 1, rows.part(0, 1)))
+        LocalLaneServer,
+        "deliver",
+        lambda lane, job, first, rows: all_twice(Lie("local", lane, job, 1, rows.part(0, 1))),
     )
     with closing(End(io, plain_servers[:1], "local", deadline_s=1.0)) as end:
         with pytest.raises(

@@ -9,16 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+from gloo import over_gloo  # noqa: F401 - a fixture for all of this module
 
 from expertfleet.checkpoint.tensors import Checkpoint
 from expertfleet.expert_workers.config import ExpertConfig
-from expertfleet.expert_workers.handler import GrpcLane
+from expertfleet.expert_workers.handler import GrpcLaneServer
 from expertfleet.expert_workers.server import ExpertServer
 from expertfleet.membership.epoch import Epoch, EpochId, Member
 from expertfleet.proto.codec import Hello, encode_error
 from expertfleet.proto.errors import Code, FleetError
 from expertfleet.proto.frame_prefix import OLDEST_WIRE_VERSION, PAIRS_SINCE, WIRE_VERSION, Kind
-from expertfleet.proto.pair_frames import Taken, encode_taken
+from expertfleet.proto.group_frames import AckPg, encode_ack_pg
 from expertfleet.router.dispatch.layer_dispatch import LayerDispatch
 from expertfleet.router.lanes.grpc_connection import GrpcConnection
 from expertfleet.router.router import Router
@@ -36,7 +37,7 @@ class End:
     """A router whose lane goes over gRPC, with a pair beside it if ``transport`` names one."""
 
     def __init__(
-        self, io: IoThread, server: ExpertServer, transport: Any = "gloo", versions: tuple[int, int] = BOTH
+        self, io: IoThread, server: ExpertServer, transport: Any = "nccl", versions: tuple[int, int] = BOTH
     ) -> None:
         self.reactor = Reactor()
         hello = Hello("attention-0", server.checkpoint.fingerprint, "bfloat16", 1 << 24, *versions, pair=transport)
@@ -84,7 +85,7 @@ def io() -> Iterator[IoThread]:
 
 @pytest.fixture
 def server(small_checkpoint: Path) -> Iterator[ExpertServer]:
-    server = ExpertServer(ExpertConfig(small_checkpoint, pair_transport="gloo", pair_min_kib=LEAST_BYTES >> 10))
+    server = ExpertServer(ExpertConfig(small_checkpoint, pair_transport="nccl", pair_min_kib=LEAST_BYTES >> 10))
     server.start()
     while server.registration.state != "ready":
         time.sleep(0.02)
@@ -167,8 +168,8 @@ def test_a_frame_of_a_generation_that_is_over_changes_nothing(server: ExpertServ
     wanted = end.ask(x, ids)
     end.pair.end("test")
     end.wait_for(2)
-    end.connection._send(encode_taken(Taken(1, 0, True), WIRE_VERSION))
-    end.lane.received(end.connection, encode_taken(Taken(1, 0, True), WIRE_VERSION))
+    end.connection._send(encode_ack_pg(AckPg(1, 0, True), WIRE_VERSION))
+    end.lane.received(end.connection, encode_ack_pg(AckPg(1, 0, True), WIRE_VERSION))
     assert torch.equal(end.ask(x, ids), wanted)
     assert end.pair.generation == 2
     assert end.pair.usable
@@ -176,9 +177,9 @@ def test_a_frame_of_a_generation_that_is_over_changes_nothing(server: ExpertServ
 
 
 def test_a_word_on_a_generation_to_come_ends_the_lane(server: ExpertServer, end: End) -> None:
-    end.lane.received(end.connection, encode_taken(Taken(9, 0, False), WIRE_VERSION))
+    end.lane.received(end.connection, encode_ack_pg(AckPg(9, 0, False), WIRE_VERSION))
     assert end.reactor.run(lambda: not end.lane.up, 20)
-    assert "misfit Taken frame" in str(end.lane.last_error)
+    assert "misfit AckPg frame" in str(end.lane.last_error)
 
 
 def test_rows_that_the_shard_refuses_are_refused_as_over_the_stream(server: ExpertServer, end: End) -> None:
@@ -200,13 +201,13 @@ def test_an_end_of_the_version_before_never_sees_frames_of_pairs(
     shard: tuple[int, int],
 ) -> None:
     seen: list[bytes] = []
-    real = GrpcLane.receive
+    real = GrpcLaneServer.receive
 
-    def receive(lane: GrpcLane, data: bytes) -> Any:
+    def receive(lane: GrpcLaneServer, data: bytes) -> Any:
         seen.append(data)
         return real(lane, data)
 
-    monkeypatch.setattr(GrpcLane, "receive", receive)
+    monkeypatch.setattr(GrpcLaneServer, "receive", receive)
     server.lanes.hello = dataclasses.replace(server.lanes.hello, oldest=shard[0], newest=shard[1])
     with closing(End(io, server, versions=worker)) as end:
         end.connection._lane = _Listening(end.lane, seen)  # type: ignore[assignment]
@@ -215,19 +216,19 @@ def test_an_end_of_the_version_before_never_sees_frames_of_pairs(
         assert end.connection._pairs is None
     kinds = {Kind(data[5]) for data in seen}
     assert {Kind.HELLO, Kind.DISPATCH, Kind.RESULT} <= kinds
-    assert max(kinds) <= Kind.FILLED
+    assert max(kinds) <= Kind.RESULT_SHM
     assert {data[4] for data in seen if data[5] != Kind.HELLO} == {PAIRS_SINCE - 1}
 
 
 def test_ends_told_of_different_transports_stay_with_grpc_and_say_so(
     io: IoThread, server: ExpertServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    server.lanes.hello = dataclasses.replace(server.lanes.hello, pair="nccl")
+    server.lanes.hello = dataclasses.replace(server.lanes.hello, pair="none")
     with closing(End(io, server)) as end:
         x, ids = drawn(server.checkpoint, 40)
         assert torch.isfinite(end.ask(x, ids)).all()
         assert end.connection._pairs is None
-    assert "expert-0 exchanges rows by nccl, not gloo: over gRPC" in caplog.text
+    assert "expert-0 exchanges rows by none, not nccl: over gRPC" in caplog.text
 
 
 class _Listening:

@@ -16,7 +16,7 @@ import torch
 import trustme
 
 from expertfleet.expert_workers.config import ExpertConfig
-from expertfleet.expert_workers.handler import GrpcLane
+from expertfleet.expert_workers.handler import GrpcLaneServer
 from expertfleet.expert_workers.server import ExpertServer
 from expertfleet.membership import security
 from expertfleet.membership.security import WireSecurity
@@ -60,13 +60,13 @@ def server(small_checkpoint: Path) -> Iterator[ExpertServer]:
 def over_stream(monkeypatch: pytest.MonkeyPatch) -> list[Kind]:
     """The kinds of frames that shards got over gRPC."""
     seen: list[Kind] = []
-    real = GrpcLane.receive
+    real = GrpcLaneServer.receive
 
-    def receive(lane: GrpcLane, data: bytes) -> Any:
+    def receive(lane: GrpcLaneServer, data: bytes) -> Any:
         seen.append(Kind(data[5]))
         return real(lane, data)
 
-    monkeypatch.setattr(GrpcLane, "receive", receive)
+    monkeypatch.setattr(GrpcLaneServer, "receive", receive)
     return seen
 
 
@@ -79,9 +79,9 @@ def test_dispatches_and_cancels_leave_the_stream_alone(
         for tokens, way in ((1, small), (4000, large)):
             x, ids = drawn(server.checkpoint, tokens)
             dispatch = end.dispatch(x, ids)
-            assert set(beside._taken.values()) == {way}
+            assert set(beside._carried_by.values()) == {way}
             dispatch.close()
-            assert not beside._taken
+            assert not beside._carried_by
             assert torch.isfinite(end.ask(x, ids)).all()
     assert over_stream == [Kind.HELLO]
 

@@ -10,16 +10,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from expertfleet.proto import codec, pair_frames
+from expertfleet.proto import codec, group_frames
 from expertfleet.proto.errors import Code, FleetError
 from expertfleet.proto.frame_prefix import PAIRS_SINCE, PREFIX, Kind
 
 LIMIT = 1 << 20
 
 
-def make_paired(rng: random.Random, **changes: object) -> pair_frames.Paired:
+def make_dispatch_pg(rng: random.Random, **changes: object) -> group_frames.DispatchPg:
     R, N = rng.randint(1, 9), rng.randint(1, 30)
-    paired = pair_frames.Paired(
+    paired = group_frames.DispatchPg(
         frame_id=rng.getrandbits(64),
         fingerprint=rng.randbytes(8),
         epoch=(rng.getrandbits(60), rng.getrandbits(40)),
@@ -37,8 +37,8 @@ def make_paired(rng: random.Random, **changes: object) -> pair_frames.Paired:
     return dataclasses.replace(paired, **changes)
 
 
-def make_result(**changes: object) -> pair_frames.PairedResult:
-    result = pair_frames.PairedResult(
+def make_result(**changes: object) -> group_frames.ResultPg:
+    result = group_frames.ResultPg(
         frame_id=7, first_route=2, num_routes=9, dtype=torch.bfloat16, count=5, hidden=64, generation=3, number=8
     )
     return dataclasses.replace(result, **changes)
@@ -46,24 +46,24 @@ def make_result(**changes: object) -> pair_frames.PairedResult:
 
 def encode_all(rng: random.Random) -> list[bytes]:
     return [
-        pair_frames.encode_pair(pair_frames.PairAt(3, "10.0.0.7:41000"), PAIRS_SINCE),
-        pair_frames.encode_paired(make_paired(rng), PAIRS_SINCE),
-        pair_frames.encode_paired_result(make_result(), PAIRS_SINCE),
-        pair_frames.encode_taken(pair_frames.Taken(3, 8, True), PAIRS_SINCE),
+        group_frames.encode_group_offer(group_frames.GroupOffer(3, "10.0.0.7:41000"), PAIRS_SINCE),
+        group_frames.encode_dispatch_pg(make_dispatch_pg(rng), PAIRS_SINCE),
+        group_frames.encode_result_pg(make_result(), PAIRS_SINCE),
+        group_frames.encode_ack_pg(group_frames.AckPg(3, 8, True), PAIRS_SINCE),
     ]
 
 
 def test_round_trips() -> None:
-    paired = make_paired(random.Random())
-    decoded = codec.decode(pair_frames.encode_paired(paired, PAIRS_SINCE), LIMIT)
-    assert isinstance(decoded, pair_frames.Paired)
+    paired = make_dispatch_pg(random.Random())
+    decoded = codec.decode(group_frames.encode_dispatch_pg(paired, PAIRS_SINCE), LIMIT)
+    assert isinstance(decoded, group_frames.DispatchPg)
     for field in dataclasses.fields(paired):
         assert np.array_equal(getattr(decoded, field.name), getattr(paired, field.name)), field.name
     for frame, encode in (
-        (make_result(), pair_frames.encode_paired_result),
-        (pair_frames.Taken(5, 1 << 31, True), pair_frames.encode_taken),
-        (pair_frames.Taken(5, 0, False), pair_frames.encode_taken),
-        (pair_frames.PairAt(9, "[fe80::1]:41000"), pair_frames.encode_pair),
+        (make_result(), group_frames.encode_result_pg),
+        (group_frames.AckPg(5, 1 << 31, True), group_frames.encode_ack_pg),
+        (group_frames.AckPg(5, 0, False), group_frames.encode_ack_pg),
+        (group_frames.GroupOffer(9, "[fe80::1]:41000"), group_frames.encode_group_offer),
     ):
         assert codec.decode(encode(frame, PAIRS_SINCE), LIMIT) == frame  # type: ignore[operator]
 
@@ -75,12 +75,12 @@ def test_the_version_before_has_none_of_these_frames() -> None:
         with pytest.raises(FleetError, match="unknown kind") as caught:
             codec.decode(bytes(older), LIMIT, version=PAIRS_SINCE - 1)
         assert caught.value.code is Code.BAD_FRAME
-    with pytest.raises(AssertionError, match="wire version 1 has no TAKEN frames"):
-        pair_frames.encode_taken(pair_frames.Taken(1, 0, False), 1)
+    with pytest.raises(AssertionError, match="wire version 1 has no ACK_PG frames"):
+        group_frames.encode_ack_pg(group_frames.AckPg(1, 0, False), 1)
 
 
 def test_a_greeting_of_the_version_before_names_no_transport() -> None:
-    hello = codec.Hello("a", "b", "c", 1, pair="gloo")
+    hello = codec.Hello("a", "b", "c", 1, pair="nccl")
     assert codec.decode(codec.encode_hello(hello), LIMIT) == hello
     older = codec.encode_hello(dataclasses.replace(hello, oldest=1, newest=PAIRS_SINCE - 1))
     assert "pair" not in msgpack.unpackb(older[PREFIX.size :])
@@ -91,8 +91,8 @@ def test_a_greeting_of_the_version_before_names_no_transport() -> None:
 
 def test_a_transfer_beyond_the_frame_limit_is_refused_before_memory_is_taken() -> None:
     for frame in (
-        pair_frames.encode_paired(make_paired(random.Random(), num_rows=1 << 30), PAIRS_SINCE),
-        pair_frames.encode_paired_result(make_result(hidden=1 << 20), PAIRS_SINCE),
+        group_frames.encode_dispatch_pg(make_dispatch_pg(random.Random(), num_rows=1 << 30), PAIRS_SINCE),
+        group_frames.encode_result_pg(make_result(hidden=1 << 20), PAIRS_SINCE),
     ):
         with pytest.raises(FleetError, match=f"bytes; the limit is {LIMIT}"):
             codec.decode(frame, LIMIT)
@@ -101,7 +101,7 @@ def test_a_transfer_beyond_the_frame_limit_is_refused_before_memory_is_taken() -
 @pytest.mark.parametrize("address", ["", "host", ":1", "host:", "host:0", "host:65536", "host:x", "host:²", "h" * 300])
 def test_an_address_that_is_none_is_refused(address: str) -> None:
     with pytest.raises(FleetError):
-        codec.decode(pair_frames.encode_pair(pair_frames.PairAt(1, address), PAIRS_SINCE), LIMIT)
+        codec.decode(group_frames.encode_group_offer(group_frames.GroupOffer(1, address), PAIRS_SINCE), LIMIT)
 
 
 def test_every_truncation_is_refused() -> None:
@@ -123,10 +123,10 @@ def test_mutated_frames_decode_or_are_refused(seed: int, flips: list[tuple[int, 
         decoded = codec.decode(bytes(frame), LIMIT)
     except FleetError:
         return
-    if isinstance(decoded, pair_frames.Paired):
+    if isinstance(decoded, group_frames.DispatchPg):
         assert max(decoded.route_rows) < decoded.num_rows
         assert decoded.num_rows * decoded.hidden * decoded.dtype.itemsize <= LIMIT
-    if isinstance(decoded, pair_frames.PairedResult):
+    if isinstance(decoded, group_frames.ResultPg):
         assert decoded.first_route + decoded.count <= decoded.num_routes
-    if isinstance(decoded, pair_frames.Taken):
-        assert frame[5] == Kind.TAKEN
+    if isinstance(decoded, group_frames.AckPg):
+        assert frame[5] == Kind.ACK_PG

@@ -4,9 +4,9 @@ Knows nothing of groups. These kinds exist since wire version 2. A transfer is a
 the group; ``number`` counts a generation's transfers in one direction from 0 on, so that both ends take them in one order.
 
 * PAIR           generation u32, 4 zero bytes, UTF-8 HOST:PORT of the store at which the worker's end waits
-* PAIRED         as DISPATCH, but instead of the rows generation u32 and number u32
-* PAIRED_RESULT  as RESULT, but instead of the rows generation u32 and number u32
-* TAKEN          generation u32, count u32, ended u8, 7 zero bytes: the first ``count`` transfers have come, and if ended
+* DISPATCH_PG         as DISPATCH, but instead of the rows generation u32 and number u32
+* RESULT_PG  as RESULT, but instead of the rows generation u32 and number u32
+* ACK_PG          generation u32, count u32, ended u8, 7 zero bytes: the first ``count`` transfers have come, and if ended
   no others will; what was announced beyond them shall come over the lane
 """
 
@@ -34,7 +34,7 @@ _TAKEN = struct.Struct("<IIB7x")
 
 
 @dataclass(frozen=True, slots=True)
-class PairAt:
+class GroupOffer:
     """Where the shard's end of a pair finds the worker's."""
 
     generation: int
@@ -42,7 +42,7 @@ class PairAt:
 
 
 @dataclass(slots=True)
-class Paired(DispatchHeader):
+class DispatchPg(DispatchHeader):
     """A DISPATCH whose rows [num_rows, hidden] come as transfer ``number`` of a generation."""
 
     dtype: torch.dtype
@@ -55,7 +55,7 @@ class Paired(DispatchHeader):
 
 
 @dataclass(frozen=True, slots=True)
-class PairedResult:
+class ResultPg:
     """A RESULT whose rows [count, hidden] come as transfer ``number`` of a generation."""
 
     frame_id: int
@@ -69,51 +69,51 @@ class PairedResult:
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class AckPg:
     generation: int
     count: int
     ended: bool
 
 
-PairFrame = PairAt | Paired | PairedResult | Taken
-KINDS = frozenset((Kind.PAIR, Kind.PAIRED, Kind.PAIRED_RESULT, Kind.TAKEN))
+GroupFrame = GroupOffer | DispatchPg | ResultPg | AckPg
+KINDS = frozenset((Kind.GROUP_OFFER, Kind.DISPATCH_PG, Kind.RESULT_PG, Kind.ACK_PG))
 
 
-def encode_pair(pair: PairAt, version: int) -> bytes:
-    return _begin(version, Kind.PAIR, 0) + _PAIR.pack(pair.generation) + pair.address.encode()
+def encode_group_offer(pair: GroupOffer, version: int) -> bytes:
+    return _begin(version, Kind.GROUP_OFFER, 0) + _PAIR.pack(pair.generation) + pair.address.encode()
 
 
-def encode_paired(frame: Paired, version: int) -> bytes:
+def encode_dispatch_pg(frame: DispatchPg, version: int) -> bytes:
     header = pack_dispatch_header(frame, frame.dtype, frame.num_rows, len(frame.route_rows), frame.hidden)
     transfer = _TRANSFER.pack(frame.generation, frame.number)
-    begin = _begin(version, Kind.PAIRED, frame.frame_id)
+    begin = _begin(version, Kind.DISPATCH_PG, frame.frame_id)
     return b"".join((begin, header, transfer, *pack_routes(frame.route_rows, frame.route_experts)))
 
 
-def encode_paired_result(frame: PairedResult, version: int) -> bytes:
+def encode_result_pg(frame: ResultPg, version: int) -> bytes:
     header = _RESULT.pack(frame.first_route, frame.count, frame.num_routes, frame.hidden, DTYPE_CODES[frame.dtype])
     transfer = _TRANSFER.pack(frame.generation, frame.number)
-    return _begin(version, Kind.PAIRED_RESULT, frame.frame_id) + header + transfer
+    return _begin(version, Kind.RESULT_PG, frame.frame_id) + header + transfer
 
 
-def encode_taken(taken: Taken, version: int) -> bytes:
-    return _begin(version, Kind.TAKEN, 0) + _TAKEN.pack(taken.generation, taken.count, taken.ended)
+def encode_ack_pg(taken: AckPg, version: int) -> bytes:
+    return _begin(version, Kind.ACK_PG, 0) + _TAKEN.pack(taken.generation, taken.count, taken.ended)
 
 
-def decode(frame: Buffer, kind: Kind, frame_id: int, max_frame_bytes: int) -> PairFrame:
+def decode(frame: Buffer, kind: Kind, frame_id: int, max_frame_bytes: int) -> GroupFrame:
     """One of ``KINDS``, whose prefix has been checked; rows that it announces have at most ``max_frame_bytes``."""
     match kind:
-        case Kind.PAIR:
+        case Kind.GROUP_OFFER:
             return _decode_pair(frame)
-        case Kind.PAIRED:
-            return _decode_paired(frame, frame_id, max_frame_bytes)
-        case Kind.PAIRED_RESULT:
-            return _decode_paired_result(frame, frame_id, max_frame_bytes)
+        case Kind.DISPATCH_PG:
+            return _decode_dispatch_pg(frame, frame_id, max_frame_bytes)
+        case Kind.RESULT_PG:
+            return _decode_result_pg(frame, frame_id, max_frame_bytes)
         case _:
             return _decode_taken(frame)
 
 
-def _decode_pair(frame: Buffer) -> PairAt:
+def _decode_pair(frame: Buffer) -> GroupOffer:
     start = PREFIX.size + _PAIR.size
     at_least(frame, start)
     if len(frame) > start + MAX_ADDRESS_BYTES:
@@ -123,20 +123,20 @@ def _decode_pair(frame: Buffer) -> PairAt:
     host, _, port = address.rpartition(":")
     if not host or not (port.isascii() and port.isdecimal()) or not 0 < int(port) < 1 << 16:
         raise bad(f"{address!r} is not HOST:PORT")
-    return PairAt(generation, address)
+    return GroupOffer(generation, address)
 
 
-def _decode_paired(frame: Buffer, frame_id: int, max_frame_bytes: int) -> Paired:
+def _decode_dispatch_pg(frame: Buffer, frame_id: int, max_frame_bytes: int) -> DispatchPg:
     asked, dtype, num_rows, num_routes, hidden = unpack_dispatch_header(frame)
     _check_size(num_rows, hidden, dtype, max_frame_bytes)
     start = PREFIX.size + DISPATCH_HEADER.size
     at_least(frame, start + _TRANSFER.size)
     generation, number = _TRANSFER.unpack_from(frame, start)
     routes = unpack_routes(frame, start + _TRANSFER.size, num_routes, num_rows)
-    return Paired(frame_id, *asked, dtype, num_rows, hidden, generation, number, *routes)
+    return DispatchPg(frame_id, *asked, dtype, num_rows, hidden, generation, number, *routes)
 
 
-def _decode_paired_result(frame: Buffer, frame_id: int, max_frame_bytes: int) -> PairedResult:
+def _decode_result_pg(frame: Buffer, frame_id: int, max_frame_bytes: int) -> ResultPg:
     expect(frame, PREFIX.size + _RESULT.size + _TRANSFER.size)
     first, count, num_routes, hidden, dtype_code = _RESULT.unpack_from(frame, PREFIX.size)
     dtype = dtype_of(dtype_code)
@@ -144,15 +144,15 @@ def _decode_paired_result(frame: Buffer, frame_id: int, max_frame_bytes: int) ->
         raise bad(f"routes {first} to {first + count} of {num_routes}, {hidden} wide")
     _check_size(count, hidden, dtype, max_frame_bytes)
     transfer = _TRANSFER.unpack_from(frame, PREFIX.size + _RESULT.size)
-    return PairedResult(frame_id, first, num_routes, dtype, count, hidden, *transfer)
+    return ResultPg(frame_id, first, num_routes, dtype, count, hidden, *transfer)
 
 
-def _decode_taken(frame: Buffer) -> Taken:
+def _decode_taken(frame: Buffer) -> AckPg:
     expect(frame, PREFIX.size + _TAKEN.size)
     generation, count, ended = _TAKEN.unpack_from(frame, PREFIX.size)
     if ended > 1:
         raise bad(f"ended is {ended}, neither 0 nor 1")
-    return Taken(generation, count, bool(ended))
+    return AckPg(generation, count, bool(ended))
 
 
 def _check_size(num_rows: int, hidden: int, dtype: torch.dtype, max_frame_bytes: int) -> None:
