@@ -83,7 +83,7 @@ def test_flags_lay_other_values_over_the_plans() -> None:
 def test_a_fleet_that_cannot_start_is_one_line_with_its_reason() -> None:
     done = run(KILL_SHARD, "--", "--max-model-len=0")
     assert done.returncode == 2
-    assert "max_model_len: 0 is not within" in done.stderr.splitlines()[-1]
+    assert "--max-model-len: 0 is not within" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.slow

@@ -250,7 +250,7 @@ def test_a_worker_that_cannot_work_ends_its_node_with_the_reason(machines: Machi
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("head", "--host=127.0.0.2"), "cluster_token: none is given"),
+        (("head", "--host=127.0.0.2"), "EXPERTFLEET_CLUSTER_TOKEN: none is given"),
         (("node", "expert", "--seat=attention-0"), "seat: 'attention-0' is not expert-N"),
         (("node", "expert", "--host=127.0.0.1"), "host: 127.0.0.1 is no address that other machines have"),
         (("node", "expert", "--head=here"), "head: 'here' is not HOST:PORT"),

@@ -74,7 +74,7 @@ def test_every_option_of_a_command_has_one_row_with_help(command: str) -> None:
         ("properties/head", "drainSlowFactor", {"type": "number", "minimum": 1.5, "maximum": 1000}),
         ("properties/head", "spareMemory", {"type": ["number", "null"], "minimum": 0, "maximum": 0.95}),
         ("definitions/expertSettings", "threads", {"type": "integer", "minimum": 1, "maximum": 1024}),
-        ("properties/lanes", "pairMinKib", {"type": "integer", "minimum": 0, "maximum": 1048576}),
+        ("properties/lanes", "maxFrameMib", {"type": "integer", "minimum": 1, "maximum": 1024}),
         ("properties/gateway/properties/settings", "onInexact", {"enum": ["fail", "continue", None]}),
         ("properties/gateway/properties/settings", "accessLog", {"type": ["boolean", "null"]}),
     ],
